@@ -1,0 +1,1 @@
+"""Plain PyTorch, one function per equation. This package defines what is correct."""

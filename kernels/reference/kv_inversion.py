@@ -1,0 +1,46 @@
+"""KV Inversion: content-preserving self-attention and its loss (arXiv:2309.16608, eq. 1 to 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def content_preserving(projection: Tensor, embedding: Tensor, own: Tensor | float, learned: Tensor | float) -> Tensor:
+    """Blend a layer's own keys (or values) with learned ones.
+
+    K_bar = lambda K + gamma K_hat                                   eq. 1 (the same line serves V)
+    projection K (B, N, C), embedding K_hat (B or 1, N, C); own = lambda, learned = gamma: numbers or (B or 1, 1, 1).
+    Returns (B, N, C) in K's dtype. Raises ValueError when the token grids or channels differ.
+    """
+    if projection.shape[1:] != embedding.shape[1:]:
+        raise ValueError(
+            f"content_preserving: the learned embedding is for {tuple(embedding.shape[1:])} tokens x channels, "
+            f"this layer has {tuple(projection.shape[1:])}"
+        )
+    return (own * projection + learned * embedding).to(projection.dtype)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V per head: eq. 2, written out.
+
+    query (B, N, H*D), key and value (B, M, H*D) -> (B, N, H*D). The pack never runs this in sampling (the host's fused
+    attention does the same); it is what the adapters are tested against.
+    """
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
+    weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def reconstruction_loss(latent: Tensor, target: Tensor, signal: float) -> Tensor:
+    """L_rec = || z^_{t-1} - z~_{t-1} ||^2 per picture, averaged over its elements.       eq. 3
+
+    latent, target (B, ...) in the host's x = z / sqrt(abar); signal = sqrt(abar_{t-1}) takes them to the paper's z.
+    Returns (B,) in float32.
+    """
+    return ((latent.float() - target.float()) * signal).pow(2).flatten(1).mean(1)

@@ -1,0 +1,1 @@
+"""The nodes of the pack, one module per technique; extension.py lists them for the host."""

@@ -1,0 +1,265 @@
+"""KV Inversion: learn a picture into the self-attention's keys and values, then redraw it by another prompt."""
+
+from __future__ import annotations
+
+import time
+
+import comfy.samplers
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from . import files, measure, sockets
+from .patches import host
+from .patches import inversion as inverting
+from .patches import kv_inversion as kv_patches
+from .patches.artefacts import KVEmbeddings
+
+GUIDED, CONDITIONAL = "with guidance", "prompt only"
+
+
+class TuneKV(io.ComfyNode):
+    """Stage 2 of KV Inversion: fit K_hat, V_hat, lambda and gamma so that sampling rebuilds the picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does to the picture."""
+        return io.Schema(
+            node_id="PalimpsestTuneKV",
+            display_name="Tune KV",
+            category="palimpsest/inversion",
+            description="Learns keys and values in the model's self-attention that rebuild your picture at the guidance you edit "
+            "with. Tune once, save, edit many times. The model itself is not trained.",
+            search_aliases=["kv inversion", "action editing", "pose edit", "null text inversion", "real image editing"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the picture was inverted with."),
+                sockets.Trajectory.Input("trajectory", tooltip="From Invert Picture."),
+                io.Conditioning.Input("positive", tooltip="The same prompt as in Invert Picture: the picture as it is."),
+                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt you will edit with."),
+                io.Vae.Input("vae", optional=True, tooltip="Only for the report: measures the reconstruction in pixels, too."),
+                io.Float.Input(
+                    "guidance", default=5.0, min=0.0, max=30.0, step=0.1,
+                    tooltip="The guidance you will edit with. The picture is learned so that it comes back at this value.",
+                ),
+                io.Combo.Input(
+                    "tune_cfg", options=[GUIDED, CONDITIONAL],
+                    tooltip="with guidance (default): rebuilds the picture at the guidance above. prompt only: the paper's "
+                    "equation 4 to the letter, half the cost, rebuilds it at guidance 1 only.",
+                ),
+                io.Combo.Input(
+                    "placement", options=list(kv_patches.PLACEMENTS), default="decoder",
+                    tooltip="Which self-attention layers learn. decoder: the paper's best. all: nearer to the source, poses get "
+                    "stiff. encoder, middle: lose content.",
+                ),
+                io.Float.Input(
+                    "start", default=0.0, min=0.0, max=0.95, step=0.05,
+                    tooltip="Share of the steps that pass before learning begins. 0 rebuilds best; later starts leave more freedom "
+                    "to the new pose and remember less.",
+                ),
+                io.Int.Input(
+                    "inner_steps", default=10, min=0, max=1000,
+                    tooltip="Learning iterations at every step, at most. 5 to 30. Each costs about 3 model calls: 10 over 20 steps "
+                    "take about as long as 30 ordinary samplings of 20 steps.",
+                ),
+                io.Float.Input(
+                    "learning_rate", default=0.1, min=0.0001, max=10.0, step=0.001, round=0.0001,
+                    tooltip="Size of a learning step. 0.05 to 0.2 for few iterations; lower is slower and smoother.",
+                ),
+                io.Float.Input(
+                    "tolerance", default=0.00001, min=0.0, max=1.0, step=0.000001, round=False, advanced=True,
+                    tooltip="Stops a step's learning early once its mean squared error is below this (plus twice this for every "
+                    "step taken). 0 never stops early.",
+                ),
+                io.Boolean.Input(
+                    "warm_start", default=True, advanced=True,
+                    tooltip="Each step starts from what the step before learned. Fewer iterations for the same error.",
+                ),
+                io.Boolean.Input(
+                    "keep_source", default=True, advanced=True,
+                    tooltip="Also keep the source's own keys and values, which Apply KV's other modes need. Doubles the file.",
+                ),
+            ],
+            outputs=[
+                sockets.KV.Output(display_name="kv", tooltip="The learned keys and values, for Apply KV and Save KV."),
+                io.Latent.Output(display_name="reconstruction", tooltip="The picture as the tuned model rebuilds it."),
+                io.String.Output(display_name="report", tooltip="Measured error, iterations, size and time."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, trajectory, positive, guidance, tune_cfg, placement, start, inner_steps, learning_rate, tolerance,
+        warm_start, keep_source, negative=None, vae=None,
+    ) -> io.NodeOutput:
+        """Fit, then report how near the reconstruction came."""
+        if tune_cfg == GUIDED and guidance != 1.0 and negative is None:
+            raise ValueError(f"guidance is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text).")
+        settings = kv_patches.TuneSettings(
+            start=start, inner_steps=inner_steps, learning_rate=learning_rate, tolerance=tolerance,
+            tolerance_growth=2 * tolerance, warm_start=warm_start, keep_source=keep_source,
+        )
+        began = time.monotonic()
+        shown = host.ProgressText(cls.hidden.unique_id)
+
+        def report_iteration(step: int, iteration: int, loss: float) -> None:
+            shown.update(f"step {step + 1} of {trajectory.steps}, iteration {iteration} of {inner_steps}, loss {loss:.2e}")
+
+        effective = guidance if tune_cfg == GUIDED else 1.0
+        kv, rebuilt = kv_patches.tune(
+            model, trajectory, positive, negative, effective, placement, settings, report_iteration,
+            latent_preview.prepare_callback(model, trajectory.steps),
+        )
+        wanted = model.model.process_latent_out(trajectory.latents[-1].clone())
+        numbers = measure.reconstruction(rebuilt, wanted, vae)
+        kv.info.update(numbers, guidance=effective, tune_cfg=tune_cfg, placement=placement, **vars(settings))
+        report = (
+            f"rebuilt at guidance {effective:g}: {measure.sentence(numbers)}; {kv.info['iterations']} iterations, "
+            f"{kv.bytes / 1e6:.0f} MB, {time.monotonic() - began:.0f} s"
+        )
+        if trajectory.prompt != host.conditioning_fingerprint(positive):
+            report += "; note: the prompt differs from the one the picture was inverted with"
+        shown.update(report, now=True)
+        return io.NodeOutput(kv, {"samples": rebuilt}, report)
+
+
+class ApplyKV(io.ComfyNode):
+    """Stage 3 of KV Inversion: sample with the tuned keys and values in self-attention."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does to the picture."""
+        return io.Schema(
+            node_id="PalimpsestApplyKV",
+            display_name="Apply KV",
+            category="palimpsest/inversion",
+            description="Gives the model the learned keys and values of your picture. Sample from the inverted noise with a new "
+            "prompt: the pose follows the prompt, texture and identity stay.",
+            search_aliases=["kv inversion", "masactrl", "action editing", "keep identity", "consistent edit"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that samples the edit. Patches of other nodes stay active."),
+                sockets.KV.Input("kv", tooltip="From Tune KV or Load KV."),
+                io.Combo.Input(
+                    "mode", options=list(kv_patches.MODES), tooltip="How the source acts on the edit; see the help page.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=2.0, step=0.05,
+                    tooltip="How much of the source is used. 1: as learned. 0: the plain model, bit for bit. 0.5 to 0.8 frees the pose.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="When the source begins to act, as a share of the sampling. 0 to 0.4: later lets the prompt lay out a new "
+                    "pose first.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="When the source stops to act. 1 keeps the finest texture; earlier lets the model finish on its own.",
+                ),
+                io.Combo.Input(
+                    "layers", options=["all", "decoder", "encoder", "middle"], advanced=True,
+                    tooltip="Which of the tuned layers act. all: every layer that was tuned.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Where the source may act in the edited picture: white follows the source, black is left to the model.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with the source's keys and values.")],
+        )
+
+    @classmethod
+    def execute(cls, model, kv, mode, strength, start_percent, end_percent, layers, mask=None) -> io.NodeOutput:
+        """Patch a clone of the model."""
+        if end_percent < start_percent:
+            raise ValueError(f"end_percent {end_percent:g} lies before start_percent {start_percent:g}: swap them.")
+        if mask is not None:
+            host.picture_rows(mask, mask.reshape(-1, *mask.shape[-2:]).shape[0], 1, 1)
+        return io.NodeOutput(kv_patches.apply(model, kv, mode, strength, start_percent, end_percent, layers, mask))
+
+
+class SaveKV(io.ComfyNode):
+    """Write KV embeddings to models/palimpsest_kv."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does."""
+        return io.Schema(
+            node_id="PalimpsestSaveKV",
+            display_name="Save KV",
+            category="palimpsest/inversion",
+            description="Saves tuned keys and values as a .safetensors file in models/palimpsest_kv, for Load KV.",
+            search_aliases=["kv inversion", "save embeddings"],
+            inputs=[
+                sockets.KV.Input("kv", tooltip="From Tune KV."),
+                io.String.Input(
+                    "filename", default="picture",
+                    tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The name to pick in Load KV.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, kv, filename) -> io.NodeOutput:
+        """Save under the next free number."""
+        path = files.new_path(filename)
+        files.save(kv, path)
+        host.show_text(cls.hidden.unique_id, f"{path.name}, {kv.bytes / 1e6:.1f} MB")
+        return io.NodeOutput(path.name, ui={"text": [path.name]})
+
+
+class LoadKV(io.ComfyNode):
+    """Read KV embeddings from models/palimpsest_kv."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does."""
+        return io.Schema(
+            node_id="PalimpsestLoadKV",
+            display_name="Load KV",
+            category="palimpsest/inversion",
+            description="Loads keys and values that Save KV wrote, so that a tuned picture can be edited again without tuning.",
+            search_aliases=["kv inversion", "load embeddings"],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=files.listed(), tooltip="A file in models/palimpsest_kv. Refresh (R) lists new ones."
+                )
+            ],
+            outputs=[
+                sockets.KV.Output(display_name="kv", tooltip="For Apply KV."),
+                io.String.Output(display_name="report", tooltip="What the file holds."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> str:
+        """Read again when the file changed."""
+        import os
+
+        import folder_paths
+
+        path = folder_paths.get_full_path(files.FOLDER, file)
+        return f"{file} {os.path.getmtime(path) if path else 'missing'}"
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        """Load and check."""
+        import folder_paths
+
+        kv = files.load(folder_paths.get_full_path_or_raise(files.FOLDER, file))
+        report = describe(kv)
+        host.show_text(cls.hidden.unique_id, report)
+        return io.NodeOutput(kv, report)
+
+
+def describe(kv: KVEmbeddings) -> str:
+    """One line on what embeddings hold."""
+    channels, height, width = kv.latent
+    error = f", {measure.sentence(kv.info)}" if "latent_rmse" in kv.info else ""
+    return (
+        f"{kv.pictures} picture(s) of {width * 8} x {height * 8}, {len(kv.sigmas) - 1} steps, {len(kv.layers)} layers, "
+        f"{kv.bytes / 1e6:.1f} MB{error}"
+    )

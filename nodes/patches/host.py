@@ -1,0 +1,182 @@
+"""The one place that knows the host's models, options and dictionaries."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LayerKey = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class SelfAttention:
+    """One self-attention layer of a U-Net, named as the host names it in its patch options."""
+
+    block: str
+    number: int
+    index: int
+    channels: int
+
+    @property
+    def key(self) -> LayerKey:
+        """("input" | "middle" | "output", block number, transformer within the block)."""
+        return self.block, self.number, self.index
+
+    def __str__(self) -> str:
+        return f"{self.block} {self.number}.{self.index}"
+
+
+def require_unet(model: Any, technique: str) -> Any:
+    """The U-Net inside a host MODEL. Raises ValueError that names the family of any other model."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    network = model.model.diffusion_model
+    if not isinstance(network, UNetModel):
+        raise ValueError(
+            f"{technique} works inside the self-attention of U-Net models (SD 1.x, SD 2.x, SDXL and their fine-tunes); "
+            f"the connected model is {type(model.model).__name__}. Load a checkpoint of one of those families."
+        )
+    return network
+
+
+def self_attention_layers(model: Any, technique: str = "this node") -> list[SelfAttention]:
+    """Every self-attention layer of a host MODEL in the order in which a forward pass meets them."""
+    network = require_unet(model, technique)
+    blocks = [
+        *((("input", i), block) for i, block in enumerate(network.input_blocks)),
+        (("middle", 0), network.middle_block),
+        *((("output", i), block) for i, block in enumerate(network.output_blocks)),
+    ]
+    layers = []
+    for (name, number), block in blocks:
+        for transformer in (m for m in block or () if hasattr(m, "transformer_blocks")):
+            for index, part in enumerate(transformer.transformer_blocks):
+                if not getattr(part, "disable_self_attn", False):
+                    layers.append(SelfAttention(name, number, index, part.attn1.heads * part.attn1.dim_head))
+    return layers
+
+
+def layout_fingerprint(model: Any) -> str:
+    """A short hash of family, latent channels and self-attention layout: equal for fine-tunes of one architecture."""
+    layers = ";".join(f"{layer} {layer.channels}" for layer in self_attention_layers(model))
+    text = f"{type(model.model).__name__} {model.model.latent_format.latent_channels} {layers}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def conditioning_fingerprint(conditioning: list) -> str:
+    """A short hash of a CONDITIONING's text tensors: tells whether two nodes were given the same prompt."""
+    digest = hashlib.sha256()
+    for tensor, _ in conditioning:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def chunk_rows(options: dict, rows: int) -> tuple[int, int]:
+    """(chunks, pictures): the host stacks one chunk of B pictures per cond, so rows = chunks * B.
+
+    Raises ValueError if another node's patch added rows that break this order.
+    """
+    chunks = len(options["cond_or_uncond"])
+    if rows % chunks:
+        raise ValueError(
+            f"attention got {rows} rows for {chunks} prompts: another node on this model adds rows of its own "
+            "(a reference picture); put that node after this one or take it out."
+        )
+    return chunks, rows // chunks
+
+
+def run_attention(options: dict, previous: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> Tensor:
+    """The attention the host would have run here: an earlier node's replacement if there is one, else its own.
+
+    query (R, N, C), key and value (R, M, C) after projection, heads not split -> (R, N, C).
+    """
+    if previous is not None and mask is None:
+        return previous(query, key, value, options)
+    from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
+
+    run = optimized_attention if mask is None else optimized_attention_masked
+    extra = {} if mask is None else {"mask": mask}
+    return run(
+        query, key, value, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options, **extra
+    )
+
+
+def earlier_replacement(model: Any, name: str, layer: SelfAttention) -> Any:
+    """The attention replacement that an earlier node put on this layer, or None: the slot holds one, so we chain it."""
+    slots = model.model_options.get("transformer_options", {}).get("patches_replace", {}).get(name, {})
+    return slots.get(layer.key, slots.get(layer.key[:2]))
+
+
+def parameters_from(model: Any, first: SelfAttention) -> list[str]:
+    """Keys of the U-Net parameters that lie at or behind `first` in a forward pass, as the host's patcher names them."""
+    order = {"input_blocks": 0, "middle_block": 1, "output_blocks": 2, "out": 3}
+    start = ({"input": 0, "middle": 1, "output": 2}[first.block], first.number)
+    keys = []
+    for name, module in model.model.diffusion_model.named_modules():
+        parts = name.split(".")
+        if parts[0] not in order or not hasattr(module, "weight_function"):
+            continue
+        number = int(parts[1]) if parts[0] in ("input_blocks", "output_blocks") else 0
+        if (order[parts[0]], number) >= start:
+            keys += [f"diffusion_model.{name}.{p}" for p, t in module.named_parameters(recurse=False) if t is not None]
+    return keys
+
+
+def show_text(node_id: Any, text: str) -> None:
+    """Show a line of text under a node in the graph editor; silent where no server runs."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)
+
+
+class ProgressText:
+    """A line of text under a node that changes a few times a second at most."""
+
+    def __init__(self, node_id: Any, seconds: float = 0.3):
+        self.node_id, self.seconds, self.last = node_id, seconds, 0.0
+
+    def update(self, text: str, now: bool = False) -> None:
+        """Show the text if enough time has passed, or `now`."""
+        if now or time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            show_text(self.node_id, text)
+
+
+def single_device(model: Any) -> Any:
+    """The model in the form that a backward pass can use: on one GPU, weights in ordinary memory.
+
+    Raises ValueError for a model spread over several GPUs.
+    """
+    if getattr(model, "get_additional_models_with_key", lambda _: [])("multigpu"):
+        raise ValueError("tuning runs on one GPU: connect the model from before the multi-GPU node.")
+    return model.get_non_dynamic_delegate() if getattr(model, "is_dynamic", bool)() else model
+
+
+def picture_rows(mask: Tensor, pictures: int, height: int, width: int, what: str = "mask") -> Tensor:
+    """A MASK as (pictures, 1, height, width) weights in 0..1: any size in, area-averaged, batch 1 or `pictures`.
+
+    Raises ValueError for another batch, NaN, or no pixels.
+    """
+    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    if mask.numel() == 0 or not torch.isfinite(mask).all():
+        raise ValueError(f"the {what} is empty or holds NaN: connect a mask with values from 0 to 1.")
+    if mask.shape[0] not in (1, pictures):
+        raise ValueError(
+            f"the {what} has {mask.shape[0]} pictures, the batch has {pictures}: give one mask for all, or one for each."
+        )
+    small = torch.nn.functional.interpolate(mask.clamp(0, 1)[:, None], size=(height, width), mode="area")
+    return small.expand(pictures, -1, -1, -1)
+
+
+def pairwise(values: Any) -> Any:
+    """(a, b), (b, c), ... of a sequence: the steps of a noise schedule."""
+    return itertools.pairwise(values)

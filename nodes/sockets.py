@@ -1,0 +1,6 @@
+"""The sockets that only this pack has; pictures, models, latents and prompts travel in the host's own."""
+
+from comfy_api.latest import io
+
+Trajectory = io.Custom("PALIMPSEST_TRAJECTORY")
+KV = io.Custom("PALIMPSEST_KV")

@@ -1,0 +1,128 @@
+"""Fixtures for all tests, in three tiers that follow the folders:
+
+    maths    tests/kernels, tests/test_house.py, ...   torch only
+    host     tests/nodes                               ComfyUI's modules, or a running ComfyUI (`server`, `client`)
+    browser  tests/browser                             a running ComfyUI, Chromium and Node.js
+
+The pack is loaded by path as `palimpsest`, as the host loads packs, and its root never goes on sys.path: the pack's
+`nodes` would hide the host's module of that name. For the same reason the test folders have no __init__.py.
+`python dev.py test` sets the variables COMFYUI_PATH, PALIMPSEST_MODELS, PALIMPSEST_CHROMIUM, PALIMPSEST_NODE_PATH.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+NO_HOST = "needs ComfyUI: run `python dev.py test`, or set COMFYUI_PATH to a ComfyUI folder"
+
+
+def load_module(name: str, path: Path, *, package: bool = False) -> ModuleType:
+    """Import a file under a chosen name, once."""
+    if name not in sys.modules:
+        folders = [str(path.parent)] if package else None
+        spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+sys.path.append(str(TESTS))  # at the end: for `import api` and `from pocket import world`
+load_module("palimpsest", ROOT / "__init__.py", package=True)
+dev = load_module("palimpsest_dev", ROOT / "dev.py")
+
+
+# -------------------------------------------------------------------------------------------------------- the tiers
+
+
+def tier_of(path: Path) -> str:
+    """The tier of a test file, by its folder."""
+    parts = path.relative_to(TESTS).parts if path.is_relative_to(TESTS) else ()
+    return {"nodes": "host", "browser": "browser"}.get(parts[0] if parts else "", "maths")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by its folder, or as a host test where it asks for the host, unless it has a mark already."""
+    for item in items:
+        if any(item.get_closest_marker(tier) for tier in dev.TIERS):
+            continue
+        tier = tier_of(item.path)
+        asks_for_host = {"server", "client", "comfy_host_path"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker("host" if tier == "maths" and asks_for_host else tier)
+
+
+class ModuleWithoutHost(pytest.Module):
+    """Stands for a test file that imports the host where there is none: skipped with the reason."""
+
+    def collect(self):
+        pytest.skip(NO_HOST, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector):
+    """Files of the host tier may import the host's modules at their top."""
+    if tier_of(module_path) != "host":
+        return None
+    if not os.environ.get("COMFYUI_PATH"):
+        return ModuleWithoutHost.from_parent(parent, path=module_path)
+    import_host()
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------- the host
+
+
+def import_host() -> Path:
+    """Make ComfyUI's modules importable in this process, on the CPU. Returns its folder."""
+    comfy = Path(os.environ["COMFYUI_PATH"]).absolute()
+    if str(comfy) not in sys.path:
+        load_module("palimpsest_run_host", TESTS / "run_host.py").declare_missing_operators()
+        sys.path.insert(0, str(comfy))
+        from comfy.cli_args import args
+
+        args.cpu = True
+    return comfy
+
+
+@pytest.fixture(scope="session")
+def comfy_host_path() -> Path:
+    """The ComfyUI folder; its modules can be imported from here on."""
+    if not os.environ.get("COMFYUI_PATH"):
+        pytest.skip(NO_HOST)
+    return import_host()
+
+
+@pytest.fixture(autouse=True)
+def _host_modules(request: pytest.FixtureRequest) -> None:
+    """Every test of the host tier can import the host."""
+    if request.node.get_closest_marker("host"):
+        request.getfixturevalue("comfy_host_path")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """A real ComfyUI with the pack, the pocket model and the example pictures, started once. Gives a dev.Host."""
+    comfy = os.environ.get("COMFYUI_PATH")
+    if not comfy:
+        pytest.skip(NO_HOST)
+    models = os.environ.get("PALIMPSEST_MODELS", dev.MODELS)
+    try:
+        host = dev.start_host(sys.executable, comfy, tmp_path_factory.mktemp("base"), models=models)
+    except dev.Problem as problem:
+        pytest.fail(str(problem), pytrace=False)
+    with host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    """An api.ApiClient for `server`."""
+    from api import ApiClient
+
+    return ApiClient(server.url)

@@ -1,0 +1,92 @@
+"""The pocket model's autoencoder: TAESD's layers under the host's names, for decoding pictures without the host.
+
+Pictures (B, 3, H, W) in 0..1 <-> latents (B, 4, H / 8, W / 8), before the checkpoint's vae_scale and vae_shift.
+Layout: https://github.com/madebyollin/taesd (MIT), the version without normalisation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+WEIGHTS = Path(__file__).parent / "weights" / "autoencoder.safetensors"
+WIDTH, LATENT_CHANNELS = 64, 4
+
+
+def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+
+
+class Clamp(nn.Module):
+    def forward(self, latent: Tensor) -> Tensor:
+        return torch.tanh(latent / 3) * 3
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Sequential(conv(WIDTH, WIDTH), nn.ReLU(), conv(WIDTH, WIDTH), nn.ReLU(), conv(WIDTH, WIDTH))
+        self.fuse = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fuse(self.conv(x) + x)
+
+
+class Autoencoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        down = [layer for _ in range(3) for layer in (conv(WIDTH, WIDTH, stride=2, bias=False), *blocks(3))]
+        up = [
+            layer
+            for _ in range(3)
+            for layer in (*blocks(3), nn.Upsample(scale_factor=2), conv(WIDTH, WIDTH, bias=False))
+        ]
+        self.taesd_encoder = nn.Sequential(conv(3, WIDTH), Block(), *down, conv(WIDTH, LATENT_CHANNELS))
+        self.taesd_decoder = nn.Sequential(
+            Clamp(), conv(LATENT_CHANNELS, WIDTH), nn.ReLU(), *up, Block(), conv(WIDTH, 3)
+        )
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return self.taesd_encoder(pictures)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.taesd_decoder(latents)
+
+    def initialise(self, seed: int) -> None:
+        """Kaiming weights; each block's last convolution starts at 0.3 of that, so that blocks start near identity."""
+        torch.manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 4:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            else:
+                nn.init.zeros_(parameter)
+            if name.endswith("conv.4.weight"):
+                parameter.data.mul_(0.3)
+
+
+def blocks(n: int) -> list[Block]:
+    return [Block() for _ in range(n)]
+
+
+def load(path: str | Path = WEIGHTS, device: str | torch.device = "cpu") -> Autoencoder:
+    """The trained autoencoder in float32, from a .safetensors under the host's names (further tensors are ignored)."""
+    model = Autoencoder()
+    state = {name: value.float() for name, value in load_file(path).items() if name.startswith("taesd_")}
+    model.load_state_dict(state)
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
+@torch.no_grad()
+def round_trip(model: Autoencoder, images: Tensor, noise: float = 0.0, batch: int = 8) -> Tensor:
+    """Images (B, H, W, 3) in 0..1 through encoder and decoder; `noise` is the spread of noise added to the latents."""
+    device, out = next(model.parameters()).device, []
+    for part in images.movedim(-1, 1).split(batch):
+        part = part.to(device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            latents = model.encode(part).float()
+            pictures = model.decode(latents + noise * torch.randn_like(latents))
+        out.append(pictures.float().clamp(0, 1).movedim(1, -1).cpu())
+    return torch.cat(out)

@@ -1,0 +1,547 @@
+"""Train the pocket model, on a CPU or a GPU, from one seed.
+
+    python tests/pocket/train.py all --work DIR                       everything from nothing
+    python tests/pocket/train.py autoencoder --work DIR --minutes 20 --init weights/autoencoder.safetensors
+    python tests/pocket/train.py latents --work DIR --pairs 6000
+    python tests/pocket/train.py unet --work DIR --minutes 60 --init weights/unet.safetensors
+    python tests/pocket/train.py judge --work DIR --steps 1200
+
+Every stage reads what the stages before it left in DIR and writes a .safetensors there. `--init` continues from given
+weights. A CPU runs two single-threaded processes that average their gradients; a GPU runs one with larger batches. The
+U-Net is the host's own class: set COMFYUI_PATH to a ComfyUI folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+if __package__:
+    from . import autoencoder as autoencoding
+    from . import checkpoint, metrics, parallel, text_encoder, train_judge, world
+else:  # run as a program: its own folder is on the path
+    import autoencoder as autoencoding
+    import checkpoint
+    import metrics
+    import parallel
+    import text_encoder
+    import train_judge
+    import world
+
+TRAINING_SEED, VALIDATION_SEED, PAIR_SEED = 1, 99, 6  # of the scenes; world.HELD_OUT_SEED stays out of training
+WIDTH = 160  # half of SD1.5's: checkpoint.widen doubles it
+CHANNELS_LAST = torch.channels_last
+_kept = []  # modules whose declarations go with them
+
+
+@dataclass
+class Options:
+    """What the command line says; defaults depend on the device."""
+
+    work: Path
+    device: str
+    processes: int
+    seed: int = 0
+    init: Path | None = None
+    minutes: float | None = None
+    steps: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    images: int = 6000
+    pairs: int = 6000
+    compile: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    def autocast(self):
+        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
+
+
+# --------------------------------------------------------------------------------------------------- the common loop
+
+
+def fit(
+    model: nn.Module,
+    averager: parallel.Averager,
+    loss: Callable[[], tuple[Tensor, dict[str, float]]],
+    options: Options,
+    *,
+    lr: float,
+    weight_decay: float,
+    ema_decay: float,
+    warm_up: int,
+    save: Callable[[dict[str, Tensor]], None],
+) -> None:
+    """Minimise `loss()` with AdamW, cosine decay, gradient clipping at 1 and an average of the weights (EMA).
+
+    Ends after options.steps or options.minutes, whichever comes first; `save` gets the averaged parameters.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tensors = list(parameters.values())
+    averager.join(averager.rank, tensors)
+    optimizer = torch.optim.AdamW(tensors, lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    average = [p.detach().clone() for p in tensors]
+    begin = told = saved = time.time()
+    step, seen = 0, []
+    while True:
+        timed = averager.agree(_share(time.time() - begin, _seconds(options.minutes)))
+        done = max(_share(step, options.steps), timed)
+        if done >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, (step + 1) / warm_up) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
+        value, shown = loss()
+        value.backward()
+        averager.average()
+        nn.utils.clip_grad_norm_(tensors, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        torch._foreach_lerp_(average, [p.data for p in tensors], 1 - min(ema_decay, (step + 1) / (step + 10)))
+        seen.append(shown)
+        if averager.rank == 0 and time.time() - told > 30:
+            told = time.time()
+            print(f"{told - begin:6.0f}s step {step} {_means(seen)} {step / (told - begin):.2f} steps/s", flush=True)
+            seen = []
+        if averager.rank == 0 and time.time() - saved > 240:
+            saved = time.time()
+            save(dict(zip(parameters, average, strict=True)))
+    if averager.rank == 0:
+        print(f"{time.time() - begin:6.0f}s step {step} {_means(seen)} done", flush=True)
+        save(dict(zip(parameters, average, strict=True)))
+
+
+def _share(done: float, whole: float | None) -> float:
+    return done / whole if whole else 0.0
+
+
+def _seconds(minutes: float | None) -> float | None:
+    return 60 * minutes if minutes else None
+
+
+def _means(seen: list[dict[str, float]]) -> str:
+    names = dict.fromkeys(name for shown in seen for name in shown)
+    return " ".join(f"{n} {np.mean([shown[n] for shown in seen if n in shown]):.4f}" for n in names)
+
+
+def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    temporary = path.with_suffix(".part")
+    save_file({name: value.detach().cpu().half().contiguous() for name, value in state.items()}, temporary, metadata)
+    os.replace(temporary, path)
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def drawn(options: Options, name: str, seed: int, n: int) -> tuple[np.ndarray, np.ndarray, list[world.Scene]]:
+    """Pictures uint8 (n, 128, 128, 3), masks uint8 (n, 128, 128) and scenes; drawn once and kept in the work folder."""
+    path, story = options.work / f"{name}.npz", options.work / f"{name}.json"
+    if not (path.exists() and story.exists()):
+        pool_size = os.cpu_count() if options.on_gpu else options.processes
+        with multiprocessing.get_context("spawn").Pool(pool_size) as pool:
+            rows = pool.starmap(_draw, [(seed, i) for i in range(n)], chunksize=50)
+        np.savez(path, images=np.stack([row[0] for row in rows]), masks=np.stack([row[1] for row in rows]))
+        story.write_text(json.dumps([asdict(row[2]) for row in rows]), encoding="utf-8")
+    data = np.load(path)
+    scenes = [world.Scene.from_dict(values) for values in json.loads(story.read_text(encoding="utf-8"))]
+    return data["images"], data["masks"], scenes
+
+
+def _draw(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, world.Scene]:
+    scene = world.sample_scene(np.random.default_rng([seed, index]))
+    image, mask = world.render(scene, with_mask=True)
+    return image, (mask * 255).astype(np.uint8), scene
+
+
+# -------------------------------------------------------------------------------------------------------- autoencoder
+
+
+def train_autoencoder(averager: parallel.Averager, rank: int, options: Options) -> None:
+    """64 px crops around the animal; errors inside its mask count four times.
+
+    With given weights the latents are held near theirs, so that a U-Net trained on those stays valid; from nothing
+    they are drawn to mean 0 and variance 1.
+    """
+    averager.rank, crop = rank, 64
+    rng = np.random.default_rng([options.seed, rank])
+    images, masks, _ = drawn(options, "train", TRAINING_SEED, options.images)
+    centres = np.stack([[np.average(np.arange(128), weights=m.sum(axis) + 1e-6) for axis in (1, 0)] for m in masks])
+    model, anchor = autoencoding.Autoencoder(), None
+    if options.init:
+        model = autoencoding.load(options.init)
+        anchor = autoencoding.load(options.init, options.device).taesd_encoder
+    else:
+        model.initialise(options.seed)
+    model = model.to(options.device, memory_format=CHANNELS_LAST).train()
+    torch.manual_seed(options.seed + rank)
+    batch = options.batch or (64 if options.on_gpu else 8)
+
+    def loss() -> tuple[Tensor, dict[str, float]]:
+        index = rng.integers(0, len(images), batch)
+        jitter = np.stack([rng.integers(-20, 21, batch), rng.integers(-24, 25, batch)], 1)
+        corners = np.clip(centres[index] - crop / 2 + jitter, 0, 128 - crop).astype(int)
+        windows = [(i, slice(y, y + crop), slice(x, x + crop)) for i, (y, x) in zip(index, corners, strict=True)]
+        pictures = to_pictures(np.stack([images[w] for w in windows]), options)
+        weight = 1 + 3 * torch.from_numpy(np.stack([masks[w] for w in windows]))[:, None].to(options.device) / 255
+        if rng.random() < 0.5:
+            pictures, weight = pictures.flip(3).contiguous(memory_format=CHANNELS_LAST), weight.flip(3)
+        with options.autocast():
+            latents = model.encode(pictures).float()
+            decoded = model.decode(latents + 0.05 * torch.randn_like(latents)).float()
+            with torch.no_grad():
+                target = anchor(pictures).float() if anchor else None
+        error = decoded - pictures
+        if anchor:
+            tether = 0.15 * (latents - target).square().mean()
+        else:
+            power, mean = latents.square().mean((0, 2, 3)), latents.mean((0, 2, 3))
+            tether = 0.01 * ((power - 1).square() + mean.square()).mean()
+        total = (weight * error.abs()).mean() + 6 * (weight * error.square()).mean() + tether
+        return total, {"loss": total.item(), "mse": error.square().mean().item()}
+
+    def save(average: dict[str, Tensor]) -> None:
+        save_weights(options.work / checkpoint.AUTOENCODER, average)
+
+    lr = options.lr or (3e-4 if options.init else 1e-3)
+    fit(model, averager, loss, options, lr=lr, weight_decay=0.0, ema_decay=0.998, warm_up=50, save=save)
+
+
+def to_pictures(images: np.ndarray, options: Options) -> Tensor:
+    """uint8 (B, H, W, 3) -> float (B, 3, H, W) in 0..1 on the device."""
+    pictures = torch.from_numpy(images).to(options.device).movedim(-1, 1).float() / 255
+    return pictures.contiguous(memory_format=CHANNELS_LAST)
+
+
+def report_autoencoder(options: Options) -> None:
+    """Print the held-out PSNR: whole picture, animal, background."""
+    images, masks, _ = drawn(options, "validation", VALIDATION_SEED, 300)
+    original = metrics.to_float(images[:48])
+    model = autoencoding.load(options.work / checkpoint.AUTOENCODER, options.device)
+    decoded, animal = autoencoding.round_trip(model, original), torch.from_numpy(masks[:48] > 127).float()
+    parts = {"all": None, "animal": animal, "background": 1 - animal}
+    values = {name: metrics.psnr(decoded, original, mask).mean().item() for name, mask in parts.items()}
+    print("autoencoder PSNR " + " ".join(f"{name} {value:.2f}" for name, value in values.items()), flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ latents
+
+
+def pair_of_scenes(index: int) -> tuple[world.Scene, world.Scene]:
+    """One animal in two poses; sometimes on the other side or looking the other way."""
+    rng = np.random.default_rng([PAIR_SEED, index])
+    first = world.sample_scene(rng)
+    others = [pose for pose in world.POSES if pose != first.pose]
+    second = world.edit(first, pose=others[int(rng.integers(len(others)))])
+    if rng.random() < 0.3:
+        second = world.edit(second, side="left" if first.side == "right" else "right")
+    if rng.random() < 0.3:
+        second = world.edit(second, facing=-first.facing)
+    return first, second
+
+
+def encode_pairs(options: Options) -> None:
+    """Draw and encode pairs: latents.npz with z float16 (n, 2, 4, 16, 16), normalised, and the mean and std used.
+
+    With given U-Net weights their mean and std are used again; else those of the latents.
+    """
+    path = _first_existing(options.work / checkpoint.AUTOENCODER, autoencoding.WEIGHTS)
+    jobs = [(path, low, min(low + 256, options.pairs), options.device) for low in range(0, options.pairs, 256)]
+    if options.on_gpu:
+        parts = [_encode(*job) for job in jobs]
+    else:
+        with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+            parts = pool.starmap(_encode, jobs, chunksize=1)
+    latents = torch.from_numpy(np.concatenate(parts)).float()
+    mean, std = latents.mean().item(), latents.std().item()
+    if options.init:
+        _, settings = checkpoint.load_weights(options.init)
+        mean, std = float(settings["latent_mean"]), float(settings["latent_std"])
+    z = ((latents - mean) / std).half().numpy()
+    np.savez(options.work / "latents.npz", z=z, mean=mean, std=std)
+    print(
+        f"{len(z)} pairs, mean {mean:.4f}, std {std:.4f}; normalised std {z.astype(np.float32).std():.3f}", flush=True
+    )
+
+
+def _encode(path: Path, low: int, high: int, device: str) -> np.ndarray:
+    """Latents float16 (high - low, 2, 4, 16, 16) of the pairs low..high."""
+    if device == "cpu":
+        torch.set_num_threads(1)
+    model, out = autoencoding.load(path, device), []
+    for start in range(low, high, 8):
+        scenes = [scene for i in range(start, min(start + 8, high)) for scene in pair_of_scenes(i)]
+        pictures = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).to(device).movedim(-1, 1) / 255
+        with torch.no_grad(), torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            out.append(model.encode(pictures.contiguous(memory_format=CHANNELS_LAST)).half().cpu().contiguous())
+    return torch.cat(out).unflatten(0, (-1, 2)).numpy()
+
+
+def _first_existing(*paths: Path) -> Path:
+    return next((path for path in paths if path.exists()), paths[-1])
+
+
+# -------------------------------------------------------------------------------------------------------------- U-Net
+
+
+def import_host() -> None:
+    """Make the host's modules importable. Exits with a sentence where COMFYUI_PATH leads nowhere."""
+    host = Path(os.environ.get("COMFYUI_PATH", ""))
+    if not (host / "comfy").is_dir():
+        sys.exit("train: set COMFYUI_PATH to a ComfyUI folder; `python dev.py test` sets one up in .dev/")
+    if _kept:
+        return
+    spec = importlib.util.spec_from_file_location("run_host", Path(__file__).parent.parent / "run_host.py")
+    run_host = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run_host)
+    run_host.declare_missing_operators()
+    _kept.append(run_host)
+    if str(host) not in sys.path:
+        sys.path.insert(0, str(host))
+    arguments, sys.argv = sys.argv, sys.argv[:1]  # the host reads the command line when it is imported
+    from comfy.cli_args import args
+
+    sys.argv = arguments
+    args.cpu = not torch.cuda.is_available()
+    args.use_pytorch_cross_attention = True
+
+
+def build_unet(width: int = WIDTH) -> nn.Module:
+    """The host's UNetModel: two levels, one residual block each, attention in every block, 8 heads.
+
+    A narrow one takes the 320 sinusoidal time features of the full layout, so that `checkpoint.widen` is exact.
+    """
+    import_host()
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    model = UNetModel(
+        image_size=32,
+        in_channels=4,
+        out_channels=4,
+        model_channels=width,
+        channel_mult=[1, 1],
+        num_res_blocks=[1, 1],
+        transformer_depth=[1, 1],
+        transformer_depth_output=[1, 1, 1, 1],
+        transformer_depth_middle=1,
+        num_heads=8,
+        num_head_channels=-1,
+        context_dim=text_encoder.WIDTH,
+        use_spatial_transformer=True,
+        legacy=False,
+        dtype=torch.float32,
+        device="cpu",
+        operations=comfy.ops.disable_weight_init,
+    )
+    if width != 320:
+        model.model_channels = 320
+        model.time_embed[0] = comfy.ops.disable_weight_init.Linear(320, width * 4)
+    for name, module in model.named_modules():  # the host's layers come without initial weights
+        if isinstance(module, nn.Conv2d):
+            nn.Conv2d.reset_parameters(module)
+        elif isinstance(module, nn.Linear):
+            nn.Linear.reset_parameters(module)
+        elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":  # each block starts as the identity
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def alphas_cumprod() -> Tensor:
+    """SD's scaled-linear schedule: beta_t between 0.00085 and 0.012, linear in sqrt(beta); (1000,)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
+class Captions:
+    """Encoded captions, kept in bfloat16."""
+
+    def __init__(self, limit: int = 6000):
+        self.encoder, self.limit, self.known = text_encoder.Encoder(), limit, {}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Texts -> (B, 77, 768)."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if len(self.known) + len(new) > self.limit:
+            self.known, new = {}, list(dict.fromkeys(texts))
+        if new:
+            self.known |= zip(new, self.encoder(new).bfloat16(), strict=True)
+        return torch.stack([self.known[text] for text in texts])
+
+
+def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None:
+    """Predict the noise in single pictures and, every other step, in strips of two poses of one animal.
+
+    Strips teach self-attention to look an animal's hidden attributes up where they can be seen: nothing else in the
+    strip tells them. Loss: mean (e' - e)^2 with weight sqrt(min(SNR, 5) / SNR), t stratified over the batch; one
+    caption in ten is empty, for guidance.
+    """
+    averager.rank = rank
+    rng = np.random.default_rng([options.seed, rank])
+    data = np.load(options.work / "latents.npz")
+    z, captions, alphas = torch.from_numpy(data["z"]), Captions(), alphas_cumprod().to(options.device)
+    scenes = [pair_of_scenes(i) for i in range(len(z))]
+    torch.manual_seed(options.seed)
+    model = build_unet()
+    if options.init:
+        model.load_state_dict({name: value.float() for name, value in load_file(options.init).items()})
+    model = model.to(options.device, memory_format=CHANNELS_LAST).train()
+    network = torch.compile(model) if options.compile else model
+    torch.manual_seed(options.seed + rank + 1)
+    batch = options.batch or (256 if options.on_gpu else 8)
+    kind = {"strip": False}
+
+    def draw_batch(strip: bool) -> tuple[Tensor, list[str]]:
+        count = batch // 2 if strip else batch
+        index, which = rng.integers(0, len(z), count), rng.integers(0, 2, count)
+        pairs = [(scenes[i][k], scenes[i][1 - k]) for i, k in zip(index, which, strict=True)]
+        told = [world.strip_caption(*pair, rng) if strip else world.training_caption(pair[0], rng) for pair in pairs]
+        texts = ["" if rng.random() < 0.1 else text for text in told]
+        clean = z[index, which]
+        return (torch.cat([clean, z[index, 1 - which]], -1) if strip else clean).float(), texts
+
+    def loss() -> tuple[Tensor, dict[str, float]]:
+        strip, kind["strip"] = kind["strip"], not kind["strip"]
+        clean, texts = draw_batch(strip)
+        count = len(clean)
+        t = torch.from_numpy(((np.arange(count) + rng.random(count)) / count * 1000).astype(np.int64))
+        clean, context, t = clean.to(options.device), captions(texts).to(options.device), t.to(options.device)
+        alpha, noise = alphas[t][:, None, None, None], torch.randn_like(clean)
+        noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).contiguous(memory_format=CHANNELS_LAST)
+        # On a CPU the plain attention is faster backwards than the fused one.
+        with options.autocast(), contextlib.nullcontext() if options.on_gpu else sdpa_kernel(SDPBackend.MATH):
+            predicted = network(noisy, t, context=context)
+        snr = (alpha / (1 - alpha)).flatten()
+        errors = (predicted.float() - noise).square().mean((1, 2, 3))
+        value = ((snr.clamp(max=5) / snr).sqrt() * errors).mean()
+        return value, {"strip" if strip else "single": errors.mean().item()}
+
+    settings = {"latent_mean": str(float(data["mean"])), "latent_std": str(float(data["std"]))}
+
+    def save(average: dict[str, Tensor]) -> None:
+        save_weights(options.work / checkpoint.UNET, average, settings)
+        save_weights(options.work / "unet_last.safetensors", dict(model.named_parameters()), settings)
+
+    lr = options.lr or (6e-4 if options.on_gpu else 4e-4)
+    fit(model, averager, loss, options, lr=lr, weight_decay=0.01, ema_decay=0.9985, warm_up=100, save=save)
+
+
+# -------------------------------------------------------------------------------------------------------------- judge
+
+
+def train_the_judge(options: Options) -> None:
+    """Train the judge on drawn pictures and on decoded ones; print its accuracy on held-out pictures of both kinds."""
+    images, _, scenes = drawn(options, "train", TRAINING_SEED, options.images)
+    held_images, held_masks, held_scenes = drawn(options, "validation", VALIDATION_SEED, 300)
+    path = _first_existing(options.work / checkpoint.AUTOENCODER, autoencoding.WEIGHTS)
+    model = autoencoding.load(path, options.device)
+    torch.manual_seed(options.seed)
+    count = len(images) if options.on_gpu else min(len(images), 600)  # decoding is slow on a CPU
+    repeat = max(1, len(images) // (4 * count))  # so that at least a fifth of what is shown was decoded
+    decoded = _decoded(model, images[:count], noise=0.08)
+    areas = train_judge.areas_of(scenes)
+    judge = train_judge.train(
+        np.concatenate([images, *[decoded] * repeat]),
+        np.concatenate([areas, *[areas[:count]] * repeat]),
+        scenes + scenes[:count] * repeat,
+        steps=options.steps or 3000,
+        batch=options.batch or (128 if options.on_gpu else 32),
+        lr=options.lr or 2e-3,
+        seed=options.seed,
+        device=options.device,
+        init=options.init,
+    )
+    train_judge.save(judge, options.work / "judge.safetensors")
+    for name, pictures in (("drawn", held_images), ("decoded", _decoded(model, held_images))):
+        right = train_judge.accuracy(judge, pictures, held_scenes)
+        area = train_judge.overlap(judge, pictures, held_masks / 255)
+        print(f"{name}: " + " ".join(f"{n} {v:.3f}" for n, v in right.items()) + f" mask IoU {area:.3f}", flush=True)
+
+
+def _decoded(model: autoencoding.Autoencoder, images: np.ndarray, noise: float = 0.0) -> np.ndarray:
+    decoded = autoencoding.round_trip(model, torch.from_numpy(images).float() / 255, noise)
+    return (decoded * 255).round().byte().numpy()
+
+
+# -------------------------------------------------------------------------------------------------------- the program
+
+
+def count_of(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def stage_autoencoder(options: Options) -> None:
+    drawn(options, "train", TRAINING_SEED, options.images)  # before the processes start, which share it
+    numbers = count_of(autoencoding.Autoencoder())
+    parallel.run(train_autoencoder, numbers, options.processes, options)
+    report_autoencoder(options)
+
+
+def stage_unet(options: Options) -> None:
+    parallel.run(train_unet, count_of(build_unet()), options.processes, options)
+
+
+STAGES = {
+    "autoencoder": stage_autoencoder,
+    "latents": encode_pairs,
+    "unet": stage_unet,
+    "judge": train_the_judge,
+}
+MINUTES = {"autoencoder": (40.0, 5.0), "latents": (None, None), "unet": (120.0, 8.0), "judge": (None, None)}  # CPU, GPU
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=[*STAGES, "all"])
+    parser.add_argument("--work", type=Path, required=True, help="folder for data and results")
+    parser.add_argument("--init", type=Path, help="weights to continue from (.safetensors); not with `all`")
+    parser.add_argument("--minutes", type=float, help="time for the stage")
+    parser.add_argument("--steps", type=int, help="steps of the stage")
+    parser.add_argument("--batch", type=int, help="pictures per step and process")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--images", type=int, default=6000, help="drawn for the autoencoder and the judge")
+    parser.add_argument("--pairs", type=int, default=6000, help="drawn for the U-Net")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processes", type=int, help="on a CPU; default 2")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net")
+    given = vars(parser.parse_args())
+    stage, processes = given.pop("stage"), given.pop("processes")
+    if stage == "all" and given["init"]:
+        parser.error("--init continues one stage; name it instead of `all`")
+    on_gpu = given["device"] != "cpu"
+    options = Options(**given, processes=1 if on_gpu else processes or 2)
+    options.work.mkdir(parents=True, exist_ok=True)
+    if not on_gpu:
+        torch.set_num_threads(1)
+    chosen = list(STAGES) if stage == "all" else [stage]
+    for name in chosen:
+        print(f"== {name}", flush=True)
+        if not (given["minutes"] or given["steps"]):
+            options.minutes = MINUTES[name][on_gpu]
+        STAGES[name](options)
+
+
+if __name__ == "__main__":
+    main()
