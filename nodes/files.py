@@ -27,7 +27,10 @@ def register_folder() -> None:
 
     path = os.path.join(folder_paths.models_dir, FOLDER)
     paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
-    folder_paths.folder_names_and_paths[FOLDER] = ([*paths, *([] if path in paths else [path])], extensions | {".safetensors"})
+    folder_paths.folder_names_and_paths[FOLDER] = (
+        [*paths, *([] if path in paths else [path])],
+        extensions | {".safetensors"},
+    )
 
 
 def listed() -> list[str]:
@@ -72,7 +75,8 @@ def save(kv: KVEmbeddings, path: Path) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < kv.bytes + (1 << 20):
         raise OSError(
-            f"{path.name} needs {kv.bytes / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free: make room, or tune fewer "
+            f"{path.name} needs {kv.bytes / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free: make room, or tune "
+            "fewer "
             "steps or layers."
         )
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
@@ -92,12 +96,16 @@ def load(path: str) -> KVEmbeddings:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise ValueError(f"{name} is not a file of KV embeddings (no {FORMAT!r} mark in it): pick one saved by Save KV.")
+                raise ValueError(
+                    f"{name} is not a file of KV embeddings (no {FORMAT!r} mark in it): pick one saved by Save KV."
+                )
             if int(header.get("version", 0)) > VERSION:
                 raise ValueError(f"{name} was saved by a newer version of this pack: update Palimpsest to read it.")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
     except SafetensorError as error:
-        raise ValueError(f"{name} is cut off or damaged ({error}): save it again, or copy it again from its source.") from error
+        raise ValueError(
+            f"{name} is cut off or damaged ({error}): save it again, or copy it again from its source."
+        ) from error
     try:
         return from_file(header, tensors)
     except (KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
@@ -118,6 +126,12 @@ def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> KVEmb
     if not all(torch.isfinite(t).all() for t in (scalars, *(s for s in steps if s is not None))):
         raise RuntimeError("it holds NaN or infinite values")
     return KVEmbeddings(
-        sigmas, layers, steps, scalars, tuple(json.loads(header["latent"])), keeps_source, header["layout"],
+        sigmas,
+        layers,
+        steps,
+        scalars,
+        tuple(json.loads(header["latent"])),
+        keeps_source,
+        header["layout"],
         json.loads(header.get("info", "{}")),
     )

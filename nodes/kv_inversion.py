@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import time
 
-import comfy.samplers
 import latent_preview
-import torch
 from comfy_api.latest import io
 
 from . import files, measure, sockets
 from .patches import host
-from .patches import inversion as inverting
 from .patches import kv_inversion as kv_patches
 from .patches.artefacts import KVEmbeddings
 
 GUIDED, CONDITIONAL = "with guidance", "prompt only"
+AS_SET, PAPER = "as set below", "paper"
+# arXiv:2309.16608, section 4: guidance 7.5, decoder, one conditional eps in eq. 4; its optimiser is not printed,
+# null-text inversion's takes its place. The edit uses the source after the first tenths of the steps (figure 6).
+PAPER_TUNING = {
+    "guidance": 7.5, "tune_cfg": CONDITIONAL, "placement": "decoder", "start": 0.0, "inner_steps": 10,
+    "learning_rate": 0.01, "tolerance": 1e-5, "warm_start": False,
+}  # fmt: skip
+PAPER_EDITING = {"mode": "recompute", "strength": 1.0, "start_percent": 0.4, "end_percent": 1.0, "layers": "all"}
+PRESET_TOOLTIP = (
+    "as set below: the values under this line act. paper: the paper's own values replace them (see the help page)."
+)
 
 
 class TuneKV(io.ComfyNode):
@@ -28,55 +36,97 @@ class TuneKV(io.ComfyNode):
             node_id="PalimpsestTuneKV",
             display_name="Tune KV",
             category="palimpsest/inversion",
-            description="Learns keys and values in the model's self-attention that rebuild your picture at the guidance you edit "
+            description="Learns keys and values in the model's self-attention that rebuild your picture at the "
+            "guidance you edit "
             "with. Tune once, save, edit many times. The model itself is not trained.",
             search_aliases=["kv inversion", "action editing", "pose edit", "null text inversion", "real image editing"],
             inputs=[
                 io.Model.Input("model", tooltip="The model the picture was inverted with."),
                 sockets.Trajectory.Input("trajectory", tooltip="From Invert Picture."),
-                io.Conditioning.Input("positive", tooltip="The same prompt as in Invert Picture: the picture as it is."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The same prompt as in Invert Picture: the picture as it is."
+                ),
                 io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt you will edit with."),
-                io.Vae.Input("vae", optional=True, tooltip="Only for the report: measures the reconstruction in pixels, too."),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="Only for the report: measures the reconstruction in pixels, too."
+                ),
+                io.Combo.Input("preset", options=[AS_SET, PAPER], tooltip=PRESET_TOOLTIP),
                 io.Float.Input(
-                    "guidance", default=5.0, min=0.0, max=30.0, step=0.1,
-                    tooltip="The guidance you will edit with. The picture is learned so that it comes back at this value.",
+                    "guidance",
+                    default=5.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="The guidance you will edit with. The picture is learned so that it comes back at this "
+                    "value.",
                 ),
                 io.Combo.Input(
-                    "tune_cfg", options=[GUIDED, CONDITIONAL],
-                    tooltip="with guidance (default): rebuilds the picture at the guidance above. prompt only: the paper's "
+                    "tune_cfg",
+                    options=[GUIDED, CONDITIONAL],
+                    tooltip="with guidance (default): rebuilds the picture at the guidance above. prompt only: the "
+                    "paper's "
                     "equation 4 to the letter, half the cost, rebuilds it at guidance 1 only.",
                 ),
                 io.Combo.Input(
-                    "placement", options=list(kv_patches.PLACEMENTS), default="decoder",
-                    tooltip="Which self-attention layers learn. decoder: the paper's best. all: nearer to the source, poses get "
+                    "placement",
+                    options=list(kv_patches.PLACEMENTS),
+                    default="decoder",
+                    tooltip="Which self-attention layers learn. decoder: the paper's best. all: nearer to the "
+                    "source, poses get "
                     "stiff. encoder, middle: lose content.",
                 ),
                 io.Float.Input(
-                    "start", default=0.0, min=0.0, max=0.95, step=0.05,
-                    tooltip="Share of the steps that pass before learning begins. 0 rebuilds best; later starts leave more freedom "
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=0.95,
+                    step=0.05,
+                    tooltip="Share of the steps that pass before learning begins. 0 rebuilds best; later starts "
+                    "leave more freedom "
                     "to the new pose and remember less.",
                 ),
                 io.Int.Input(
-                    "inner_steps", default=10, min=0, max=1000,
-                    tooltip="Learning iterations at every step, at most. 5 to 30. Each costs about 3 model calls: 10 over 20 steps "
+                    "inner_steps",
+                    default=10,
+                    min=0,
+                    max=1000,
+                    tooltip="Learning iterations at every step, at most. 5 to 30. Each costs about 3 model calls: 10 "
+                    "over 20 steps "
                     "take about as long as 30 ordinary samplings of 20 steps.",
                 ),
                 io.Float.Input(
-                    "learning_rate", default=0.1, min=0.0001, max=10.0, step=0.001, round=0.0001,
+                    "learning_rate",
+                    default=0.1,
+                    min=0.0001,
+                    max=10.0,
+                    step=0.001,
+                    round=0.0001,
                     tooltip="Size of a learning step. 0.05 to 0.2 for few iterations; lower is slower and smoother.",
                 ),
                 io.Float.Input(
-                    "tolerance", default=0.00001, min=0.0, max=1.0, step=0.000001, round=False, advanced=True,
-                    tooltip="Stops a step's learning early once its mean squared error is below this (plus twice this for every "
+                    "tolerance",
+                    default=0.00001,
+                    min=0.0,
+                    max=1.0,
+                    step=0.000001,
+                    round=False,
+                    advanced=True,
+                    tooltip="Stops a step's learning early once its mean squared error is below this (plus twice "
+                    "this for every "
                     "step taken). 0 never stops early.",
                 ),
                 io.Boolean.Input(
-                    "warm_start", default=True, advanced=True,
+                    "warm_start",
+                    default=True,
+                    advanced=True,
                     tooltip="Each step starts from what the step before learned. Fewer iterations for the same error.",
                 ),
                 io.Boolean.Input(
-                    "keep_source", default=True, advanced=True,
-                    tooltip="Also keep the source's own keys and values, which Apply KV's other modes need. Doubles the file.",
+                    "keep_source",
+                    default=True,
+                    advanced=True,
+                    tooltip="Also keep the source's own keys and values, which Apply KV's other modes need. Doubles "
+                    "the file.",
                 ),
             ],
             outputs=[
@@ -89,32 +139,61 @@ class TuneKV(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, trajectory, positive, guidance, tune_cfg, placement, start, inner_steps, learning_rate, tolerance,
-        warm_start, keep_source, negative=None, vae=None,
+        cls,
+        model,
+        trajectory,
+        positive,
+        preset,
+        guidance,
+        tune_cfg,
+        placement,
+        start,
+        inner_steps,
+        learning_rate,
+        tolerance,
+        warm_start,
+        keep_source,
+        negative=None,
+        vae=None,
     ) -> io.NodeOutput:
         """Fit, then report how near the reconstruction came."""
-        if tune_cfg == GUIDED and guidance != 1.0 and negative is None:
-            raise ValueError(f"guidance is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text).")
-        settings = kv_patches.TuneSettings(
-            start=start, inner_steps=inner_steps, learning_rate=learning_rate, tolerance=tolerance,
-            tolerance_growth=2 * tolerance, warm_start=warm_start, keep_source=keep_source,
-        )
+        chosen = {
+            "guidance": guidance, "tune_cfg": tune_cfg, "placement": placement, "start": start,
+            "inner_steps": inner_steps, "learning_rate": learning_rate, "tolerance": tolerance, "warm_start": warm_start,
+        }  # fmt: skip
+        chosen |= PAPER_TUNING if preset == PAPER else {}
+        guidance = chosen.pop("guidance") if chosen.pop("tune_cfg") == GUIDED else 1.0
+        if guidance != 1.0 and negative is None:
+            raise ValueError(
+                f"guidance is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text)."
+            )
+        placement = chosen.pop("placement")
+        settings = kv_patches.TuneSettings(**chosen, tolerance_growth=2 * chosen["tolerance"], keep_source=keep_source)
         began = time.monotonic()
-        shown = host.ProgressText(cls.hidden.unique_id)
+        shown = host.ProgressText(host.node_id(cls))
 
         def report_iteration(step: int, iteration: int, loss: float) -> None:
-            shown.update(f"step {step + 1} of {trajectory.steps}, iteration {iteration} of {inner_steps}, loss {loss:.2e}")
+            shown.update(
+                f"step {step + 1} of {trajectory.steps}, iteration {iteration} of {settings.inner_steps}, loss "
+                f"{loss:.2e}"
+            )
 
-        effective = guidance if tune_cfg == GUIDED else 1.0
         kv, rebuilt = kv_patches.tune(
-            model, trajectory, positive, negative, effective, placement, settings, report_iteration,
+            model,
+            trajectory,
+            positive,
+            negative,
+            guidance,
+            placement,
+            settings,
+            report_iteration,
             latent_preview.prepare_callback(model, trajectory.steps),
         )
         wanted = model.model.process_latent_out(trajectory.latents[-1].clone())
         numbers = measure.reconstruction(rebuilt, wanted, vae)
-        kv.info.update(numbers, guidance=effective, tune_cfg=tune_cfg, placement=placement, **vars(settings))
+        kv.info.update(numbers, guidance=guidance, placement=placement, **vars(settings))
         report = (
-            f"rebuilt at guidance {effective:g}: {measure.sentence(numbers)}; {kv.info['iterations']} iterations, "
+            f"rebuilt at guidance {guidance:g}: {measure.sentence(numbers)}; {kv.info['iterations']} iterations, "
             f"{kv.bytes / 1e6:.0f} MB, {time.monotonic() - began:.0f} s"
         )
         if trajectory.prompt != host.conditioning_fingerprint(positive):
@@ -133,43 +212,68 @@ class ApplyKV(io.ComfyNode):
             node_id="PalimpsestApplyKV",
             display_name="Apply KV",
             category="palimpsest/inversion",
-            description="Gives the model the learned keys and values of your picture. Sample from the inverted noise with a new "
+            description="Gives the model the learned keys and values of your picture. Sample from the inverted noise "
+            "with a new "
             "prompt: the pose follows the prompt, texture and identity stay.",
             search_aliases=["kv inversion", "masactrl", "action editing", "keep identity", "consistent edit"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples the edit. Patches of other nodes stay active."),
                 sockets.KV.Input("kv", tooltip="From Tune KV or Load KV."),
+                io.Combo.Input("preset", options=[AS_SET, PAPER], tooltip=PRESET_TOOLTIP),
                 io.Combo.Input(
-                    "mode", options=list(kv_patches.MODES), tooltip="How the source acts on the edit; see the help page.",
+                    "mode",
+                    options=list(kv_patches.MODES),
+                    tooltip="How the source acts on the edit; see the help page.",
                 ),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=2.0, step=0.05,
-                    tooltip="How much of the source is used. 1: as learned. 0: the plain model, bit for bit. 0.5 to 0.8 frees the pose.",
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How much of the source is used. 1: as learned. 0: the plain model, bit for bit. 0.5 to "
+                    "0.8 frees the pose.",
                 ),
                 io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="When the source begins to act, as a share of the sampling. 0 to 0.4: later lets the prompt lay out a new "
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When the source begins to act, as a share of the sampling. 0 to 0.4: later lets the "
+                    "prompt lay out a new "
                     "pose first.",
                 ),
                 io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="When the source stops to act. 1 keeps the finest texture; earlier lets the model finish on its own.",
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When the source stops to act. 1 keeps the finest texture; earlier lets the model finish "
+                    "on its own.",
                 ),
                 io.Combo.Input(
-                    "layers", options=["all", "decoder", "encoder", "middle"], advanced=True,
+                    "layers",
+                    options=["all", "decoder", "encoder", "middle"],
+                    advanced=True,
                     tooltip="Which of the tuned layers act. all: every layer that was tuned.",
                 ),
                 io.Mask.Input(
-                    "mask", optional=True,
-                    tooltip="Where the source may act in the edited picture: white follows the source, black is left to the model.",
+                    "mask",
+                    optional=True,
+                    tooltip="Where the source may act in the edited picture: white follows the source, black is left "
+                    "to the model.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the source's keys and values.")],
         )
 
     @classmethod
-    def execute(cls, model, kv, mode, strength, start_percent, end_percent, layers, mask=None) -> io.NodeOutput:
+    def execute(cls, model, kv, preset, mode, strength, start_percent, end_percent, layers, mask=None) -> io.NodeOutput:
         """Patch a clone of the model."""
+        if preset == PAPER:
+            mode, strength, start_percent, end_percent, layers = PAPER_EDITING.values()
         if end_percent < start_percent:
             raise ValueError(f"end_percent {end_percent:g} lies before start_percent {start_percent:g}: swap them.")
         if mask is not None:
@@ -192,7 +296,8 @@ class SaveKV(io.ComfyNode):
             inputs=[
                 sockets.KV.Input("kv", tooltip="From Tune KV."),
                 io.String.Input(
-                    "filename", default="picture",
+                    "filename",
+                    default="picture",
                     tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores.",
                 ),
             ],
@@ -206,7 +311,7 @@ class SaveKV(io.ComfyNode):
         """Save under the next free number."""
         path = files.new_path(filename)
         files.save(kv, path)
-        host.show_text(cls.hidden.unique_id, f"{path.name}, {kv.bytes / 1e6:.1f} MB")
+        host.show_text(host.node_id(cls), f"{path.name}, {kv.bytes / 1e6:.1f} MB")
         return io.NodeOutput(path.name, ui={"text": [path.name]})
 
 
@@ -220,11 +325,14 @@ class LoadKV(io.ComfyNode):
             node_id="PalimpsestLoadKV",
             display_name="Load KV",
             category="palimpsest/inversion",
-            description="Loads keys and values that Save KV wrote, so that a tuned picture can be edited again without tuning.",
+            description="Loads keys and values that Save KV wrote, so that a tuned picture can be edited again "
+            "without tuning.",
             search_aliases=["kv inversion", "load embeddings"],
             inputs=[
                 io.Combo.Input(
-                    "file", options=files.listed(), tooltip="A file in models/palimpsest_kv. Refresh (R) lists new ones."
+                    "file",
+                    options=files.listed(),
+                    tooltip="A file in models/palimpsest_kv. Refresh (R) lists new ones.",
                 )
             ],
             outputs=[
@@ -251,13 +359,13 @@ class LoadKV(io.ComfyNode):
 
         kv = files.load(folder_paths.get_full_path_or_raise(files.FOLDER, file))
         report = describe(kv)
-        host.show_text(cls.hidden.unique_id, report)
+        host.show_text(host.node_id(cls), report)
         return io.NodeOutput(kv, report)
 
 
 def describe(kv: KVEmbeddings) -> str:
     """One line on what embeddings hold."""
-    channels, height, width = kv.latent
+    _, height, width = kv.latent
     error = f", {measure.sentence(kv.info)}" if "latent_rmse" in kv.info else ""
     return (
         f"{kv.pictures} picture(s) of {width * 8} x {height * 8}, {len(kv.sigmas) - 1} steps, {len(kv.layers)} layers, "

@@ -18,8 +18,9 @@ def psnr(picture: Tensor, reference: Tensor, peak: float = 1.0) -> float:
 def reconstruction(reached: Tensor, wanted: Tensor, vae: Any = None) -> dict[str, float]:
     """How near a sampled latent came to the one it should rebuild.
 
-    reached, wanted (B, C, H, W) as on a LATENT socket. latent_rmse is relative to the wanted latent's standard deviation;
-    pixel_psnr, where a VAE is given, compares the two decoded pictures, so the autoencoder's own loss is not counted.
+    reached, wanted (B, C, H, W) as on a LATENT socket. latent_rmse is relative to the wanted latent's standard
+    deviation; pixel_psnr, where a VAE is given, compares the two decoded pictures, so the autoencoder's own loss is
+    not counted.
     """
     numbers = {"latent_rmse": float((reached - wanted).pow(2).mean().sqrt() / wanted.std().clamp_min(1e-8))}
     if vae is not None:

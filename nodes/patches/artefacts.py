@@ -20,8 +20,9 @@ def nearest_level(sigmas: tuple[float, ...], sigma: float) -> int:
 class Trajectory:
     """The latents a picture passes through on its way to noise: the supervision of KV Inversion, stage 1.
 
-    sigmas: T+1 noise levels, descending, the last one 0. latents (T+1, B, C, H, W) float32 on the CPU, at those levels,
-    in the host's x = x_0 + sigma eps and the model's latent scale. The fingerprints name the prompt and the architecture.
+    sigmas: T+1 noise levels, descending, the last one 0. latents (T+1, B, C, H, W) float32 on the CPU, at those
+    levels, in the host's x = x_0 + sigma eps and the model's latent scale. The fingerprints name the prompt and the
+    architecture.
     """
 
     sigmas: tuple[float, ...]
@@ -65,7 +66,7 @@ class TunedLayer:
 
 @dataclass(frozen=True)
 class LayerEmbeddings:
-    """One layer at one step: K_hat and V_hat (B, N, C), their four weights (B, 1, 1), and the source's own K_bar, V_bar.
+    """One layer at one step: K_hat, V_hat (B, N, C), their four weights (B, 1, 1), the source's own K_bar, V_bar.
 
     k_bar and v_bar (B, N, C) are what the layer attended to while it rebuilt the source; None when not kept.
     """
@@ -85,8 +86,8 @@ class KVEmbeddings:
     """Keys and values learned for a picture, for every tuned step and layer (psi_t of arXiv:2309.16608).
 
     sigmas: T+1 noise levels of the tuning, descending to 0. steps[t] (B, P) holds step t's tensors of all layers in one
-    piece, layer after layer, each as K_hat, V_hat and, with `keeps_source`, K_bar, V_bar; None where CP-attention was off.
-    scalars (T, L, 4, B) float32 in the order of SCALARS. latent is the (channels, height, width) of the source's latent.
+    piece, layer after layer, each as K_hat, V_hat and, with `keeps_source`, K_bar, V_bar; None where CP-attention was
+    off. scalars (T, L, 4, B) float32 in the order of SCALARS. latent is the source's (channels, height, width).
     """
 
     sigmas: tuple[float, ...]
@@ -113,7 +114,7 @@ class KVEmbeddings:
         return nearest_level(self.sigmas[:-1], sigma)
 
     def step(self, index: int, device: torch.device, dtype: torch.dtype) -> dict[tuple, LayerEmbeddings] | None:
-        """The embeddings of one step on a device, by layer key; one copy for the whole step. None if it was not tuned."""
+        """One step's embeddings on a device, by layer key, moved in one copy. None if the step was not tuned."""
         blob = self.steps[index]
         if blob is None:
             return None

@@ -97,14 +97,24 @@ def run_attention(options: dict, previous: Any, query: Tensor, key: Tensor, valu
 
     query (R, N, C), key and value (R, M, C) after projection, heads not split -> (R, N, C).
     """
-    if previous is not None and mask is None:
+    if previous is not None:
+        if mask is not None:
+            raise ValueError(
+                "a strength other than 1 in mode extend cannot pass through another node's attention replacement."
+            )
         return previous(query, key, value, options)
     from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
 
     run = optimized_attention if mask is None else optimized_attention_masked
     extra = {} if mask is None else {"mask": mask}
     return run(
-        query, key, value, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options, **extra
+        query,
+        key,
+        value,
+        options["n_heads"],
+        attn_precision=options["attn_precision"],
+        transformer_options=options,
+        **extra,
     )
 
 
@@ -115,7 +125,7 @@ def earlier_replacement(model: Any, name: str, layer: SelfAttention) -> Any:
 
 
 def parameters_from(model: Any, first: SelfAttention) -> list[str]:
-    """Keys of the U-Net parameters that lie at or behind `first` in a forward pass, as the host's patcher names them."""
+    """Keys, as the host's patcher names them, of the U-Net parameters at or behind `first` in a forward pass."""
     order = {"input_blocks": 0, "middle_block": 1, "output_blocks": 2, "out": 3}
     start = ({"input": 0, "middle": 1, "output": 2}[first.block], first.number)
     keys = []
@@ -136,6 +146,11 @@ def show_text(node_id: Any, text: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
+
+
+def node_id(node: Any) -> Any:
+    """The id of the node that runs, for messages under it; None outside of a graph."""
+    return getattr(node.hidden, "unique_id", None)
 
 
 class ProgressText:
@@ -171,7 +186,8 @@ def picture_rows(mask: Tensor, pictures: int, height: int, width: int, what: str
         raise ValueError(f"the {what} is empty or holds NaN: connect a mask with values from 0 to 1.")
     if mask.shape[0] not in (1, pictures):
         raise ValueError(
-            f"the {what} has {mask.shape[0]} pictures, the batch has {pictures}: give one mask for all, or one for each."
+            f"the {what} has {mask.shape[0]} pictures, the batch has {pictures}: give one mask for all, or one for "
+            "each."
         )
     small = torch.nn.functional.interpolate(mask.clamp(0, 1)[:, None], size=(height, width), mode="area")
     return small.expand(pictures, -1, -1, -1)

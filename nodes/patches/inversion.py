@@ -37,7 +37,9 @@ class RecordClimb:
     def __init__(self, evaluate_at: str, lowest: float):
         self.evaluate_at, self.lowest, self.latents = evaluate_at, lowest, []
 
-    def __call__(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_):
+    def __call__(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
+    ):
         """x (B, C, H, W) at sigmas[0] = 0; sigmas ascending. Returns x unchanged: the result is in `latents`."""
         levels = sigmas.tolist()
         self.latents = [x.to("cpu", torch.float32, copy=True)]
@@ -60,7 +62,9 @@ class RecordClimb:
         return x
 
 
-def descend(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_) -> Tensor:
+def descend(
+    model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
+) -> Tensor:
     """A host sampler function: deterministic DDIM from x at sigmas[0] down to sigmas[-1]."""
     for i, (sigma, sigma_next) in enumerate(host.pairwise(sigmas.tolist())):
         denoised = model(x, x.new_full((x.shape[0],), sigma), **(extra_args or {}))
@@ -71,7 +75,13 @@ def descend(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: A
 
 
 def sample(
-    model: Any, function: Callable, start: Tensor, sigmas: Tensor, positive: list, negative: list | None, guidance: float,
+    model: Any,
+    function: Callable,
+    start: Tensor,
+    sigmas: Tensor,
+    positive: list,
+    negative: list | None,
+    guidance: float,
     callback: Any = None,
 ) -> Tensor:
     """Run a sampler function of ours under the host's CFGGuider, so that LoRA, ControlNet, areas and hooks all act.
@@ -103,13 +113,21 @@ def descending_schedule(model: Any, scheduler: str, steps: int, sigmas: Tensor |
     if not all(a > b for a, b in host.pairwise(levels)) or not levels[-1] >= 0:
         raise ValueError(f"the schedule must fall from noisy to clean, it reads {levels[0]:.4g} ... {levels[-1]:.4g}.")
     if levels[-1] > 0:
-        raise ValueError(f"the schedule ends at sigma {levels[-1]:.4g}: inversion starts from a clean picture, end it at 0.")
+        raise ValueError(
+            f"the schedule ends at sigma {levels[-1]:.4g}: inversion starts from a clean picture, end it at 0."
+        )
     return tuple(levels)
 
 
 def invert(
-    model: Any, latent: Tensor, positive: list, negative: list | None, levels: tuple[float, ...], guidance: float,
-    evaluate_at: str, callback: Any = None,
+    model: Any,
+    latent: Tensor,
+    positive: list,
+    negative: list | None,
+    levels: tuple[float, ...],
+    guidance: float,
+    evaluate_at: str,
+    callback: Any = None,
 ) -> Trajectory:
     """DDIM inversion of pictures: the latents at every noise level, from the same solver that will sample them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ PLACEMENTS = {
     "middle": ("middle",),
     "all": ("input", "middle", "output"),
 }
+
+# lambda and gamma weigh whole layers: at the embeddings' rate they swing by tenths an iteration.
+SCALAR_RATE = 0.1
 
 
 def placed(layers: list, placement: str) -> list:
@@ -44,7 +48,7 @@ class TuneSettings:
     keep_source: bool
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step: falls to one half over the schedule, as null-text inversion's 1 - i/100 at 50 steps."""
+        """Learning rate of a step: falls to one half, as null-text inversion's 1 - i/100 does over its 50 steps."""
         return self.learning_rate * (1.0 - 0.5 * step / steps)
 
     def converged(self, step: int) -> float:
@@ -155,7 +159,11 @@ class FitTrajectory:
     """A host sampler function: stage 2 of KV Inversion. Fits psi_t at every step, then walks on with what it fitted."""
 
     def __init__(
-        self, trajectory: Trajectory, state: TuningState, layers: list[host.SelfAttention], settings: TuneSettings,
+        self,
+        trajectory: Trajectory,
+        state: TuningState,
+        layers: list[host.SelfAttention],
+        settings: TuneSettings,
         report: Callable[[int, int, float], None],
     ):
         self.trajectory, self.state, self.settings, self.report = trajectory, state, settings, report
@@ -166,7 +174,9 @@ class FitTrajectory:
         self.iterations = 0
         self.tuned: list[TunedLayer] = []
 
-    def __call__(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_):
+    def __call__(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
+    ):
         """x (B, C, H, W) at sigmas[0], the trajectory's noisiest latent. Returns the reconstruction."""
         steps = len(sigmas) - 1
         first = round(self.settings.start * steps)
@@ -195,10 +205,12 @@ class FitTrajectory:
         return x
 
     def fresh(self, x: Tensor) -> Psi:
-        """lambda = gamma = 1 and K_hat = V_hat = 0: eq. 1 changes nothing yet, and the gradient reaches K_hat at once."""
+        """lambda = gamma = 1, K_hat = V_hat = 0: eq. 1 changes nothing yet, and the gradient reaches K_hat at once."""
         if not self.tuned:
             if not self.state.grids:
-                raise RuntimeError("no self-attention layer of the placement ran: the model's blocks are replaced by another node.")
+                raise RuntimeError(
+                    "no self-attention layer of the placement ran: the model's blocks are replaced by another node."
+                )
             self.tuned = [
                 TunedLayer(*key, *self.state.grids[key], layer.channels)
                 for key, layer in self.keys.items()
@@ -209,14 +221,17 @@ class FitTrajectory:
     def fit(
         self, psi: Psi, advance: Callable, x: Tensor, target: Tensor, step: int, signal: float
     ) -> tuple[Tensor, Tensor]:
-        """Minimise eq. 3 over psi_t from the latent x; leaves the best psi found per picture and returns its z_{t-1}."""
+        """Minimise eq. 3 over psi_t from the latent x; leaves each picture's best psi and returns its z_{t-1}."""
         import comfy.model_management
 
         self.state.psi = psi
-        parameters = [*psi.embeddings.values(), *psi.scalars.values()]
-        for p in parameters:
-            p.requires_grad_(True)
-        optimiser = torch.optim.Adam(parameters, lr=self.settings.rate(step, self.trajectory.steps))
+        rate = self.settings.rate(step, self.trajectory.steps)
+        optimiser = torch.optim.Adam(
+            [
+                {"params": [t.requires_grad_(True) for t in psi.embeddings.values()], "lr": rate},
+                {"params": [t.requires_grad_(True) for t in psi.scalars.values()], "lr": rate * SCALAR_RATE},
+            ]
+        )
         goal, elements = self.settings.converged(step), x[0].numel()
         best = best_x = best_loss = denoised = None
         for iteration in range(self.settings.inner_steps + 1):
@@ -231,7 +246,8 @@ class FitTrajectory:
             if last or not bool(open_pictures.any()):
                 break
             optimiser.zero_grad(set_to_none=True)
-            # The sum over elements, not the mean: half-precision gradients stay far from underflow and Adam is scale-free.
+            # The sum over elements, not the mean: half-precision gradients stay clear of underflow, and Adam is
+            # scale-free.
             (losses * open_pictures).sum().mul(elements).backward()
             optimiser.step()
             self.iterations += 1
@@ -261,17 +277,26 @@ def better(
 
 
 def tune(
-    model: Any, trajectory: Trajectory, positive: list, negative: list | None, guidance: float, placement: str,
-    settings: TuneSettings, report: Callable[[int, int, float], None], callback: Any = None,
+    model: Any,
+    trajectory: Trajectory,
+    positive: list,
+    negative: list | None,
+    guidance: float,
+    placement: str,
+    settings: TuneSettings,
+    report: Callable[[int, int, float], None],
+    callback: Any = None,
 ) -> tuple[KVEmbeddings, Tensor]:
     """Fit KV embeddings to every picture of a trajectory (Algorithm 1, stage 2), all at once and each on its own.
 
-    Returns the embeddings and the reconstruction as on a LATENT socket. The model is left as it was. Raises ValueError for
-    another architecture than the trajectory's and for models spread over several GPUs.
+    Returns the embeddings and the reconstruction as on a LATENT socket. The model is left as it was. Raises ValueError
+    for another architecture than the trajectory's and for models spread over several GPUs.
     """
     layers = placed(host.self_attention_layers(model, "KV Inversion"), placement)
     if trajectory.layout != host.layout_fingerprint(model):
-        raise ValueError("the trajectory was recorded with another model architecture: invert the picture with this model.")
+        raise ValueError(
+            "the trajectory was recorded with another model architecture: invert the picture with this model."
+        )
     if not layers:
         raise ValueError(f"this model has no self-attention in placement {placement!r}: choose another placement.")
     model = host.single_device(model)
@@ -300,7 +325,7 @@ def tune(
 
 
 def recompute(key: Tensor, value: Tensor, learned: LayerEmbeddings) -> tuple[Tensor, Tensor]:
-    """K_bar, V_bar from the edited picture's own K, V and the learned embeddings (eq. 1, Algorithm 1 stage 3)."""
+    """K_bar, V_bar from the edited picture's own K, V and the learned embeddings (eq. 1; Algorithm 1, stage 3)."""
     return (
         content_preserving(key, learned.k_hat, learned.lambda_k, learned.gamma_k),
         content_preserving(value, learned.v_hat, learned.lambda_v, learned.gamma_v),
@@ -312,8 +337,33 @@ def frozen(key: Tensor, value: Tensor, learned: LayerEmbeddings) -> tuple[Tensor
     return learned.k_bar.expand_as(key), learned.v_bar.expand_as(value)
 
 
-MODES = {"recompute": recompute, "frozen": frozen}
-NEEDS_SOURCE = ("frozen",)
+def extend(key: Tensor, value: Tensor, learned: LayerEmbeddings) -> tuple[Tensor, Tensor]:
+    """The edit's own K, V and behind them the source's K_bar, V_bar, (R, 2N, C): queries may look at both pictures."""
+    return (
+        torch.cat([key, learned.k_bar.expand_as(key)], 1),
+        torch.cat([value, learned.v_bar.expand_as(value)], 1),
+    )
+
+
+MODES = {"recompute": recompute, "frozen": frozen, "extend": extend}
+NEEDS_SOURCE = ("frozen", "extend")
+
+
+def weaken(
+    key: Tensor, value: Tensor, k_bar: Tensor, v_bar: Tensor, strength: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Use K_bar, V_bar in part: (keys, values, attention bias).
+
+    Same length: K and V move the share `strength` of the way to K_bar and V_bar. Longer: the added tokens weigh
+    `strength` times as much as they would, by a bias of log(strength) on their scores.
+    """
+    if strength == 1.0:
+        return k_bar, v_bar, None
+    if k_bar.shape == key.shape:
+        return torch.lerp(key, k_bar, strength), torch.lerp(value, v_bar, strength), None
+    bias = key.new_zeros(key.shape[1], k_bar.shape[1])
+    bias[:, key.shape[1] :] = math.log(strength)
+    return k_bar, v_bar, bias
 
 
 @dataclass(frozen=True)
@@ -356,8 +406,15 @@ class SelectStep:
     sigma_end: float
 
     def __call__(
-        self, executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
-        transformer_options: dict | None = None, **kwargs: Any,
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         options = dict(transformer_options or {})
         sigma = float(t.flatten()[0])
@@ -371,12 +428,14 @@ class SelectStep:
         _, pictures = host.chunk_rows(options, x.shape[0])
         if self.kv.pictures not in (1, pictures):
             raise ValueError(
-                f"these KV embeddings were tuned to {self.kv.pictures} pictures, the sampled batch has {pictures}: sample "
+                f"these KV embeddings were tuned to {self.kv.pictures} pictures, the sampled batch has {pictures}: "
+                "sample "
                 f"{self.kv.pictures} at a time, or tune to a single picture to use it for any batch."
             )
         if tuple(x.shape[-2:]) != self.kv.latent[1:]:
             raise ValueError(
-                f"these KV embeddings were tuned to a latent of {self.kv.latent[2]} x {self.kv.latent[1]}, sampling runs at "
+                f"these KV embeddings were tuned to a latent of {self.kv.latent[2]} x {self.kv.latent[1]}, sampling "
+                "runs at "
                 f"{x.shape[-1]} x {x.shape[-2]} (8 pixels each): resize the picture to the tuned size, or tune again. "
                 "Prompts limited to an area sample a crop; limit them by a mask instead."
             )
@@ -398,7 +457,7 @@ class SelectStep:
 class ContentPreservingAttention:
     """attn1 replacement while sampling: attend to K_bar, V_bar in cond and uncond rows alike (eq. 2).
 
-    strength moves K and V part of the way to K_bar and V_bar; a mask (pictures, 1, h, w) blends the outputs,
+    strength is the share of the source in them (see `weaken`); a mask (pictures, h, w) blends the outputs,
     m Attn(Q, K_bar, V_bar) + (1 - m) Attn(Q, K, V).
     """
 
@@ -416,14 +475,15 @@ class ContentPreservingAttention:
             return host.run_attention(options, self.previous, query, key, value)
         chunks, pictures = host.chunk_rows(options, query.shape[0])
         k_bar, v_bar = self.mode(key, value, for_rows(learned, chunks, pictures))
-        if self.strength != 1.0:
-            k_bar, v_bar = torch.lerp(key, k_bar, self.strength), torch.lerp(value, v_bar, self.strength)
-        edited = host.run_attention(options, self.previous, query, k_bar, v_bar)
+        k_bar, v_bar, bias = weaken(key, value, k_bar, v_bar, self.strength)
+        edited = host.run_attention(options, self.previous, query, k_bar, v_bar, bias)
         if self.mask is None:
             return edited
         plain = host.run_attention(options, self.previous, query, key, value)
         height, width = options["activations_shape"][-2:]
-        weight = host.picture_rows(self.mask.to(edited), pictures, height, width).flatten(1)[..., None].repeat(chunks, 1, 1)
+        weight = (
+            host.picture_rows(self.mask.to(edited), pictures, height, width).flatten(1)[..., None].repeat(chunks, 1, 1)
+        )
         return torch.lerp(plain, edited, weight.to(edited))
 
 
@@ -436,10 +496,16 @@ def for_rows(learned: LayerEmbeddings, chunks: int, pictures: int) -> LayerEmbed
 
 
 def apply(
-    model: Any, kv: KVEmbeddings, mode: str, strength: float, start_percent: float, end_percent: float, placement: str,
+    model: Any,
+    kv: KVEmbeddings,
+    mode: str,
+    strength: float,
+    start_percent: float,
+    end_percent: float,
+    placement: str,
     mask: Tensor | None,
 ) -> Any:
-    """A clone of the model that attends to the tuned keys and values. At strength 0 it is the model itself, bit for bit.
+    """A clone of the model that attends to the tuned keys and values. At strength 0 it is the model, bit for bit.
 
     Raises ValueError if the model's layers are not those the embeddings were tuned in.
     """
@@ -449,7 +515,8 @@ def apply(
     for layer in kv.layers:
         if layer.key not in present or present[layer.key].channels != layer.channels:
             raise ValueError(
-                f"these KV embeddings were tuned on another architecture: they hold {layer.channels} channels for layer "
+                f"these KV embeddings were tuned on another architecture: they hold {layer.channels} channels for "
+                "layer "
                 f"{layer.block} {layer.number}.{layer.index}, which this model "
                 + (f"has with {present[layer.key].channels}." if layer.key in present else "does not have.")
                 + " Load the checkpoint family they were tuned on (SD 1.5 or SDXL), or tune again."

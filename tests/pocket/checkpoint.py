@@ -209,6 +209,7 @@ def _save(state: dict[str, Tensor], out: Path, metadata: dict[str, str]) -> None
     temporary = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
         save_file(state, temporary, metadata)
+        temporary.chmod(0o644)  # the writer makes files that only their owner can read
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:
         raise PocketError(f"{out} could not be written ({error}); free some space or choose another folder.") from error

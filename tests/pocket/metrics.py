@@ -22,7 +22,8 @@ else:  # beside a program in this folder
     import world
 
 IDENTITY = ("facing", "pattern", "second", "collar", "socks", "tailtip")
-PALETTE_SCALE = 6.0  # Lab units at which the palette's score has fallen to 1 / e
+PALETTE_FLOOR = 3.0  # Lab units that the autoencoder alone costs
+PALETTE_SCALE = 4.0  # Lab units beyond the floor at which the palette's score has fallen to 1 / e
 QUANTILES = 64
 
 
@@ -112,7 +113,7 @@ def identity(judge: judging.Judge, images, scenes: list[world.Scene]) -> dict[st
 
     score    geometric mean of `hidden` and `palette`, 0..1
     hidden   mean over the shown attributes that captions never tell of the judge's probability of the right value
-    palette  exp(-palette_distance / 6)
+    palette  exp(-(palette_distance - 3) / 4), at most 1
     and one entry per attribute of IDENTITY: 1 right, 0 wrong, nan not shown.
     """
     images = to_float(images)
@@ -128,7 +129,7 @@ def identity(judge: judging.Judge, images, scenes: list[world.Scene]) -> dict[st
     ]
     hidden = torch.stack(chances).nanmean(0)
     distance = palette_distance(images, np.stack(ideal), answers["mask"], np.stack(masks))
-    palette = torch.exp(-distance / PALETTE_SCALE)
+    palette = torch.exp(-(distance - PALETTE_FLOOR).clamp(min=0) / PALETTE_SCALE)
     return {"score": (hidden * palette).sqrt(), "hidden": hidden, "palette": palette} | right_answers(
         answers, scenes, IDENTITY
     )

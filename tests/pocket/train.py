@@ -145,6 +145,7 @@ def _means(seen: list[dict[str, float]]) -> str:
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     temporary = path.with_suffix(".part")
     save_file({name: value.detach().cpu().half().contiguous() for name, value in state.items()}, temporary, metadata)
+    temporary.chmod(0o644)  # the writer makes files that only their owner can read
     os.replace(temporary, path)
 
 

@@ -126,3 +126,4 @@ def save(judge: judging.Judge, path: str | Path) -> None:
     """Weights as float16 .safetensors, without the batch counters."""
     state = {name: value for name, value in judge.state_dict().items() if not name.endswith("num_batches_tracked")}
     save_file({name: value.cpu().half().contiguous() for name, value in state.items()}, path)
+    Path(path).chmod(0o644)  # the writer makes files that only their owner can read

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pocket import autoencoder as autoencoding
 from pocket import judge as judging
-from pocket import parallel, train, train_judge, world
+from pocket import metrics, parallel, train, train_judge, world
 from torch import nn
 
 
@@ -94,10 +94,9 @@ def test_autoencoder_equals_the_hosts(comfy_host_path):
 
 
 def test_shipped_autoencoder_keeps_the_animal_recognisable():
-    from pocket import metrics
-
-    scenes = world.held_out_scenes(4)
+    scenes = world.held_out_scenes(12)
     drawn = metrics.to_float(np.stack([world.render(scene) for scene in scenes]))
     decoded = autoencoding.round_trip(autoencoding.load(), drawn)
     assert metrics.psnr(decoded, drawn).mean() > 25
-    assert metrics.attribute_success(judging.load(), decoded, scenes, ["species", "pose", "side"])["all"] == 1
+    success = metrics.attribute_success(judging.load(), decoded, scenes)
+    assert min(success[name] for name in world.CAPTIONED) >= 0.8, success

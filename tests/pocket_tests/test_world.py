@@ -13,7 +13,7 @@ from pocket import world
 
 SCENES = world.held_out_scenes(24)
 CONTACT_SHEET = Path(world.__file__).parent / "world.png"
-SAMPLED = "1a4950bcbf89046e"  # start of the sha256 of the first 24 held-out scenes, as JSON
+SAMPLED = "a7e84858dadbd73f"  # start of the sha256 of the first 24 held-out scenes, as JSON
 
 
 def test_sampling_draws_the_scenes_the_model_was_trained_on():

@@ -1,0 +1,390 @@
+"""Tune KV and Apply KV in the host: reconstruction, identity, restoration, composition, refusals."""
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import tiny_models
+import torch
+from palimpsest.kernels.reference.kv_inversion import attention
+from palimpsest.nodes.kv_inversion import AS_SET, CONDITIONAL, GUIDED, PAPER, ApplyKV, TuneKV
+from palimpsest.nodes.patches import host, inversion
+from palimpsest.nodes.patches import kv_inversion as patches
+from palimpsest.nodes.patches.artefacts import KVEmbeddings, LayerEmbeddings, TunedLayer, nearest_level
+
+STEPS, GUIDANCE = 4, 3.0
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+def prompts(family="sd15", tokens=7):
+    return tiny_models.prompt(1, family=family), tiny_models.prompt(2, tokens, family=family)
+
+
+def record(model, latent, family="sd15"):
+    """The trajectory of a latent."""
+    positive, negative = prompts(family)
+    levels = inversion.descending_schedule(model, "normal", STEPS, None)
+    return inversion.invert(model, latent["samples"], positive, negative, levels, 1.0, inversion.NEXT_LEVEL)
+
+
+def tune(model, trajectory, family="sd15", negative=None, **changes):
+    """Run the node as the host would: (kv, reconstruction, report)."""
+    settings = {
+        "preset": AS_SET, "guidance": GUIDANCE, "tune_cfg": GUIDED, "placement": "decoder", "start": 0.0,
+        "inner_steps": 4, "learning_rate": 0.05, "tolerance": 0.0, "warm_start": True, "keep_source": True,
+    } | changes  # fmt: skip
+    positive, usual = prompts(family)
+    kv, rebuilt, report = TuneKV.execute(model, trajectory, positive, negative=negative or usual, **settings).args
+    return kv, rebuilt["samples"], report
+
+
+def sample(
+    model, noise, guidance=GUIDANCE, family="sd15", steps=STEPS, negative=None, sampler="euler", scheduler="normal"
+):
+    """The host's own sampler from inverted noise."""
+    positive, usual = prompts(family)
+    sampler = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, scheduler)
+    return sampler.sample(
+        torch.zeros_like(noise), positive, negative or usual, guidance, latent_image=noise, disable_pbar=True, seed=1
+    )
+
+
+def start(model, trajectory):
+    return model.model.process_latent_out(trajectory.latents[0].clone())
+
+
+def apply(model, kv, mode="recompute", strength=1.0, first=0.0, last=1.0, layers="all", mask=None):
+    return ApplyKV.execute(model, kv, AS_SET, mode, strength, first, last, layers, mask).args[0]
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """(model, latent, trajectory, kv, reconstruction) of one tuning that several tests look at."""
+    with torch.inference_mode():
+        model, latent = tiny_models.unet(), tiny_models.latent()
+        trajectory = record(model, latent)
+        return model, latent, trajectory, *tune(model, trajectory)[:2]
+
+
+# ---- tuning
+
+
+@pytest.mark.parametrize(
+    ("family", "prediction", "zsnr"), [("sd15", "EPS", False), ("sd15", "V_PREDICTION", True), ("sdxl", "EPS", False)]
+)
+def test_tuning_rebuilds_the_picture_better_than_ddim(family, prediction, zsnr):
+    model, latent = tiny_models.unet(family, prediction, zsnr), tiny_models.latent()
+    trajectory = record(model, latent, family)
+    plain = sample(model, start(model, trajectory), family=family)
+    _, rebuilt, report = tune(model, trajectory, family, inner_steps=8)
+    wanted = latent["samples"]
+    assert (rebuilt - wanted).norm() < 0.7 * (plain - wanted).norm()
+    assert "rebuilt at guidance 3" in report
+
+
+def test_the_stock_sampler_with_the_embeddings_rebuilds_it_too(tuned):
+    model, _, trajectory, kv, rebuilt = tuned
+    again = sample(apply(model, kv), start(model, trajectory))
+    torch.testing.assert_close(again, rebuilt, rtol=2e-2, atol=2e-2)  # the embeddings are stored in half precision
+
+
+def test_the_model_is_left_as_it_was(tuned):
+    model = tiny_models.unet()
+    latent = tiny_models.latent()
+    trajectory = record(model, latent)
+    weights = {name: (p.data_ptr(), p.clone()) for name, p in model.model.named_parameters()}
+    before = sample(model, start(model, trajectory))
+    tune(model, trajectory)
+    assert torch.equal(sample(model, start(model, trajectory)), before)
+    for name, p in model.model.named_parameters():
+        assert p.data_ptr() == weights[name][0]
+        assert torch.equal(p, weights[name][1])
+        assert not p.requires_grad
+    assert not any(getattr(m, "weight_function", []) for m in model.model.modules())
+    assert not model.model_options["transformer_options"].get("patches_replace")
+
+
+def test_cancelling_leaves_the_model_as_it_was(monkeypatch):
+    model, latent = tiny_models.unet(), tiny_models.latent()
+    trajectory = record(model, latent)
+    before, calls = sample(model, start(model, trajectory)), []
+
+    def interrupt():
+        calls.append(1)
+        if len(calls) == 3:
+            raise comfy.model_management.InterruptProcessingException
+
+    monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", interrupt)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        tune(model, trajectory)
+    monkeypatch.undo()
+    assert torch.equal(sample(model, start(model, trajectory)), before)
+    assert torch.is_inference_mode_enabled()
+
+
+def test_pictures_of_a_batch_are_tuned_each_on_their_own():
+    model, batch = tiny_models.unet(), tiny_models.latent(2)
+    trajectory = record(model, batch)
+    kv, rebuilt, _ = tune(model, trajectory)
+    assert kv.pictures == 2
+    for i in range(2):
+        alone = tune(model, record(model, {"samples": batch["samples"][i : i + 1]}))[1]
+        torch.testing.assert_close(rebuilt[i : i + 1], alone, rtol=1e-2, atol=1e-2)
+    again = sample(apply(model, kv), start(model, trajectory))
+    torch.testing.assert_close(again, rebuilt, rtol=2e-2, atol=2e-2)
+
+
+def test_early_steps_and_other_blocks_are_left_alone():
+    model = tiny_models.unet()
+    kv = tune(model, record(model, tiny_models.latent()), start=0.5, placement="middle")[0]
+    assert [step is None for step in kv.steps] == [True, True, False, False]
+    assert {layer.block for layer in kv.layers} == {"middle"}
+    assert kv.scalars.shape == (STEPS, 1, 4, 1)
+
+
+def test_no_iterations_are_plain_ddim():
+    model = tiny_models.unet()
+    trajectory = record(model, tiny_models.latent())
+    kv, rebuilt, _ = tune(model, trajectory, inner_steps=0)
+    torch.testing.assert_close(rebuilt, sample(model, start(model, trajectory)), rtol=1e-4, atol=1e-4)
+    assert kv.info["iterations"] == 0
+
+
+def test_prompt_only_tuning_rebuilds_at_guidance_1():
+    model, latent = tiny_models.unet(), tiny_models.latent()
+    trajectory = record(model, latent)
+    plain = sample(model, start(model, trajectory), guidance=1.0)
+    kv, rebuilt, _ = tune(model, trajectory, tune_cfg=CONDITIONAL, inner_steps=8)
+    assert (rebuilt - latent["samples"]).norm() < (plain - latent["samples"]).norm()
+    assert kv.info["guidance"] == 1.0
+
+
+def test_a_high_tolerance_stops_at_once():
+    model = tiny_models.unet()
+    kv = tune(model, record(model, tiny_models.latent()), tolerance=1.0)[0]
+    assert kv.info["iterations"] == 0
+
+
+def test_weights_in_bfloat16():
+    model = tiny_models.unet(dtype=torch.bfloat16)
+    latent = tiny_models.latent()
+    trajectory = record(model, latent)
+    plain = sample(model, start(model, trajectory))
+    _, rebuilt, _ = tune(model, trajectory, inner_steps=8)
+    assert (rebuilt - latent["samples"]).norm() < (plain - latent["samples"]).norm()
+
+
+def test_prompts_of_different_lengths():
+    model, latent = tiny_models.unet(), tiny_models.latent()
+    long = tiny_models.prompt(2, tokens=40)  # 7 and 40 tokens cannot be joined: cond and uncond run apart
+    trajectory = record(model, latent)
+    plain = sample(model, start(model, trajectory), negative=long)
+    kv, rebuilt, _ = tune(model, trajectory, negative=long, inner_steps=8)
+    assert (rebuilt - latent["samples"]).norm() < (plain - latent["samples"]).norm()
+    again = sample(apply(model, kv), start(model, trajectory), negative=long)
+    torch.testing.assert_close(again, rebuilt, rtol=2e-2, atol=2e-2)
+
+
+def test_tuning_refuses_what_it_cannot_do(tuned):
+    _, _, trajectory, *_ = tuned
+    with pytest.raises(ValueError, match="another model architecture"):
+        tune(tiny_models.unet("sdxl"), trajectory, "sdxl")
+    with pytest.raises(ValueError, match="needs the negative prompt"):
+        TuneKV.execute(
+            tiny_models.unet(),
+            trajectory,
+            tiny_models.prompt(),
+            AS_SET,
+            5.0,
+            GUIDED,
+            "decoder",
+            0.0,
+            1,
+            0.1,
+            0.0,
+            True,
+            True,
+        )
+
+
+def test_the_papers_preset_replaces_the_values(tuned):
+    model, _, trajectory, *_ = tuned
+    kv = tune(model, trajectory, preset=PAPER, placement="middle", inner_steps=0)[0]
+    assert {layer.block for layer in kv.layers} == {"output"}
+    assert kv.info["inner_steps"] == 10
+    assert kv.info["guidance"] == 1.0
+    noise = start(model, trajectory)
+    by_name = ApplyKV.execute(model, kv, PAPER, "frozen", 0.3, 0.9, 0.95, "middle").args[0]
+    assert torch.equal(sample(by_name, noise), sample(apply(model, kv, first=0.4), noise))
+
+
+# ---- sampling
+
+
+def test_strength_0_is_the_model_itself(tuned):
+    model, _, trajectory, kv, _ = tuned
+    noise = start(model, trajectory)
+    assert torch.equal(sample(apply(model, kv, strength=0.0), noise), sample(model, noise))
+
+
+def test_untrained_embeddings_change_no_bit(tuned):
+    model, _, trajectory, *_ = tuned
+    kv = tune(model, trajectory, inner_steps=0)[0]
+    noise = start(model, trajectory)
+    assert torch.equal(sample(apply(model, kv), noise), sample(model, noise))
+
+
+@pytest.mark.parametrize("mode", list(patches.MODES))
+def test_the_unpatched_model_is_untouched_by_its_patched_clone(tuned, mode):
+    model, _, trajectory, kv, _ = tuned
+    noise = start(model, trajectory)
+    before = sample(model, noise)
+    edited = sample(apply(model, kv, mode), noise)
+    assert not torch.equal(edited, before)
+    assert torch.equal(sample(model, noise), before)
+    assert torch.equal(sample(apply(model, kv, mode), noise), edited)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral"])
+def test_any_sampler_schedule_and_step_count(tuned, sampler):
+    model, _, trajectory, kv, _ = tuned
+    noise = start(model, trajectory)
+    out = sample(apply(model, kv), noise, steps=7, sampler=sampler, scheduler="karras")
+    assert torch.isfinite(out).all()
+
+
+def test_the_window_of_steps(tuned):
+    model, _, trajectory, kv, _ = tuned
+    noise = start(model, trajectory)
+    plain = sample(model, noise)
+    assert torch.equal(sample(apply(model, kv, first=1.0, last=1.0), noise), plain)
+    assert not torch.equal(sample(apply(model, kv, first=0.5), noise), plain)
+    assert torch.equal(sample(apply(model, kv, layers="encoder"), noise), plain)  # tuned in the decoder only
+
+
+def test_a_black_mask_is_the_model_itself_and_a_white_one_the_whole_edit(tuned):
+    model, _, trajectory, kv, _ = tuned
+    noise = start(model, trajectory)
+    assert torch.equal(sample(apply(model, kv, mask=torch.zeros(1, 37, 91)), noise), sample(model, noise))
+    white = sample(apply(model, kv, mask=torch.ones(64, 64)), noise)
+    torch.testing.assert_close(white, sample(apply(model, kv), noise), rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_of_one_picture_serve_a_batch(tuned):
+    model, _, trajectory, kv, _ = tuned
+    noise = start(model, trajectory)
+    three = sample(apply(model, kv), noise.repeat(3, 1, 1, 1))
+    torch.testing.assert_close(three[2:], sample(apply(model, kv), noise), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_two_applications_chain(tuned, guided):
+    model, _, trajectory, kv, _ = tuned
+    noise, guidance = start(model, trajectory), GUIDANCE if guided else 1.0
+    once = sample(apply(model, kv), noise, guidance)
+    twice = sample(apply(apply(model, kv), kv), noise, guidance)
+    assert not torch.equal(once, twice)
+
+
+def test_another_nodes_replacement_still_acts(tuned):
+    model, _, trajectory, kv, _ = tuned
+    layer, seen = kv.layers[0], []
+
+    def theirs(query, key, value, options):
+        seen.append(key.shape)
+        return torch.zeros_like(query)
+
+    other = model.clone()
+    other.set_model_attn1_replace(theirs, layer.block, layer.number)
+    sample(apply(other, kv), start(model, trajectory))
+    assert len(seen) == STEPS
+
+
+def test_wrong_sizes_and_batches_are_refused_with_a_way_out(tuned):
+    model, _, trajectory, kv, _ = tuned
+    with pytest.raises(ValueError, match=r"latent of 8 x 8, sampling runs at 8 x 12.*resize"):
+        sample(apply(model, kv), torch.randn(1, 4, 12, 8))
+    two = tune(model, record(model, tiny_models.latent(2)))[0]
+    with pytest.raises(ValueError, match="tuned to 2 pictures, the sampled batch has 3"):
+        sample(apply(model, two), torch.randn(3, 4, 8, 8))
+    with pytest.raises(ValueError, match=r"another architecture.*does not have|has with"):
+        apply(tiny_models.unet("sdxl"), kv)
+    with pytest.raises(ValueError, match="swap them"):
+        apply(model, kv, first=0.9, last=0.1)
+    with pytest.raises(ValueError, match="NaN"):
+        apply(model, kv, mask=torch.full((1, 8, 8), float("nan")))
+    with pytest.raises(ValueError, match="keep_source on"):
+        apply(model, tune(model, trajectory, keep_source=False)[0], "frozen")
+
+
+# ---- the adapter alone, against the equations
+
+LAYER = TunedLayer("output", 3, 0, 4, 6, 16)
+
+
+def options(rows, chunks, step):
+    """What the host hands an attention replacement."""
+    return {
+        "cond_or_uncond": list(range(chunks))[::-1], "n_heads": 2, "dim_head": 8, "attn_precision": None,
+        "activations_shape": [rows, 16, 4, 6], "kv": step,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", list(patches.MODES))
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_the_adapter_is_equation_1_and_2(mode, strength):
+    q, k, v = torch.randn(3, 4, 24, 16)
+    learned = LayerEmbeddings(*torch.randn(2, 2, 24, 16), *torch.rand(4, 2, 1, 1), *torch.randn(2, 2, 24, 16))
+    step = patches.CurrentStep({LAYER.key: learned})
+    out = patches.ContentPreservingAttention("kv", LAYER, patches.MODES[mode], strength, None)(
+        q, k, v, options(4, 2, step)
+    )
+    rows = {name: t.repeat(2, 1, 1) for name, t in vars(learned).items()}
+    if mode == "recompute":
+        k_bar = rows["lambda_k"] * k + rows["gamma_k"] * rows["k_hat"]
+        v_bar = rows["lambda_v"] * v + rows["gamma_v"] * rows["v_hat"]
+    else:
+        k_bar, v_bar = rows["k_bar"], rows["v_bar"]
+    if mode == "extend":
+        heads = [
+            t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (q, torch.cat([k, k_bar], 1), torch.cat([v, v_bar], 1))
+        ]
+        weights = (heads[0] @ heads[1].mT / 8**0.5).exp() * torch.tensor([1.0] * 24 + [strength] * 24)
+        wanted = ((weights / weights.sum(-1, keepdim=True)) @ heads[2]).transpose(1, 2).flatten(2)
+    else:
+        wanted = attention(q, torch.lerp(k, k_bar, strength), torch.lerp(v, v_bar, strength), 2)
+    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_other_nodes_add_are_refused():
+    with pytest.raises(ValueError, match="5 rows for 2 prompts"):
+        host.chunk_rows({"cond_or_uncond": [1, 0]}, 5)
+
+
+def test_the_nearest_level_is_nearest_by_ratio():
+    assert [nearest_level((14.6, 1.0, 0.03), s) for s in (900.0, 3.0, 5.0, 0.5, 0.1, 0.0)] == [0, 1, 0, 1, 2, 2]
+
+
+def test_a_step_is_read_back_as_it_was_written():
+    layers = [LAYER, TunedLayer("middle", 0, 1, 2, 3, 8)]
+    psi = patches.Psi(layers, 2, torch.device("cpu"))
+    for t in (*psi.embeddings.values(), *psi.scalars.values()):
+        t.copy_(torch.randn_like(t))
+    psi.sources = {layer.key: torch.randn_like(psi.embeddings[layer.key]) for layer in layers}
+    scalars = torch.stack([s[..., 0, 0] for s in psi.scalars.values()])[None]
+    kv = KVEmbeddings((1.0, 0.0), tuple(layers), (psi.blob(),), scalars, (4, 4, 6), True, "x")
+    read = kv.step(0, torch.device("cpu"), torch.float32)
+    for layer in layers:
+        found = read[layer.key]
+        torch.testing.assert_close(
+            torch.stack([found.k_hat, found.v_hat]), psi.embeddings[layer.key], rtol=1e-3, atol=1e-3
+        )
+        torch.testing.assert_close(
+            torch.stack([found.k_bar, found.v_bar]), psi.sources[layer.key], rtol=1e-3, atol=1e-3
+        )
+        weights = torch.stack([found.lambda_k, found.gamma_k, found.lambda_v, found.gamma_v])
+        torch.testing.assert_close(weights, psi.scalars[layer.key])
