@@ -159,10 +159,12 @@ class TuneKV(io.ComfyNode):
         """Fit, then report how near the reconstruction came."""
         chosen = {
             "guidance": guidance, "tune_cfg": tune_cfg, "placement": placement, "start": start,
-            "inner_steps": inner_steps, "learning_rate": learning_rate, "tolerance": tolerance, "warm_start": warm_start,
+            "inner_steps": inner_steps, "learning_rate": learning_rate, "tolerance": tolerance,
+            "warm_start": warm_start,
         }  # fmt: skip
         chosen |= PAPER_TUNING if preset == PAPER else {}
-        guidance = chosen.pop("guidance") if chosen.pop("tune_cfg") == GUIDED else 1.0
+        guided, guidance = chosen.pop("tune_cfg") == GUIDED, chosen.pop("guidance")
+        guidance = guidance if guided else 1.0
         if guidance != 1.0 and negative is None:
             raise ValueError(
                 f"guidance is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text)."

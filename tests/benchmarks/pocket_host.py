@@ -1,0 +1,56 @@
+"""The pocket model inside the host's own classes, in this process, for benchmarks that call the nodes directly.
+
+The narrow U-Net is the same function as the checkpoint's (test_checkpoint.py shows it), and Adam walks the same way on
+it (doubled channels get equal gradients), at a quarter of the cost.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parent.parent
+ROOT = TESTS.parent
+
+
+def import_host() -> None:
+    """Make ComfyUI (COMFYUI_PATH), the pack (`palimpsest`) and the test modules importable."""
+    sys.path.append(str(TESTS))
+    from pocket import train
+
+    train.import_host()
+    spec = importlib.util.spec_from_file_location(
+        "palimpsest", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    sys.modules["palimpsest"] = pack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pack)
+
+
+def load_pocket(narrow: bool = True, weights: Path = TESTS / "pocket" / "weights") -> tuple[Any, Any, Any]:
+    """(model, clip, vae) of the pocket checkpoint by the host's loader; `narrow` swaps in the 160-channel U-Net."""
+    import folder_paths
+
+    import nodes as host_nodes
+
+    models = Path(os.environ.get("PALIMPSEST_MODELS", ROOT / ".dev" / "models"))
+    folder_paths.add_model_folder_path("checkpoints", str(models / "checkpoints"))
+    model, clip, vae = host_nodes.CheckpointLoaderSimple().load_checkpoint("palimpsest_pocket.safetensors")
+    return (narrow_model(model, weights / "unet.safetensors") if narrow else model), clip, vae
+
+
+def narrow_model(model: Any, path: Path) -> Any:
+    """A ModelPatcher like `model` around the shipped 160-channel U-Net."""
+    import comfy.model_patcher
+    import torch
+    from pocket.train import build_unet
+    from safetensors.torch import load_file
+
+    network = build_unet()
+    network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    network.dtype = torch.float32
+    base = type(model.model)(model.model.model_config, model.model.model_type, device="cpu")
+    base.diffusion_model = network.eval().requires_grad_(False)
+    return comfy.model_patcher.CoreModelPatcher(base, model.load_device, model.offload_device)

@@ -1,0 +1,70 @@
+// Build a graph in the graph editor from a description by names, and print it as the editor saves it, as JSON:
+// {"workflow": UI format, "prompt": API format}. tests/make_workflows.py writes the descriptions and keeps the results.
+//
+//   node author_workflow.mjs <host url> <description.json>
+//
+// description: {"nodes": {key: {"type", "at": [x, y], "size"?: [w, h], "title"?, "colour"?, "widgets"?: {name: value},
+// "note"?: the text of a note, "inputs"?: {name: "key.output"}}}, "groups": [{"title", "bounding": [x, y, w, h], "colour"}]}
+
+import fs from 'node:fs';
+import { fitView, load, withEditor } from './editor.mjs';
+
+/** Make the nodes and links; an unknown type, widget or socket is an error. */
+function build(page, description) {
+  return page.evaluate(({ nodes, groups }) => {
+    const { app, LiteGraph } = window;
+    app.graph.clear();
+    const made = {};
+    const find = (list, name, what) => {
+      const index = (list ?? []).findIndex((item) => item.name === name);
+      if (index < 0) throw new Error(`no ${what} ${name}`);
+      return index;
+    };
+    for (const [key, wanted] of Object.entries(nodes)) {
+      const node = LiteGraph.createNode(wanted.type);
+      if (!node) throw new Error(`no node type ${wanted.type}`);
+      app.graph.add(node);
+      made[key] = node;
+      node.pos = wanted.at;
+      if (wanted.title) node.title = wanted.title;
+      if (wanted.colour) Object.assign(node, wanted.colour);
+      for (const [name, value] of Object.entries(wanted.widgets ?? {})) {
+        node.widgets[find(node.widgets, name, `widget of ${wanted.type}`)].value = value;
+      }
+      if (wanted.note) node.widgets[0].value = wanted.note;
+      node.setSize(wanted.size ?? node.computeSize());
+    }
+    for (const [key, wanted] of Object.entries(nodes)) {
+      for (const [name, source] of Object.entries(wanted.inputs ?? {})) {
+        const [from, output] = source.split('.');
+        if (!made[from]) throw new Error(`${key}.${name}: no node ${from}`);
+        const slot = find(made[from].outputs, output, `output of ${from}`);
+        made[from].connect(slot, made[key], find(made[key].inputs, name, `input of ${key}`));
+      }
+    }
+    for (const wanted of groups) {
+      const group = new LiteGraph.LGraphGroup(wanted.title);
+      group.pos = wanted.bounding.slice(0, 2);
+      group.size = wanted.bounding.slice(2);
+      group.color = wanted.colour;
+      app.graph.add(group);
+    }
+  }, description);
+}
+
+/** The graph in both formats; loaded once more first, so that what is saved is what a load gives. */
+async function saved(page) {
+  const read = () => page.evaluate(() => window.app.graphToPrompt());
+  await load(page, JSON.parse(JSON.stringify((await read()).workflow)));
+  await fitView(page);
+  const { workflow, output } = await read();
+  return { workflow, prompt: output };
+}
+
+const [url, descriptionPath] = process.argv.slice(2);
+const description = JSON.parse(fs.readFileSync(descriptionPath, 'utf8'));
+const result = await withEditor(url, 'canvas', 'en', async (page) => {
+  await build(page, description);
+  return saved(page);
+});
+console.log(JSON.stringify(result));

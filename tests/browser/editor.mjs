@@ -1,0 +1,91 @@
+// The graph editor in a real browser, for run_workflow.mjs and author_workflow.mjs.
+//
+// PALIMPSEST_CHROMIUM is the browser, PALIMPSEST_NODE_PATH the folder whose node_modules holds playwright-core.
+
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { createRequire } from 'node:module';
+
+const require = createRequire(path.join(process.env.PALIMPSEST_NODE_PATH, 'package.json'));
+const { chromium } = require('playwright-core');
+
+const READY_MS = 90_000;
+const DEFAULT_GRAPH_MS = 10_000;
+const OUR_REQUESTS = /\/(extensions|view|prompt|workflow_templates|object_info|i18n)\b/;
+const EXPECTED_404 = /\/docs\/[^/]+\/[a-z]{2}(-[A-Z]{2})?\.md/; // a help page is asked for in the locale first
+
+async function setUp(url, renderer, locale) {
+  const settings = {
+    'Comfy.TutorialCompleted': true,
+    'Comfy.Workflow.Persist': false, // an old tab would replace the graph after it was loaded
+    'Comfy.Minimap.Visible': false,
+    'Comfy.VueNodes.Enabled': renderer === 'nodes2',
+    'Comfy.Locale': locale,
+  };
+  for (const [name, value] of Object.entries(settings)) {
+    const reply = await fetch(`${url}/api/settings/${name}`, { method: 'POST', body: JSON.stringify(value) });
+    if (!reply.ok) throw new Error(`setting ${name}: status ${reply.status}`);
+  }
+}
+
+function openBrowser(profile) {
+  return chromium.launchPersistentContext(profile, {
+    executablePath: process.env.PALIMPSEST_CHROMIUM,
+    headless: false, // --headless=new below; playwright would add the old one
+    viewport: { width: 1500, height: 950 },
+    args: [
+      '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+      '--disable-background-networking', '--disable-component-update', '--disable-sync',
+    ],
+  });
+}
+
+/** Collect what goes wrong in the page while the rest runs. */
+function watch(page) {
+  const seen = { pageErrors: [], badRequests: [] };
+  page.on('pageerror', (error) => seen.pageErrors.push(String(error.stack ?? error).slice(0, 600)));
+  page.on('response', (response) => {
+    const address = response.url();
+    if (response.status() < 400 || !OUR_REQUESTS.test(address) || EXPECTED_404.test(address)) return;
+    seen.badRequests.push(`${response.status()} ${address}`);
+  });
+  return seen;
+}
+
+/** Wait until the editor has opened its own default graph, which would else replace ours later. */
+async function waitUntilReady(page) {
+  await page.waitForFunction(() => window.app?.extensionManager && window.app?.graph, null, { timeout: READY_MS });
+  const opened = () => window.app.extensionManager.workflow?.activeWorkflow && window.app.graph._nodes?.length;
+  await page.waitForFunction(opened, null, { timeout: DEFAULT_GRAPH_MS }).catch((error) => {
+    if (error.name !== 'TimeoutError') throw error; // older editors start empty
+  });
+}
+
+/** Open the editor in a fresh profile, give its page and what went wrong so far to `use`, and clean up. */
+export async function withEditor(url, renderer, locale, use) {
+  await setUp(url, renderer, locale);
+  const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'palimpsest-browser-'));
+  const context = await openBrowser(profile);
+  try {
+    const page = context.pages()[0] ?? (await context.newPage());
+    const seen = watch(page);
+    await page.goto(url);
+    await waitUntilReady(page);
+    return await use(page, seen);
+  } finally {
+    await context.close();
+    fs.rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
+  }
+}
+
+/** Show a workflow (UI format) in the editor. */
+export function load(page, workflow) {
+  return page.evaluate((graph) => window.app.loadGraphData(graph, true, true, 'test'), workflow);
+}
+
+/** Bring the whole graph into view. */
+export async function fitView(page) {
+  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'));
+  await page.waitForTimeout(600); // the view moves there smoothly
+}

@@ -1,0 +1,195 @@
+"""The demo: edit one picture in a running ComfyUI over its HTTP API, and lay the results side by side.
+
+`python dev.py demo` starts the host and calls this. Without options it edits a drawn scene whose ideal edit is known,
+so the edit can be scored; with --image, --checkpoint, --source-prompt and --prompt it edits your own picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from api import ApiClient, ApiError
+from PIL import Image, ImageDraw, ImageFont
+from pocket import judge as judging
+from pocket import metrics, world
+
+POCKET = "palimpsest_pocket.safetensors"
+EXAMPLE = {"seed": 77, "number": 2, "pose": "sitting"}  # a held-out scene and its edit
+TILES = {
+    "source": "source",
+    "ideal": "ideal edit (drawn)",
+    "ddim": "DDIM reconstruction",
+    "tuned": "tuned reconstruction",
+    "prompt_swap": "prompt swapped",
+    "kv": "KV Inversion",
+}
+
+
+def graph(image: str, checkpoint: str, source_prompt: str, prompt: str, options: argparse.Namespace) -> dict:
+    """The whole edit as an API-format graph; keys of SaveImage nodes are the names in TILES."""
+
+    def node(kind: str, **inputs) -> dict:
+        return {"class_type": kind, "inputs": inputs}
+
+    def sampled(model: list, positive: list) -> dict:
+        return node(
+            "KSamplerAdvanced", model=model, positive=positive, negative=["nothing", 0], latent_image=["invert", 1],
+            add_noise="disable", noise_seed=0, steps=options.steps, cfg=options.guidance, sampler_name="euler",
+            scheduler="normal", start_at_step=0, end_at_step=10000, return_with_leftover_noise="disable",
+        )  # fmt: skip
+
+    nodes = {
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "image": node("LoadImage", image=image),
+        "encode": node("VAEEncode", pixels=["image", 0], vae=["checkpoint", 2]),
+        "was": node("CLIPTextEncode", clip=["checkpoint", 1], text=source_prompt),
+        "nothing": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
+        "becomes": node("CLIPTextEncode", clip=["checkpoint", 1], text=prompt),
+        "invert": node(
+            "PalimpsestInvert", model=["checkpoint", 0], latent=["encode", 0], positive=["was", 0],
+            negative=["nothing", 0], vae=["checkpoint", 2], steps=options.steps, guidance=1.0, scheduler="normal",
+            evaluate_at="next noise level", reconstruct_at=1.0,
+        ),
+        "tune": node(
+            "PalimpsestTuneKV", model=["checkpoint", 0], trajectory=["invert", 0], positive=["was", 0],
+            negative=["nothing", 0], vae=["checkpoint", 2], preset="as set below", guidance=options.guidance,
+            tune_cfg="with guidance", placement=options.placement, start=0.0, inner_steps=options.inner_steps,
+            learning_rate=0.1, tolerance=1e-5, warm_start=True, keep_source=True,
+        ),
+        "apply": node(
+            "PalimpsestApplyKV", model=["checkpoint", 0], kv=["tune", 0], preset="as set below", mode=options.mode,
+            strength=options.strength, start_percent=options.start_percent, end_percent=1.0, layers="all",
+        ),
+        "keep": node("PalimpsestSaveKV", kv=["tune", 0], filename="demo"),
+        "invert report": node("PreviewAny", source=["invert", 3]),
+        "tune report": node("PreviewAny", source=["tune", 2]),
+        "sample ddim": sampled(["checkpoint", 0], ["was", 0]),
+        "sample prompt_swap": sampled(["checkpoint", 0], ["becomes", 0]),
+        "sample kv": sampled(["apply", 0], ["becomes", 0]),
+    }  # fmt: skip
+    latents = {"ceiling": ["encode", 0], "tuned": ["tune", 1]}
+    latents |= {name: [f"sample {name}", 0] for name in ("ddim", "prompt_swap", "kv")}
+    for name, latent in latents.items():
+        nodes[f"decode {name}"] = node("VAEDecode", samples=latent, vae=["checkpoint", 2])
+        nodes[name] = node("SaveImage", images=[f"decode {name}", 0], filename_prefix=f"palimpsest_demo/{name}")
+    return nodes
+
+
+def picture(data: bytes) -> np.ndarray:
+    """A file's pixels, uint8 (H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def same_size(image: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """The centre of an image in another's size: VAE Encode crops to multiples of 8 pixels, around the middle."""
+    top, left = ((a - b) // 2 for a, b in zip(image.shape, like.shape, strict=True) if a != 3)
+    return image[top : top + like.shape[0], left : left + like.shape[1]]
+
+
+def measured(pictures: dict[str, np.ndarray], target: world.Scene | None) -> dict:
+    """PSNR of the reconstructions against the source; and, where the ideal edit is known, scores of the edits."""
+    source = same_size(pictures["source"], pictures["ceiling"])
+    numbers = {
+        f"{name} PSNR dB": round(float(metrics.psnr(pictures[name], source)), 2)
+        for name in ("ceiling", "ddim", "tuned")
+    }
+    if target is None:
+        return numbers
+    judge = judging.load()
+    for name in ("prompt_swap", "kv"):
+        image = torch.from_numpy(pictures[name])[None]
+        right = metrics.attribute_success(judge, image, [target], ("species", "colour", "pose", "side", "place"))
+        numbers[f"{name} prompt followed"] = round(sum(float(v) for v in right.values()) / len(right), 2)
+        numbers[f"{name} identity"] = round(float(metrics.identity(judge, image, [target])["score"]), 2)
+    return numbers
+
+
+def contact_sheet(pictures: dict[str, np.ndarray], scale: int) -> Image.Image:
+    """The pictures of TILES side by side, each under its label."""
+    found = {name: pictures[name] for name in TILES if name in pictures}
+    height, width = (n * scale for n in pictures["ceiling"].shape[:2])
+    sheet = Image.new("RGB", ((width + 8) * len(found) + 8, height + 40), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for i, (name, image) in enumerate(found.items()):
+        left = 8 + i * (width + 8)
+        draw.text((left, 8), TILES[name], fill="black", font=font)
+        sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS), (left, 32))
+    return sheet
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Upload, queue, wait, write the pictures, the sheet and report.json. Returns the report."""
+    client, output = ApiClient(options.url), Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    target, source_file = None, options.image
+    source_prompt, prompt = options.source_prompt, options.prompt
+    if source_file is None:
+        scene = world.held_out_scenes(EXAMPLE["number"] + 1, EXAMPLE["seed"])[-1]
+        target = world.edit(scene, pose=EXAMPLE["pose"])
+        source_file = output / "source.png"
+        Image.fromarray(world.render(scene)).save(source_file)
+        Image.fromarray(world.render(target)).save(output / "ideal.png")
+        source_prompt, prompt = source_prompt or world.caption(scene), prompt or world.caption(target)
+    elif not (source_prompt and prompt):
+        raise ApiError("--image also needs --source-prompt (the picture as it is) and --prompt (as it should become)")
+    print(f'source "{source_prompt}"\nedit   "{prompt}"', flush=True)
+    began = time.monotonic()
+    entry = client.queue(
+        graph(client.upload_image(source_file), options.checkpoint, source_prompt, prompt, options), timeout=3600
+    )
+    seconds = time.monotonic() - began
+    pictures = {
+        name: picture(client.images(entry, name)[0]) for name in ("ceiling", "ddim", "tuned", "prompt_swap", "kv")
+    }
+    for name, image in pictures.items():
+        Image.fromarray(image).save(output / f"{name}.png")
+    pictures["source"] = picture(Path(source_file).read_bytes())
+    if target is not None:
+        pictures["ideal"] = world.render(target)
+    texts = {name: entry["outputs"][f"{name} report"]["text"][0] for name in ("invert", "tune")}
+    report = {"seconds": round(seconds, 1), "source prompt": source_prompt, "prompt": prompt, **texts}
+    report |= measured(pictures, target)
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    contact_sheet(pictures, max(1, 256 // pictures["ceiling"].shape[1])).save(output / "sheet.png")
+    return report
+
+
+def main() -> int:
+    """Parse, run, print a short table and where the sheet is."""
+    parser = argparse.ArgumentParser(prog="python dev.py demo", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--url", required=True, help=argparse.SUPPRESS)
+    add("--models-dir", help=argparse.SUPPRESS)
+    add("--output", default="output/demo", help="folder for the pictures and report.json")
+    add("--image", help="your own picture file")
+    add("--checkpoint", default=POCKET, help="a checkpoint by the name the host lists")
+    add("--source-prompt", help="what the picture shows")
+    add("--prompt", help="what it should show")
+    add("--steps", type=int, default=20, help="steps of inversion and sampling")
+    add("--guidance", type=float, default=5.0, help="guidance of the edit")
+    add("--inner-steps", type=int, default=10, help="learning iterations a step")
+    add("--placement", default="decoder", help="which self-attention layers learn")
+    add("--mode", default="recompute", help="how the source acts on the edit")
+    add("--strength", type=float, default=1.0, help="how much of the source is used")
+    add("--start-percent", type=float, default=0.0, help="when the source begins to act")
+    options = parser.parse_args()
+    try:
+        report = run(options)
+    except (ApiError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    for name, value in report.items():
+        print(f"  {name:24} {value}")
+    print(f"pictures: {Path(options.output) / 'sheet.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
