@@ -20,7 +20,15 @@ PAPER_TUNING = {
     "guidance": 7.5, "tune_cfg": CONDITIONAL, "placement": "decoder", "start": 0.0, "inner_steps": 10,
     "learning_rate": 0.01, "tolerance": 1e-5, "warm_start": False,
 }  # fmt: skip
-PAPER_EDITING = {"mode": "recompute", "strength": 1.0, "start_percent": 0.4, "end_percent": 1.0, "layers": "all"}
+PAPER_EDITING = {
+    "mode": "recompute",
+    "strength": 1.0,
+    "source_guidance": 1.0,
+    "start_percent": 0.4,
+    "end_percent": 1.0,
+    "layers": "all",
+    "look_ahead": 0.0,
+}
 PRESET_TOOLTIP = (
     "as set below: the values under this line act. paper: the paper's own values replace them (see the help page)."
 )
@@ -237,6 +245,15 @@ class ApplyKV(io.ComfyNode):
                     "0.8 frees the pose.",
                 ),
                 io.Float.Input(
+                    "source_guidance",
+                    default=1.0,
+                    min=0.0,
+                    max=15.0,
+                    step=0.1,
+                    tooltip="How hard to insist on the source's look, as guidance does for the prompt. 1: off. 3 to 6: "
+                    "coat, colours and texture come through; too high burns them in. Half as much time again a step.",
+                ),
+                io.Float.Input(
                     "start_percent",
                     default=0.0,
                     min=0.0,
@@ -261,6 +278,18 @@ class ApplyKV(io.ComfyNode):
                     advanced=True,
                     tooltip="Which of the tuned layers act. all: every layer that was tuned.",
                 ),
+                io.Float.Input(
+                    "look_ahead",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Modes frozen and extend: show the edit the source as it was later in its own sampling, "
+                    "where "
+                    "coat and texture are clearer. 0: at the same step. 0.1 to 0.3: more texture. 1: the finished "
+                    "source.",
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -272,15 +301,32 @@ class ApplyKV(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, kv, preset, mode, strength, start_percent, end_percent, layers, mask=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        kv,
+        preset,
+        mode,
+        strength,
+        source_guidance,
+        start_percent,
+        end_percent,
+        layers,
+        look_ahead,
+        mask=None,
+    ) -> io.NodeOutput:
         """Patch a clone of the model."""
         if preset == PAPER:
-            mode, strength, start_percent, end_percent, layers = PAPER_EDITING.values()
+            mode, strength, source_guidance, start_percent, end_percent, layers, look_ahead = PAPER_EDITING.values()
         if end_percent < start_percent:
             raise ValueError(f"end_percent {end_percent:g} lies before start_percent {start_percent:g}: swap them.")
         if mask is not None:
             host.picture_rows(mask, mask.reshape(-1, *mask.shape[-2:]).shape[0], 1, 1)
-        return io.NodeOutput(kv_patches.apply(model, kv, mode, strength, start_percent, end_percent, layers, mask))
+        return io.NodeOutput(
+            kv_patches.apply(
+                model, kv, mode, strength, start_percent, end_percent, layers, mask, look_ahead, source_guidance
+            )
+        )
 
 
 class SaveKV(io.ComfyNode):

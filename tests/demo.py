@@ -65,7 +65,8 @@ def graph(image: str, checkpoint: str, source_prompt: str, prompt: str, options:
         ),
         "apply": node(
             "PalimpsestApplyKV", model=["checkpoint", 0], kv=["tune", 0], preset="as set below", mode=options.mode,
-            strength=options.strength, start_percent=options.start_percent, end_percent=1.0, layers="all",
+            strength=options.strength, source_guidance=options.source_guidance, start_percent=options.start_percent,
+            end_percent=1.0, layers="all", look_ahead=0.0,
         ),
         "keep": node("PalimpsestSaveKV", kv=["tune", 0], filename="demo"),
         "invert report": node("PreviewAny", source=["invert", 3]),
@@ -177,6 +178,7 @@ def main() -> int:
     add("--inner-steps", type=int, default=10, help="learning iterations a step")
     add("--placement", default="decoder", help="which self-attention layers learn")
     add("--mode", default="recompute", help="how the source acts on the edit")
+    add("--source-guidance", type=float, default=1.0, help="how hard to insist on the source's look")
     add("--strength", type=float, default=1.0, help="how much of the source is used")
     add("--start-percent", type=float, default=0.0, help="when the source begins to act")
     options = parser.parse_args()

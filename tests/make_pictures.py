@@ -3,9 +3,9 @@
     python tests/make_pictures.py example                       tests/data/input/palimpsest_example.png
     python tests/make_pictures.py docs --demo output/demo       web/docs/<NodeId>/*.jpg and workflows/*.jpg
 
-The demo's folder holds source.png, ddim.png (sampled from the inverted noise with the source's prompt, nothing learned),
-tuned.png (the same with the tuned keys and values), prompt_swap.png (edit prompt, nothing learned), kv.png (edit prompt
-with Apply KV) and, where it is known, ideal.png.
+The demo's folder holds source.png, ddim.png (sampled from the inverted noise with the source's prompt, nothing
+learned), tuned.png (the same with the tuned keys and values), prompt_swap.png (edit prompt, nothing learned), kv.png
+(edit prompt with Apply KV) and, where it is known, ideal.png.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def draw_example() -> Path:
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:
-    """Small drawn pictures by whole factors, so that their pixels stay visible; others smoothly."""
-    whole = picture.width == picture.height and side % picture.width == 0
-    return picture.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+    """A square picture to `side`; twice the size by doubled pixels, which stay crisp, any other smoothly."""
+    twice = picture.size == (side // 2, side // 2)
+    return picture.resize((side, side), Image.Resampling.NEAREST if twice else Image.Resampling.LANCZOS)
 
 
 def row(pictures: list[tuple[Image.Image, str]]) -> Image.Image:
@@ -86,7 +86,7 @@ def row(pictures: list[tuple[Image.Image, str]]) -> Image.Image:
 def thumbnail(edited: Image.Image, source: Image.Image) -> Image.Image:
     """The edited picture with the source small in the upper left corner."""
     sheet = enlarged(edited, THUMBNAIL)
-    inset = enlarged(source, THUMBNAIL // 3).crop((0, 0, THUMBNAIL // 3, THUMBNAIL // 3))
+    inset = enlarged(source, THUMBNAIL // 3)
     frame = Image.new("RGB", (inset.width + 8, inset.height + 8), "white")
     frame.paste(inset, (4, 4))
     sheet.paste(frame, (14, 14))

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ EDIT = "a red cat sitting on the right in the snow"
 OTHER_EDIT = "a red cat lying on the right in the snow"
 STEPS, GUIDANCE, SCHEDULER = 20, 5.0, "normal"
 
-COLOURS = {"1": "#3f789e", "2": "#a1309b", "3": "#3f7a4a"}  # of the groups
+COLOURS = {"1": "#3f789e", "2": "#b58b2a", "3": "#3f7a4a"}  # of the groups
 NOTE = {"color": "#432", "bgcolor": "#653"}
 
 START_HERE = """## Change what someone does, keep who it is
@@ -60,7 +61,8 @@ KNOBS = """## Not right yet?
 - **Another animal or person**: start_percent 0, strength 1; more inner_steps in Tune KV.
 - **The tuned reconstruction is off**: more inner_steps; a prompt that fits the photo better.
 
-Save KV has written the tuning to models/palimpsest_kv. The workflow *Edit again from a saved tuning* takes it from there."""
+Save KV has written the tuning to models/palimpsest_kv. The workflow *Edit again from a saved tuning* takes it from
+there."""
 
 START_AGAIN = """## Edit a photo again without learning it again
 
@@ -68,8 +70,8 @@ START_AGAIN = """## Edit a photo again without learning it again
 2. **Load KV**: the file that Save KV wrote (models/palimpsest_kv; press R to list new ones).
 3. **The picture as it should be**: any new action.
 
-The saved file is the tuning; the start noise is found anew by Invert Picture, which takes one model call a step. Its test
-reconstruction is off (reconstruct_at 0).
+The saved file is the tuning; the start noise is found anew by Invert Picture, which takes one model call a step.
+Its test reconstruction is off (reconstruct_at 0).
 
 Keep steps, scheduler and cfg as they were when you tuned, and the picture at the same size."""
 
@@ -114,10 +116,10 @@ def edit_nodes(left: int, kv: str, prompt: str) -> dict:
         "edit": text("The picture as it should be", [left, 80], prompt),
         "apply": {"type": "PalimpsestApplyKV", "at": [left, 260], "size": [380, 280],
                   "inputs": {"model": "checkpoint.MODEL", "kv": kv}},
-        "sample": {"type": "KSamplerAdvanced", "at": [left, 640], "size": [380, 400],
-                   "widgets": {"add_noise": "disable", "noise_seed": 0, "control_after_generate": "fixed", "steps": STEPS,
-                               "cfg": GUIDANCE, "sampler_name": "euler", "scheduler": SCHEDULER, "start_at_step": 0,
-                               "end_at_step": 10000, "return_with_leftover_noise": "disable"},
+        "sample": {"type": "KSamplerAdvanced", "at": [left, 640], "size": [380, 350],
+                   "widgets": {"add_noise": "disable", "noise_seed": 0, "control_after_generate": "fixed",
+                               "steps": STEPS, "cfg": GUIDANCE, "sampler_name": "euler", "scheduler": SCHEDULER,
+                               "start_at_step": 0, "end_at_step": 10000, "return_with_leftover_noise": "disable"},
                    "inputs": {"model": "apply.MODEL", "positive": "edit.CONDITIONING",
                               "negative": "negative.CONDITIONING", "latent_image": "invert.noise"}},
         "decode": {"type": "VAEDecode", "at": [right, 80], "size": [380, 60],
@@ -214,6 +216,7 @@ def main() -> None:
     with dev.open_host(place, "workflows", None) as host:
         for name, describe in GRAPHS.items():
             made = author(host.url, describe(), browser)
+            made["workflow"]["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # the editor draws a new one each time
             write(made["workflow"], WORKFLOWS / f"{name}.json")
             write(made["prompt"], API / f"{name}.json")
 

@@ -37,6 +37,21 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
+def source_guidance(guided: Tensor, shown: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """Guide a denoised picture towards the source, as classifier-free guidance guides it towards the text.
+
+    x_0 = D(no text, no source) + s (D(no text, source) - D(no text, no source))
+          + w (D(text, source) - D(no text, source))
+    which is guidance on two conditions as InstructPix2Pix writes it (arXiv:2211.09800, eq. 3), with the source's keys
+    and values in place of its input picture. `guided` already has the part with w, the source everywhere, so this adds
+    (s - 1) (D(no text, source) - D(no text, no source)). Not part of KV Inversion.
+
+    guided, shown, hidden (B, C, H, W): with guidance; without text but with the source; without both. scale = s, where
+    1 gives `guided` back.
+    """
+    return guided + (scale - 1.0) * (shown - hidden)
+
+
 def reconstruction_loss(latent: Tensor, target: Tensor, signal: float) -> Tensor:
     """L_rec = || z^_{t-1} - z~_{t-1} ||^2 per picture, averaged over its elements.       eq. 3
 

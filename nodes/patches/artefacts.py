@@ -113,6 +113,10 @@ class KVEmbeddings:
         """The step whose noise level is nearest to sigma: the rule when another schedule samples than tuned."""
         return nearest_level(self.sigmas[:-1], sigma)
 
+    def ahead(self, index: int, share: float) -> int:
+        """The step that lies `share` of the schedule nearer to the finished picture than step `index`."""
+        return min(index + round(share * len(self.steps)), len(self.steps) - 1)
+
     def step(self, index: int, device: torch.device, dtype: torch.dtype) -> dict[tuple, LayerEmbeddings] | None:
         """One step's embeddings on a device, by layer key, moved in one copy. None if the step was not tuned."""
         blob = self.steps[index]

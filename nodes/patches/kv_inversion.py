@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kernels.reference.ddim import ddim_step, signal_level
-from ...kernels.reference.kv_inversion import content_preserving, reconstruction_loss
+from ...kernels.reference.kv_inversion import content_preserving, reconstruction_loss, source_guidance
 from . import host, inversion
 from .artefacts import KVEmbeddings, LayerEmbeddings, Trajectory, TunedLayer
 
@@ -404,6 +404,7 @@ class SelectStep:
     kv: KVEmbeddings
     sigma_start: float
     sigma_end: float
+    look_ahead: float
 
     def __call__(
         self,
@@ -418,10 +419,14 @@ class SelectStep:
     ) -> Tensor:
         options = dict(transformer_options or {})
         sigma = float(t.flatten()[0])
-        if self.sigma_end < sigma <= self.sigma_start:
+        if self.active(sigma) and not options.get(self.name + ".hidden"):
             self.check(x, options)
             options[self.name] = self.fetch(sigma, executor.class_obj, x.device, options.get(self.name + ".run"))
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def active(self, sigma: float) -> bool:
+        """Whether the embeddings act at this noise level."""
+        return self.sigma_end < sigma <= self.sigma_start
 
     def check(self, x: Tensor, options: dict) -> None:
         """Refuse a batch or picture size that the embeddings were not tuned to."""
@@ -447,10 +452,37 @@ class SelectStep:
         if cache is not None and cache.step == wanted:
             return cache.value
         layers = self.kv.step(*wanted)
+        later = self.kv.ahead(wanted[0], self.look_ahead)
+        if layers is not None and later != wanted[0]:
+            source = self.kv.step(later, device, dtype)
+            layers = {k: replace(v, k_bar=source[k].k_bar, v_bar=source[k].v_bar) for k, v in layers.items()}
         value = None if layers is None else CurrentStep(layers)
         if cache is not None:
             cache.step, cache.value = wanted, value
         return value
+
+
+@dataclass(frozen=True)
+class SourceGuidance:
+    """Post-CFG function: one more model row a step, with the source hidden, and a push away from what it draws."""
+
+    select: SelectStep
+    scale: float
+
+    def __call__(self, args: dict) -> Tensor:
+        import comfy.samplers
+
+        guided, sigma = args["denoised"], args["sigma"]
+        if not self.select.active(float(sigma.flatten()[0])):
+            return guided
+        without_text = args.get("uncond_denoised") is not None and args.get("uncond") is not None
+        prompt = args["uncond"] if without_text else args["cond"]  # guidance 1 runs without the negative prompt
+        shown = args["uncond_denoised"] if without_text else args["cond_denoised"]
+        model_options = args["model_options"].copy()
+        hidden_source = {self.select.name + ".hidden": True}
+        model_options["transformer_options"] = model_options.get("transformer_options", {}) | hidden_source
+        (hidden,) = comfy.samplers.calc_cond_batch(args["model"], [prompt], args["input"], sigma, model_options)
+        return source_guidance(guided, shown, hidden, self.scale)
 
 
 @dataclass(frozen=True)
@@ -504,6 +536,8 @@ def apply(
     end_percent: float,
     placement: str,
     mask: Tensor | None,
+    look_ahead: float = 0.0,
+    guidance: float = 1.0,
 ) -> Any:
     """A clone of the model that attends to the tuned keys and values. At strength 0 it is the model, bit for bit.
 
@@ -535,5 +569,8 @@ def apply(
         patched.set_model_attn1_replace(attend, *layer.key)
     window = (sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent))
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, name, StartRun(name))
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, name, SelectStep(name, kv, *window))
+    select = SelectStep(name, kv, *window, look_ahead)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, name, select)
+    if guidance != 1.0:
+        patched.set_model_sampler_post_cfg_function(SourceGuidance(select, guidance))
     return patched

@@ -34,6 +34,8 @@ NUMBERS = {
 }  # fmt: skip
 SWEEPS = {
     "start_percent": (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8),
+    "look_ahead": (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
+    "source_guidance": (1.0, 2.0, 3.0, 4.0, 6.0, 8.0),
     "strength": (0.25, 0.5, 0.75, 1.0),
     "guidance": (1.0, 2.0, 3.0, 4.0, 5.0, 7.5),
     "inner_steps": (0, 2, 5, 10, 20),
@@ -136,18 +138,26 @@ def compare(scenes: Scenes, guidance: float) -> tuple[dict, dict]:
     plain = scenes.sample(scenes.model, scenes.was, guidance)
     kv, tuned, seconds = scenes.tune(guidance=guidance)
     untuned, _, _ = scenes.tune(guidance=guidance, inner_steps=0)
-    ideal_latent = scenes.vae.encode(scenes.ideals)
     rows = {
-        "ideal edit through the autoencoder": scenes.decode(ideal_latent),
+        "ideal edit through the autoencoder": scenes.decode(scenes.vae.encode(scenes.ideals)),
         "source, not edited": ceiling,
         "prompt swapped": scenes.sample(scenes.model, scenes.becomes, guidance),
-        "KV Inversion (defaults)": scenes.edit(kv, guidance),
-        "KV Inversion, recompute": scenes.edit(kv, guidance, mode="recompute"),
-        "KV Inversion, frozen": scenes.edit(kv, guidance, mode="frozen"),
-        "KV Inversion, extend": scenes.edit(kv, guidance, mode="extend"),
-        "KV Inversion, paper preset": scenes.edit(kv, guidance, preset=kv_nodes.PAPER),
-        "source's K, V without tuning": scenes.edit(untuned, guidance, mode="frozen", start_percent=0.2),
+        "KV Inversion, defaults": scenes.edit(kv, guidance),
     }
+    for name, (embeddings, settings) in {
+        "recompute (Algorithm 1)": (kv, {"mode": "recompute", "source_guidance": 1.0}),
+        "paper preset": (kv, {"preset": kv_nodes.PAPER}),
+        "frozen": (kv, {"mode": "frozen", "source_guidance": 1.0}),
+        "extend": (kv, {"mode": "extend", "source_guidance": 1.0}),
+        "recompute, source guidance 4": (kv, {"mode": "recompute", "source_guidance": 4.0}),
+        "frozen, source guidance 4": (kv, {"mode": "frozen", "source_guidance": 4.0}),
+        "extend, source guidance 4": (kv, {"mode": "extend", "source_guidance": 4.0}),
+        "extend, source guidance 7": (kv, {"mode": "extend", "source_guidance": 7.0}),
+        "extend, 4, look ahead 0.1": (kv, {"mode": "extend", "source_guidance": 4.0, "look_ahead": 0.1}),
+        "untuned source, frozen from 0.2": (untuned, {"mode": "frozen", "source_guidance": 1.0, "start_percent": 0.2}),
+        "untuned source, extend, 4": (untuned, {"mode": "extend", "source_guidance": 4.0}),
+    }.items():
+        rows[name] = scenes.edit(embeddings, guidance, **settings)
     numbers = {
         "reconstruction": {
             "autoencoder alone": scenes.reconstruction(ceiling),

@@ -7,7 +7,9 @@
 // "note"?: the text of a note, "inputs"?: {name: "key.output"}}}, "groups": [{"title", "bounding": [x, y, w, h], "colour"}]}
 
 import fs from 'node:fs';
-import { fitView, load, withEditor } from './editor.mjs';
+import { load, withEditor } from './editor.mjs';
+
+const FIRST_VIEW = { scale: 0.65, offset: [580, 180] }; // the left upper part, large enough to read
 
 /** Make the nodes and links; an unknown type, widget or socket is an error. */
 function build(page, description) {
@@ -56,7 +58,7 @@ function build(page, description) {
 async function saved(page) {
   const read = () => page.evaluate(() => window.app.graphToPrompt());
   await load(page, JSON.parse(JSON.stringify((await read()).workflow)));
-  await fitView(page);
+  await page.evaluate((view) => Object.assign(window.app.canvas.ds, view), FIRST_VIEW);
   const { workflow, output } = await read();
   return { workflow, prompt: output };
 }

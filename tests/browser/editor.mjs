@@ -33,7 +33,7 @@ function openBrowser(profile) {
   return chromium.launchPersistentContext(profile, {
     executablePath: process.env.PALIMPSEST_CHROMIUM,
     headless: false, // --headless=new below; playwright would add the old one
-    viewport: { width: 1500, height: 950 },
+    viewport: { width: 2400, height: 1400 }, // the whole of a large graph, with its words: they vanish when it is small
     args: [
       '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
       '--disable-background-networking', '--disable-component-update', '--disable-sync',

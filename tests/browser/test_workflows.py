@@ -67,6 +67,8 @@ def test_the_graph_editor_shows_chinese(open_workflow):
     report = open_workflow(WORKFLOWS[0], "canvas", "zh")
     names = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert report["result"] == "execution_success", report["detail"]
-    assert {names["PalimpsestApplyKV"]["display_name"], names["PalimpsestInvert"]["display_name"]} < set(report["titles"])
+    assert {names["PalimpsestApplyKV"]["display_name"], names["PalimpsestInvert"]["display_name"]} < set(
+        report["titles"]
+    )
     shown = {name for node in report["inputs"] for name in node}
     assert {item["name"] for item in names["PalimpsestApplyKV"]["inputs"].values()} <= shown | {"遮罩"}

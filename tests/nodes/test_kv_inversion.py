@@ -57,8 +57,8 @@ def start(model, trajectory):
     return model.model.process_latent_out(trajectory.latents[0].clone())
 
 
-def apply(model, kv, mode="recompute", strength=1.0, first=0.0, last=1.0, layers="all", mask=None):
-    return ApplyKV.execute(model, kv, AS_SET, mode, strength, first, last, layers, mask).args[0]
+def apply(model, kv, mode="recompute", strength=1.0, first=0.0, last=1.0, layers="all", mask=None, guidance=1.0):
+    return ApplyKV.execute(model, kv, AS_SET, mode, strength, guidance, first, last, layers, 0.0, mask).args[0]
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_the_papers_preset_replaces_the_values(tuned):
     assert kv.info["inner_steps"] == 10
     assert kv.info["guidance"] == 1.0
     noise = start(model, trajectory)
-    by_name = ApplyKV.execute(model, kv, PAPER, "frozen", 0.3, 0.9, 0.95, "middle").args[0]
+    by_name = ApplyKV.execute(model, kv, PAPER, "frozen", 0.3, 4.0, 0.9, 0.95, "middle", 0.5).args[0]
     assert torch.equal(sample(by_name, noise), sample(apply(model, kv, first=0.4), noise))
 
 
@@ -247,6 +247,40 @@ def test_the_unpatched_model_is_untouched_by_its_patched_clone(tuned, mode):
     assert not torch.equal(edited, before)
     assert torch.equal(sample(model, noise), before)
     assert torch.equal(sample(apply(model, kv, mode), noise), edited)
+
+
+def test_looking_ahead_shows_the_source_of_a_later_step(tuned):
+    model, _, trajectory, kv, _ = tuned
+    noise = start(model, trajectory)
+    assert [kv.ahead(i, 0.5) for i in range(STEPS)] == [2, 3, 3, 3]
+
+    def edit(mode, look_ahead):
+        patched = patches.apply(model, kv, mode, 1.0, 0.0, 1.0, "all", None, look_ahead)
+        return sample(patched, noise)
+
+    assert not torch.equal(edit("extend", 0.5), edit("extend", 0.0))
+    assert torch.equal(edit("recompute", 0.5), edit("recompute", 0.0))  # has no use for the source
+
+
+def test_source_guidance_pushes_away_from_the_picture_without_the_source(tuned):
+    model, _, trajectory, kv, _ = tuned
+    noise = start(model, trajectory)
+    positive, negative = prompts()
+
+    def one_step(patched, guidance):
+        levels = torch.tensor([trajectory.sigmas[0], 0.0])
+        return inversion.sample(patched, inversion.descend, noise, levels, positive, negative, guidance)
+
+    for guidance in (GUIDANCE, 1.0):  # at guidance 1 the host runs without the negative prompt
+        only = (negative, negative) if guidance != 1.0 else (positive, positive)
+        levels = torch.tensor([trajectory.sigmas[0], 0.0])
+        shown, hidden = (
+            inversion.sample(m, inversion.descend, noise, levels, *only, 1.0)
+            for m in (apply(model, kv, "frozen"), model)
+        )
+        wanted = one_step(apply(model, kv, "frozen"), guidance) + 3.0 * (shown - hidden)
+        found = one_step(apply(model, kv, "frozen", guidance=4.0), guidance)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral"])

@@ -29,7 +29,9 @@ def test_the_nodes_of_a_workflow_agree(name):
         assert (sampler["steps"], sampler["scheduler"]) == (inversion["steps"], inversion["scheduler"])
         assert sampler["add_noise"] == "disable"
         assert sampler["sampler_name"] == "euler"
-        assert [sampler["cfg"]] == [tune["guidance"] for tune in nodes_of(prompt, "PalimpsestTuneKV")] or name != NAMES[1]
+        assert [sampler["cfg"]] == [tune["guidance"] for tune in nodes_of(prompt, "PalimpsestTuneKV")] or name != NAMES[
+            1
+        ]
 
 
 @pytest.mark.parametrize("name", NAMES)

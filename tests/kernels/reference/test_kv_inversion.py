@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from palimpsest.kernels.reference.kv_inversion import attention, content_preserving, reconstruction_loss
+from palimpsest.kernels.reference.kv_inversion import (
+    attention,
+    content_preserving,
+    reconstruction_loss,
+    source_guidance,
+)
 
 
 def test_content_preserving_by_hand():
@@ -59,3 +64,12 @@ def test_reconstruction_loss_is_per_picture_and_in_z():
     latent, target = torch.zeros(2, 4, 3, 5), torch.zeros(2, 4, 3, 5)
     latent[1] = 3.0
     torch.testing.assert_close(reconstruction_loss(latent, target, 0.5), torch.tensor([0.0, 2.25]))
+
+
+def test_source_guidance_is_guidance_on_two_conditions():
+    nothing, source, both = torch.randn(3, 2, 4, 3, 5, dtype=torch.float64)
+    text_scale, source_scale = 5.0, 3.0
+    wanted = nothing + source_scale * (source - nothing) + text_scale * (both - source)
+    guided = source + text_scale * (both - source)
+    torch.testing.assert_close(source_guidance(guided, source, nothing, source_scale), wanted)
+    assert torch.equal(source_guidance(guided, source, nothing, 1.0), guided)

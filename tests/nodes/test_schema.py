@@ -1,0 +1,145 @@
+"""What every node tells people, what saved graphs rely on; texts, help pages and workflows cover every node."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import re
+from pathlib import Path
+
+import make_locales
+import make_object_info
+import pytest
+from comfy_api.latest import io
+from palimpsest.nodes import files
+from palimpsest.nodes.extension import Palimpsest
+
+ROOT = Path(__file__).resolve().parents[2]
+files.register_folder()
+NODES = asyncio.run(Palimpsest().get_node_list())
+SCHEMAS = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in NODES}
+IDS = sorted(SCHEMAS)
+
+
+@pytest.fixture(params=IDS)
+def schema(request) -> io.Schema:
+    return SCHEMAS[request.param]
+
+
+def test_ids_carry_the_packs_prefix_and_are_unique():
+    assert len(SCHEMAS) == len(NODES)
+    assert all(re.fullmatch(r"Palimpsest[A-Z]\w+", node_id) for node_id in IDS)
+
+
+def test_a_node_says_what_it_is(schema):
+    assert schema.display_name
+    assert schema.description.endswith(".")
+    assert schema.search_aliases
+    assert re.fullmatch(r"palimpsest/[a-z]+", schema.category)
+
+
+def test_every_input_and_output_has_a_tooltip(schema):
+    for item in [*schema.inputs, *schema.outputs]:
+        assert item.tooltip, item.display_name or item.id
+        assert item.tooltip.strip().endswith("."), item.tooltip
+        assert "  " not in item.tooltip
+
+
+def test_numbers_are_bounded(schema):
+    """A workflow file is written by others."""
+    for item in schema.inputs:
+        if isinstance(item, io.Int.Input | io.Float.Input):
+            assert item.min is not None, item.id
+            assert item.max is not None, item.id
+            assert item.min <= item.default <= item.max, item.id
+
+
+# ------------------------------------------------------------------------------------------------------ the languages
+
+
+def test_the_english_texts_are_the_schemas():
+    for file, content in make_locales.english().items():
+        assert make_locales.read("en", file) == content, "run `python tests/make_locales.py`"
+
+
+@pytest.mark.parametrize("language", make_locales.languages())
+def test_a_translation_is_complete(language):
+    assert make_locales.differences(language, make_locales.english()) == []
+
+
+def test_chinese_is_there():
+    assert "zh" in make_locales.languages()
+
+
+def test_a_missing_and_a_stray_text_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_locales, "LOCALES", tmp_path)
+    make_locales.write({"A": {"name": "x", "old": "y", "tooltip": " "}}, tmp_path / "xx" / "nodeDefs.json")
+    found = make_locales.differences("xx", {"nodeDefs.json": {"A": {"name": "a", "tooltip": "b", "more": "c"}}})
+    assert found == [
+        "locales/xx/nodeDefs.json lacks A > more",
+        "locales/xx/nodeDefs.json has A > old, which no node has",
+        "locales/xx/nodeDefs.json has no text for A > tooltip",
+    ]
+
+
+# -------------------------------------------------------------------------------------------- help pages and workflows
+
+
+def test_a_help_page_has_its_pictures(schema):
+    page = ROOT / "web" / "docs" / f"{schema.node_id}.md"
+    text = page.read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert pictures, "a help page shows at least one picture"
+    for picture in pictures:
+        assert picture.startswith(f"{schema.node_id}/"), "pictures are found relative to web/docs"
+        assert (page.parent / picture).is_file(), picture
+
+
+def test_a_help_page_names_every_input(schema):
+    text = (ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
+    missing = [item.id for item in schema.inputs if f"`{item.id}`" not in text]
+    assert missing == []
+
+
+def test_every_node_is_in_a_workflow(schema):
+    workflows = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows").glob("*.json")]
+    assert schema.node_id in {node["type"] for workflow in workflows for node in workflow["nodes"]}
+
+
+# -------------------------------------------------------------------------------------------- what saved graphs rely on
+
+
+@pytest.fixture(scope="module")
+def served(client) -> dict:
+    """What the running host tells of every node, without texts, ranges and defaults."""
+    return {node_id: make_object_info.promised(client.object_info(node_id)) for node_id in IDS}
+
+
+def test_the_host_serves_the_nodes_that_older_graphs_hold(served):
+    """Ids, inputs, types, choices and the order of widgets and outputs: append, never reorder."""
+    kept = make_object_info.read()
+    assert kept
+    assert make_object_info.breaks(kept, served) == []
+    assert kept == served, "something was appended: run `python tests/make_object_info.py`"
+
+
+def test_every_breaking_change_is_found():
+    kept = make_object_info.read()
+    assert make_object_info.breaks(kept, kept) == []
+    node = "PalimpsestApplyKV"
+
+    def broken(change) -> list[str]:
+        changed = copy.deepcopy(kept)
+        change(changed)
+        return make_object_info.breaks(kept, changed)
+
+    assert broken(lambda new: new.pop(node)) == [f"{node} is gone"]
+    assert "was FLOAT" in broken(lambda new: new[node]["inputs"].update(strength="INT"))[0]
+    assert "is gone" in broken(lambda new: new[node]["inputs"].pop("mask"))[0]
+    assert "required" in broken(lambda new: new[node]["required"].append("mask"))[0]
+    assert "reorder" in broken(lambda new: new[node]["widgets"].reverse())[0]
+    assert "reorder" in broken(lambda new: new[node]["widgets"].insert(0, "first"))[0]
+    assert "reorder" in broken(lambda new: new[node]["outputs"].clear())[0]
+    assert "lost" in broken(lambda new: new[node]["options"]["mode"].remove("frozen"))[0]
+    assert broken(lambda new: new[node]["widgets"].append("last")) == []
