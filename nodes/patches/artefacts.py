@@ -66,9 +66,10 @@ class TunedLayer:
 
 @dataclass(frozen=True)
 class LayerEmbeddings:
-    """One layer at one step: K_hat, V_hat (B, N, C), their four weights (B, 1, 1), the source's own K_bar, V_bar.
+    """One layer at one step: K_hat, V_hat (B, N, C), their four weights (B, 1, 1), and the source's own K, V.
 
-    k_bar and v_bar (B, N, C) are what the layer attended to while it rebuilt the source; None when not kept.
+    k_source and v_source (B, N, C) are what the untouched network computes for the source at this step, on the path
+    that rebuilds it; None when not kept.
     """
 
     k_hat: Tensor
@@ -77,8 +78,8 @@ class LayerEmbeddings:
     gamma_k: Tensor
     lambda_v: Tensor
     gamma_v: Tensor
-    k_bar: Tensor | None = None
-    v_bar: Tensor | None = None
+    k_source: Tensor | None = None
+    v_source: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class KVEmbeddings:
     """Keys and values learned for a picture, for every tuned step and layer (psi_t of arXiv:2309.16608).
 
     sigmas: T+1 noise levels of the tuning, descending to 0. steps[t] (B, P) holds step t's tensors of all layers in one
-    piece, layer after layer, each as K_hat, V_hat and, with `keeps_source`, K_bar, V_bar; None where CP-attention was
-    off. scalars (T, L, 4, B) float32 in the order of SCALARS. latent is the source's (channels, height, width).
+    piece, layer after layer, each as K_hat, V_hat and, with `keeps_source`, the source's K, V; None where CP-attention
+    was off. scalars (T, L, 4, B) float32 in the order of SCALARS. latent is the source's (channels, height, width).
     """
 
     sigmas: tuple[float, ...]

@@ -57,7 +57,7 @@ class TuneSettings:
 
 
 class Psi:
-    """The learnable parameters of one step, and what the layers saw at the last model call."""
+    """The learnable parameters of one step, and the source's own keys and values at it (empty when not kept)."""
 
     def __init__(self, layers: list[TunedLayer], pictures: int, device: torch.device):
         self.layers = layers
@@ -77,8 +77,8 @@ class Psi:
         return other
 
     def tensors(self) -> list[Tensor]:
-        """All tensors of this step, each with the pictures in dimension 1."""
-        return [*self.embeddings.values(), *self.scalars.values(), *self.sources.values()]
+        """All learnable tensors of this step, each with the pictures in dimension 1."""
+        return [*self.embeddings.values(), *self.scalars.values()]
 
     def snapshot(self) -> list[Tensor]:
         """A copy of tensors()."""
@@ -100,6 +100,7 @@ class TuningState:
 
     psi: Psi | None = None
     grids: dict[tuple, tuple[int, int]] = field(default_factory=dict)
+    sources: dict[tuple, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,21 +109,20 @@ class TunedAttention:
 
     layer: host.SelfAttention
     state: TuningState
-    keep_source: bool
     previous: Any = None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_) -> Tensor:
         psi, name = self.state.psi, self.layer.key
         self.state.grids[name] = tuple(options["activations_shape"][-2:])
+        chunks, _ = host.chunk_rows(options, query.shape[0])
+        if psi is None and 0 in options["cond_or_uncond"]:
+            chunk = options["cond_or_uncond"].index(0)
+            self.state.sources[name] = torch.stack([t.detach().chunk(chunks)[chunk] for t in (key, value)])
         if psi is not None:
-            chunks, _ = host.chunk_rows(options, query.shape[0])
             k_hat, v_hat = psi.embeddings[name].to(key.dtype).repeat(1, chunks, 1, 1)
             lambda_k, gamma_k, lambda_v, gamma_v = psi.scalars[name].to(key.dtype).repeat(1, chunks, 1, 1)
             key = content_preserving(key, k_hat, lambda_k, gamma_k)
             value = content_preserving(value, v_hat, lambda_v, gamma_v)
-            if self.keep_source and 0 in options["cond_or_uncond"]:
-                chunk = options["cond_or_uncond"].index(0)
-                psi.sources[name] = torch.stack([t.detach().chunk(chunks)[chunk] for t in (key, value)])
         return host.run_attention(options, self.previous, query, key, value)
 
 
@@ -142,12 +142,12 @@ def trainable(weight: Tensor) -> Tensor:
     return weight.clone() if weight.is_inference() else weight
 
 
-def prepare_for_tuning(model: Any, layers: list[host.SelfAttention], state: TuningState, keep_source: bool) -> Any:
+def prepare_for_tuning(model: Any, layers: list[host.SelfAttention], state: TuningState) -> Any:
     """A clone of the model whose attention reads `state` and lets gradients through. The input is left as it was."""
     patched = model.clone()
     for layer in layers:
         previous = host.earlier_replacement(model, "attn1", layer)
-        patched.set_model_attn1_replace(TunedAttention(layer, state, keep_source, previous), *layer.key)
+        patched.set_model_attn1_replace(TunedAttention(layer, state, previous), *layer.key)
     for name in host.parameters_from(model, layers[0]):
         patched.add_weight_wrapper(name, trainable)
     options = patched.model_options["transformer_options"] = patched.model_options["transformer_options"].copy()
@@ -187,8 +187,8 @@ class FitTrajectory:
                 denoised = model(latent, latent.new_full((latent.shape[0],), sigma), **(extra_args or {}))
                 return ddim_step(latent, denoised, sigma, sigma_next), denoised
 
-            if i < first or i == 0:
-                self.state.psi = None
+            self.state.psi = None
+            if i < first or not self.tuned or self.settings.keep_source:
                 with torch.no_grad():
                     plain, denoised = advance(x)
             if i < first:
@@ -196,6 +196,8 @@ class FitTrajectory:
                 self.keep(None)
             else:
                 psi = psi.continued() if psi is not None and self.settings.warm_start else self.fresh(x)
+                if self.settings.keep_source:
+                    psi.sources = {layer.key: self.state.sources[layer.key] for layer in self.tuned}
                 target = self.trajectory.latents[i + 1].to(x.device)
                 x, denoised = self.fit(psi, advance, x, target, i, signal_level(sigma_next))
                 self.keep(psi)
@@ -303,7 +305,7 @@ def tune(
     state = TuningState()
     fitting = FitTrajectory(trajectory, state, layers, settings, report)
     with torch.inference_mode(False):
-        patched = prepare_for_tuning(model, layers, state, settings.keep_source)
+        patched = prepare_for_tuning(model, layers, state)
         start = model.model.process_latent_out(trajectory.latents[0].clone())
         levels = torch.tensor(trajectory.sigmas)
         rebuilt = inversion.sample(patched, fitting, start, levels, positive, negative, guidance, callback).cpu()
@@ -334,14 +336,19 @@ def recompute(key: Tensor, value: Tensor, learned: LayerEmbeddings) -> tuple[Ten
 
 def frozen(key: Tensor, value: Tensor, learned: LayerEmbeddings) -> tuple[Tensor, Tensor]:
     """K_bar, V_bar as they were when the source was rebuilt ("use the learned K_bar, V_bar of the tuning stage")."""
-    return learned.k_bar.expand_as(key), learned.v_bar.expand_as(value)
+    k_bar, v_bar = recompute(learned.k_source, learned.v_source, learned)
+    return k_bar.expand_as(key), v_bar.expand_as(value)
 
 
 def extend(key: Tensor, value: Tensor, learned: LayerEmbeddings) -> tuple[Tensor, Tensor]:
-    """The edit's own K, V and behind them the source's K_bar, V_bar, (R, 2N, C): queries may look at both pictures."""
+    """The edit's own K, V and behind them the source's, (R, 2N, C): every query may look at both pictures.
+
+    The source's K, V are what the untouched network computes on the exact path, without K_hat, V_hat: those mend the
+    source's own errors token by token, and mean nothing at another pose.
+    """
     return (
-        torch.cat([key, learned.k_bar.expand_as(key)], 1),
-        torch.cat([value, learned.v_bar.expand_as(value)], 1),
+        torch.cat([key, learned.k_source.expand_as(key)], 1),
+        torch.cat([value, learned.v_source.expand_as(value)], 1),
     )
 
 
@@ -455,7 +462,9 @@ class SelectStep:
         later = self.kv.ahead(wanted[0], self.look_ahead)
         if layers is not None and later != wanted[0]:
             source = self.kv.step(later, device, dtype)
-            layers = {k: replace(v, k_bar=source[k].k_bar, v_bar=source[k].v_bar) for k, v in layers.items()}
+            layers = {
+                k: replace(v, k_source=source[k].k_source, v_source=source[k].v_source) for k, v in layers.items()
+            }
         value = None if layers is None else CurrentStep(layers)
         if cache is not None:
             cache.step, cache.value = wanted, value

@@ -132,12 +132,11 @@ def defaults(node) -> dict:
     return chosen
 
 
-def compare(scenes: Scenes, guidance: float) -> tuple[dict, dict]:
+def compare(scenes: Scenes, guidance: float, tuning: dict) -> tuple[dict, dict]:
     """The README's table: reconstructions, then edits. Returns (numbers, pictures by row)."""
     ceiling = scenes.decode(scenes.latent["samples"])
     plain = scenes.sample(scenes.model, scenes.was, guidance)
-    kv, tuned, seconds = scenes.tune(guidance=guidance)
-    untuned, _, _ = scenes.tune(guidance=guidance, inner_steps=0)
+    kv, tuned, seconds = scenes.tune(guidance=guidance, **tuning)
     rows = {
         "ideal edit through the autoencoder": scenes.decode(scenes.vae.encode(scenes.ideals)),
         "source, not edited": ceiling,
@@ -149,13 +148,11 @@ def compare(scenes: Scenes, guidance: float) -> tuple[dict, dict]:
         "paper preset": (kv, {"preset": kv_nodes.PAPER}),
         "frozen": (kv, {"mode": "frozen", "source_guidance": 1.0}),
         "extend": (kv, {"mode": "extend", "source_guidance": 1.0}),
-        "recompute, source guidance 4": (kv, {"mode": "recompute", "source_guidance": 4.0}),
-        "frozen, source guidance 4": (kv, {"mode": "frozen", "source_guidance": 4.0}),
-        "extend, source guidance 4": (kv, {"mode": "extend", "source_guidance": 4.0}),
-        "extend, source guidance 7": (kv, {"mode": "extend", "source_guidance": 7.0}),
-        "extend, 4, look ahead 0.1": (kv, {"mode": "extend", "source_guidance": 4.0, "look_ahead": 0.1}),
-        "untuned source, frozen from 0.2": (untuned, {"mode": "frozen", "source_guidance": 1.0, "start_percent": 0.2}),
-        "untuned source, extend, 4": (untuned, {"mode": "extend", "source_guidance": 4.0}),
+        "extend, source guidance 5": (kv, {"mode": "extend", "source_guidance": 5.0}),
+        "extend, source guidance 8": (kv, {"mode": "extend", "source_guidance": 8.0}),
+        "extend, source guidance 12": (kv, {"mode": "extend", "source_guidance": 12.0}),
+        "extend, 8, decoder": (kv, {"mode": "extend", "source_guidance": 8.0, "layers": "decoder"}),
+        "extend, 8, look ahead 0.1": (kv, {"mode": "extend", "source_guidance": 8.0, "look_ahead": 0.1}),
     }.items():
         rows[name] = scenes.edit(embeddings, guidance, **settings)
     numbers = {
@@ -246,6 +243,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=defaults(kv_nodes.TuneKV)["guidance"])
+    parser.add_argument("--placement", default=defaults(kv_nodes.TuneKV)["placement"])
+    parser.add_argument("--inner-steps", type=int, default=defaults(kv_nodes.TuneKV)["inner_steps"])
     parser.add_argument("--sweep", choices=SWEEPS, nargs="*", default=[])
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -257,7 +256,8 @@ def main() -> None:
     with torch.inference_mode():
         scenes = Scenes(options.scenes, options.steps, not options.full_width)
         if not options.sweep:
-            numbers, rows = compare(scenes, options.guidance)
+            tuning = {"placement": options.placement, "inner_steps": options.inner_steps}
+            numbers, rows = compare(scenes, options.guidance, tuning)
             contact_sheet(rows, output / "kv.png")
             numbers |= {"scenes": options.scenes, "steps": options.steps, "guidance": options.guidance}
             numbers |= {

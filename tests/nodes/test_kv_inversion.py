@@ -381,8 +381,11 @@ def test_the_adapter_is_equation_1_and_2(mode, strength):
     if mode == "recompute":
         k_bar = rows["lambda_k"] * k + rows["gamma_k"] * rows["k_hat"]
         v_bar = rows["lambda_v"] * v + rows["gamma_v"] * rows["v_hat"]
+    elif mode == "frozen":
+        k_bar = rows["lambda_k"] * rows["k_source"] + rows["gamma_k"] * rows["k_hat"]
+        v_bar = rows["lambda_v"] * rows["v_source"] + rows["gamma_v"] * rows["v_hat"]
     else:
-        k_bar, v_bar = rows["k_bar"], rows["v_bar"]
+        k_bar, v_bar = rows["k_source"], rows["v_source"]
     if mode == "extend":
         heads = [
             t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (q, torch.cat([k, k_bar], 1), torch.cat([v, v_bar], 1))
@@ -418,7 +421,7 @@ def test_a_step_is_read_back_as_it_was_written():
             torch.stack([found.k_hat, found.v_hat]), psi.embeddings[layer.key], rtol=1e-3, atol=1e-3
         )
         torch.testing.assert_close(
-            torch.stack([found.k_bar, found.v_bar]), psi.sources[layer.key], rtol=1e-3, atol=1e-3
+            torch.stack([found.k_source, found.v_source]), psi.sources[layer.key], rtol=1e-3, atol=1e-3
         )
         weights = torch.stack([found.lambda_k, found.gamma_k, found.lambda_v, found.gamma_v])
         torch.testing.assert_close(weights, psi.scalars[layer.key])
