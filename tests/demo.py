@@ -21,7 +21,7 @@ from pocket import judge as judging
 from pocket import metrics, world
 
 POCKET = "palimpsest_pocket.safetensors"
-EXAMPLE = {"seed": 77, "number": 2, "pose": "sitting"}  # a held-out scene and its edit
+EXAMPLE = {"seed": 77, "number": 138, "pose": "sitting"}  # a held-out scene and its edit
 TILES = {
     "source": "source",
     "ideal": "ideal edit (drawn)",
@@ -174,11 +174,11 @@ def main() -> int:
     add("--source-prompt", help="what the picture shows")
     add("--prompt", help="what it should show")
     add("--steps", type=int, default=20, help="steps of inversion and sampling")
-    add("--guidance", type=float, default=5.0, help="guidance of the edit")
+    add("--guidance", type=float, default=3.0, help="guidance of the edit")
     add("--inner-steps", type=int, default=10, help="learning iterations a step")
     add("--placement", default="decoder", help="which self-attention layers learn")
-    add("--mode", default="recompute", help="how the source acts on the edit")
-    add("--source-guidance", type=float, default=1.0, help="how hard to insist on the source's look")
+    add("--mode", default="extend", help="how the source acts on the edit")
+    add("--source-guidance", type=float, default=10.0, help="how hard to insist on the source's look")
     add("--strength", type=float, default=1.0, help="how much of the source is used")
     add("--start-percent", type=float, default=0.0, help="when the source begins to act")
     options = parser.parse_args()

@@ -26,7 +26,7 @@ TUNING = "palimpsest_example"  # Save KV adds _00001.safetensors
 SOURCE = "a red cat standing on the right in the snow"
 EDIT = "a red cat sitting on the right in the snow"
 OTHER_EDIT = "a red cat lying on the right in the snow"
-STEPS, GUIDANCE, SCHEDULER = 20, 5.0, "normal"
+STEPS, GUIDANCE, SCHEDULER = 20, 3.0, "normal"
 
 COLOURS = {"1": "#3f789e", "2": "#b58b2a", "3": "#3f7a4a"}  # of the groups
 NOTE = {"color": "#432", "bgcolor": "#653"}
@@ -46,19 +46,21 @@ SETTINGS = """## Values for real models
 | | SD 1.5, 512 px | SDXL, 1024 px |
 |---|---|---|
 | steps (Invert Picture **and** KSampler) | 30 to 50 | 30 |
-| guidance (Tune KV) **=** cfg (KSampler) | 7.5 | 5 to 7 |
+| guidance (Tune KV) **=** cfg (KSampler) | 4 to 7.5 | 4 to 7 |
+| source_guidance (Apply KV): begin at | 3 | 3 |
 | memory and file, per step | 28 MB | 220 MB |
 | the same with keep_source | 55 MB | 440 MB |
 
-Memory is the computer's, not the graphics card's. 30 steps of SDXL with keep_source are 13 GB: switch keep_source
-off (mode recompute does not need it).
+Memory is the computer's, not the graphics card's. 30 steps of SDXL with keep_source are 13 GB; mode *recompute* needs
+no keep_source.
 
 Steps, scheduler and guidance must agree between the nodes: noise found with 20 steps belongs to 20 steps."""
 
 KNOBS = """## Not right yet?
 
-- **Wrong pose**: raise start_percent (0.2 to 0.4), or lower strength (0.5 to 0.8).
-- **Another animal or person**: start_percent 0, strength 1; more inner_steps in Tune KV.
+- **Wrong pose**: raise start_percent (0.1 to 0.4), or lower source_guidance.
+- **Coat, clothes or colours missing**: raise source_guidance (Apply KV) by steps of 2.
+- **Colours burnt in, mud**: lower source_guidance.
 - **The tuned reconstruction is off**: more inner_steps; a prompt that fits the photo better.
 
 Save KV has written the tuning to models/palimpsest_kv. The workflow *Edit again from a saved tuning* takes it from
@@ -102,7 +104,7 @@ def picture_nodes() -> dict:
 
 def invert(at: list[int], **widgets) -> dict:
     return {
-        "type": "PalimpsestInvert", "at": at, "size": [380, 300],
+        "type": "PalimpsestInvert", "at": at, "size": [380, 350],
         "widgets": {"steps": STEPS, "scheduler": SCHEDULER, **widgets},
         "inputs": {"model": "checkpoint.MODEL", "latent": "encode.LATENT", "positive": "source.CONDITIONING",
                    "negative": "negative.CONDITIONING", "vae": "checkpoint.VAE"},
@@ -136,12 +138,12 @@ def group(title: str, left: int, width: int, height: int = 1180) -> dict:
 def edit_an_action() -> dict:
     learn = {
         "invert": invert([500, 80]),
-        "tune": {"type": "PalimpsestTuneKV", "at": [500, 560], "size": [380, 420],
+        "tune": {"type": "PalimpsestTuneKV", "at": [500, 560], "size": [380, 460],
                  "widgets": {"guidance": GUIDANCE},
                  "inputs": {"model": "checkpoint.MODEL", "trajectory": "invert.trajectory",
                             "positive": "source.CONDITIONING", "negative": "negative.CONDITIONING",
                             "vae": "checkpoint.VAE"}},
-        "keep": {"type": "PalimpsestSaveKV", "at": [940, 80], "size": [380, 90],
+        "keep": {"type": "PalimpsestSaveKV", "at": [940, 80], "size": [380, 110],
                  "widgets": {"filename": TUNING}, "inputs": {"kv": "tune.kv"}},
         "rebuilt": {"type": "VAEDecode", "at": [940, 280], "size": [380, 60],
                     "inputs": {"samples": "tune.reconstruction", "vae": "checkpoint.VAE"}},
@@ -149,9 +151,9 @@ def edit_an_action() -> dict:
                  "inputs": {"images": "rebuilt.IMAGE"}},
     }  # fmt: skip
     notes = {
-        "start": note("Start here", [-480, 40], [440, 470], START_HERE),
-        "settings": note("Values for real models", [-480, 570], [440, 570], SETTINGS),
-        "knobs": note("Not right yet?", [1840, 730], [380, 410], KNOBS),
+        "start": note("Start here", [-480, 40], [440, 330], START_HERE),
+        "settings": note("Values for real models", [-480, 430], [440, 400], SETTINGS),
+        "knobs": note("Not right yet?", [1840, 730], [380, 300], KNOBS),
     }
     return {
         "nodes": {**picture_nodes(), **learn, **edit_nodes(1400, "tune.kv", EDIT), **notes},
@@ -164,20 +166,20 @@ def edit_an_action() -> dict:
 
 
 def edit_again() -> dict:
-    learnt = {
+    learned = {
         "invert": invert([500, 80], reconstruct_at=0.0),
-        "load": {"type": "PalimpsestLoadKV", "at": [500, 560], "size": [380, 110],
+        "load": {"type": "PalimpsestLoadKV", "at": [500, 560], "size": [380, 160],
                  "widgets": {"file": f"{TUNING}_00001.safetensors"}},
     }  # fmt: skip
     notes = {
-        "start": note("Start here", [-480, 40], [440, 560], START_AGAIN),
-        "knobs": note("Not right yet?", [1400, 730], [380, 410], KNOBS.partition("\n\nSave KV")[0]),
+        "start": note("Start here", [-480, 40], [440, 330], START_AGAIN),
+        "knobs": note("Not right yet?", [1400, 730], [380, 250], KNOBS.partition("\n\nSave KV")[0]),
     }
     return {
-        "nodes": {**picture_nodes(), **learnt, **edit_nodes(960, "load.kv", OTHER_EDIT), **notes},
+        "nodes": {**picture_nodes(), **learned, **edit_nodes(960, "load.kv", OTHER_EDIT), **notes},
         "groups": [
             group("1 Your picture", 0, 460),
-            group("2 What was learnt", 480, 440),
+            group("2 What was learned", 480, 440),
             group("3 Edit it", 940, 860),
         ],
     }

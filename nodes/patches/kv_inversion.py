@@ -352,7 +352,7 @@ def extend(key: Tensor, value: Tensor, learned: LayerEmbeddings) -> tuple[Tensor
     )
 
 
-MODES = {"recompute": recompute, "frozen": frozen, "extend": extend}
+MODES = {"extend": extend, "recompute": recompute, "frozen": frozen}
 NEEDS_SOURCE = ("frozen", "extend")
 
 

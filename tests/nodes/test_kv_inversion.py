@@ -276,10 +276,10 @@ def test_source_guidance_pushes_away_from_the_picture_without_the_source(tuned):
         levels = torch.tensor([trajectory.sigmas[0], 0.0])
         shown, hidden = (
             inversion.sample(m, inversion.descend, noise, levels, *only, 1.0)
-            for m in (apply(model, kv, "frozen"), model)
+            for m in (apply(model, kv, "recompute"), model)
         )
-        wanted = one_step(apply(model, kv, "frozen"), guidance) + 3.0 * (shown - hidden)
-        found = one_step(apply(model, kv, "frozen", guidance=4.0), guidance)
+        wanted = one_step(apply(model, kv, "recompute"), guidance) + 3.0 * (shown - hidden)
+        found = one_step(apply(model, kv, "recompute", guidance=4.0), guidance)
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 

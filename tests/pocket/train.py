@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import multiprocessing
@@ -47,6 +48,7 @@ else:  # run as a program: its own folder is on the path
 TRAINING_SEED, VALIDATION_SEED, PAIR_SEED = 1, 99, 6  # of the scenes; world.HELD_OUT_SEED stays out of training
 WIDTH = 160  # half of SD1.5's: checkpoint.widen doubles it
 CHANNELS_LAST = torch.channels_last
+BLOCKS = ("input", "middle", "output")  # as the host names them
 _kept = []  # modules whose declarations go with them
 
 
@@ -391,12 +393,26 @@ class Captions:
         return torch.stack([self.known[text] for text in texts])
 
 
-def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None:
-    """Predict the noise in single pictures and, every other step, in strips of two poses of one animal.
+def see_partner(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
+    """Self-attention of rows 2i and 2i + 1 to both their keys and values; (B, N, C), heads not split."""
 
-    Strips teach self-attention to look an animal's hidden attributes up where they can be seen: nothing else in the
-    strip tells them. Loss: mean (e' - e)^2 with weight sqrt(min(SNR, 5) / SNR), t stratified over the batch; one
-    caption in ten is empty, for guidance.
+    def both(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)], 1)
+
+    q, k, v = (t.unflatten(-1, (options["n_heads"], -1)).transpose(1, 2) for t in (query, both(key), both(value)))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None:
+    """Predict the noise in pictures, two steps of three in pairs of poses of one animal that see each other.
+
+    In a pair every self-attention layer also attends to the partner's keys and values (`see_partner`). The partners
+    have noise levels of their own: the noisier one can only learn the animal's hidden attributes by looking at the
+    cleaner one, so self-attention learns to look an animal up elsewhere, as large models learn from many pictures that
+    show one thing twice. The function of the network on single pictures stays an ordinary U-Net's.
+
+    Loss: mean (e' - e)^2 with weight sqrt(min(SNR, 5) / SNR), t stratified over the batch; one caption in ten is empty,
+    for guidance.
     """
     averager.rank = rank
     rng = np.random.default_rng([options.seed, rank])
@@ -411,32 +427,32 @@ def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None
     network = torch.compile(model) if options.compile else model
     torch.manual_seed(options.seed + rank + 1)
     batch = options.batch or (256 if options.on_gpu else 8)
-    kind = {"strip": False}
+    together = {"patches_replace": {"attn1": {(name, i): see_partner for name in BLOCKS for i in range(12)}}}
+    steps = itertools.count()
 
-    def draw_batch(strip: bool) -> tuple[Tensor, list[str]]:
-        count = batch // 2 if strip else batch
-        index, which = rng.integers(0, len(z), count), rng.integers(0, 2, count)
-        pairs = [(scenes[i][k], scenes[i][1 - k]) for i, k in zip(index, which, strict=True)]
-        told = [world.strip_caption(*pair, rng) if strip else world.training_caption(pair[0], rng) for pair in pairs]
-        texts = ["" if rng.random() < 0.1 else text for text in told]
-        clean = z[index, which]
-        return (torch.cat([clean, z[index, 1 - which]], -1) if strip else clean).float(), texts
+    def draw_batch(paired: bool) -> tuple[Tensor, list[str]]:
+        if paired:
+            index, which = rng.integers(0, len(z), batch // 2).repeat(2), np.tile([0, 1], batch // 2)
+            untold = (rng.random(batch // 2) < 0.1).repeat(2)
+        else:
+            index, which, untold = rng.integers(0, len(z), batch), rng.integers(0, 2, batch), rng.random(batch) < 0.1
+        told = [world.training_caption(scenes[i][k], rng) for i, k in zip(index, which, strict=True)]
+        return z[index, which].float(), ["" if u else text for u, text in zip(untold, told, strict=True)]
 
     def loss() -> tuple[Tensor, dict[str, float]]:
-        strip, kind["strip"] = kind["strip"], not kind["strip"]
-        clean, texts = draw_batch(strip)
-        count = len(clean)
-        t = torch.from_numpy(((np.arange(count) + rng.random(count)) / count * 1000).astype(np.int64))
+        paired = next(steps) % 3 != 0
+        clean, texts = draw_batch(paired)
+        t = torch.from_numpy(((rng.permutation(batch) + rng.random(batch)) / batch * 1000).astype(np.int64))
         clean, context, t = clean.to(options.device), captions(texts).to(options.device), t.to(options.device)
         alpha, noise = alphas[t][:, None, None, None], torch.randn_like(clean)
         noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).contiguous(memory_format=CHANNELS_LAST)
         # On a CPU the plain attention is faster backwards than the fused one.
         with options.autocast(), contextlib.nullcontext() if options.on_gpu else sdpa_kernel(SDPBackend.MATH):
-            predicted = network(noisy, t, context=context)
+            predicted = network(noisy, t, context=context, transformer_options=together.copy() if paired else {})
         snr = (alpha / (1 - alpha)).flatten()
         errors = (predicted.float() - noise).square().mean((1, 2, 3))
         value = ((snr.clamp(max=5) / snr).sqrt() * errors).mean()
-        return value, {"strip" if strip else "single": errors.mean().item()}
+        return value, {"pair" if paired else "single": errors.mean().item()}
 
     settings = {"latent_mean": str(float(data["mean"])), "latent_std": str(float(data["std"]))}
 

@@ -190,16 +190,6 @@ def training_caption(scene: Scene, rng: np.random.Generator) -> str:
     return _phrase(scene, colour=rng.random() > 0.12, side=rng.random() > 0.25, place=rng.random() > 0.15)
 
 
-def strip_caption(first: Scene, second: Scene, rng: np.random.Generator | None = None) -> str:
-    """Caption of two pictures of one animal side by side: `two pictures: <caption>, then <pose> on the <side>`.
-
-    With `rng` as a training caption: the first half leaves words out now and then, the second an unchanged side.
-    """
-    head = caption(first) if rng is None else training_caption(first, rng)
-    side = first.side != second.side or rng is None or rng.random() < 0.5
-    return f"two pictures: {head}, then {second.pose}" + f" on the {second.side}" * side
-
-
 def _phrase(scene: Scene, *, colour: bool, side: bool, place: bool) -> str:
     words = ["a"] + [scene.colour] * colour + [scene.species, scene.pose]
     words += [f"on the {scene.side}"] * side + [PLACE_PHRASES[scene.place]] * place

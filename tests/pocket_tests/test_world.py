@@ -160,13 +160,3 @@ def test_captions_never_tell_the_hidden_identity():
     scene = SCENES[0]
     for name, values in world.HIDDEN.items():
         assert len({world.caption(world.edit(scene, **{name: value})) for value in values}) == 1
-
-
-def test_strip_caption():
-    first = world.edit(SCENES[0], side="left", pose="standing")
-    second = world.edit(first, side="right", pose="lying")
-    expected = f"two pictures: {world.caption(first)}, then lying on the right"
-    assert world.strip_caption(first, second) == expected
-    rng = np.random.default_rng(0)
-    moved = [world.strip_caption(first, second, rng) for _ in range(20)]
-    assert all(text.endswith("then lying on the right") for text in moved)

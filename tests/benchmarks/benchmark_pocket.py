@@ -1,0 +1,60 @@
+"""How well the pocket model draws what captions say: samples through the host's KSampler, judged.
+
+python dev.py bench pocket --images 64
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pocket_host
+import torch
+
+pocket_host.import_host()
+from PIL import Image  # noqa: E402
+from pocket import judge as judging  # noqa: E402
+from pocket import metrics, world  # noqa: E402
+
+import nodes as host_nodes  # noqa: E402 (the host is importable from here on)
+
+
+def main() -> None:
+    """Sample, judge, print one table row, save a contact sheet."""
+    parser = argparse.ArgumentParser(prog="python dev.py bench pocket", description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--sampler", default="ddim")
+    parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
+    parser.add_argument("--output", default="output/bench")
+    options = parser.parse_args()
+    scenes = world.held_out_scenes(options.images, seed=123)
+    with torch.inference_mode():
+        model, clip, vae = pocket_host.load_pocket(not options.full_width)
+        judge, pictures = judging.load(), []
+        for first in range(0, len(scenes), 16):
+            batch = scenes[first : first + 16]
+            texts = [clip.encode_from_tokens(clip.tokenize(world.caption(scene))) for scene in batch]
+            nothing = [[clip.encode_from_tokens(clip.tokenize("")), {}]]
+            empty = host_nodes.EmptyLatentImage().generate(128, 128, len(batch))[0]
+            (latent,) = host_nodes.KSampler().sample(
+                model, first, options.steps, options.guidance, options.sampler, "normal", [[torch.cat(texts), {}]],
+                nothing, empty, 1.0,
+            )  # fmt: skip
+            pictures += [vae.decode(one[None])[0] for one in latent["samples"]]
+        images = torch.stack(pictures).clamp(0, 1)
+        found = metrics.attribute_success(judge, images, scenes)
+    print("| samples | " + " | ".join(found) + " |")
+    print(
+        f"| {options.images}, guidance {options.guidance:g} | " + " | ".join(f"{v:.3f}" for v in found.values()) + " |"
+    )
+    tiles = (images[: len(images) // 8 * 8] * 255).round().byte().numpy()
+    rows = [np.concatenate(list(tiles[i : i + 8]), 1) for i in range(0, len(tiles), 8)]
+    Path(options.output).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows, 0)).save(Path(options.output) / "pocket.png")
+
+
+if __name__ == "__main__":
+    main()
