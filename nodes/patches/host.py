@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -124,26 +125,30 @@ def earlier_replacement(model: Any, name: str, layer: SelfAttention) -> Any:
     return slots.get(layer.key, slots.get(layer.key[:2]))
 
 
-def parameters_from(model: Any, first: SelfAttention) -> list[str]:
-    """Keys, as the host's patcher names them, of the U-Net parameters at or behind `first` in a forward pass."""
+def parameters_in_gradient(model: Any, first: SelfAttention) -> list[str]:
+    """Keys, as the host's patcher names them, of the U-Net parameters that a gradient into layer `first` touches.
+
+    They lie at or behind it in a forward pass; in hosts that leave requires_grad on, the others count too.
+    """
     order = {"input_blocks": 0, "middle_block": 1, "output_blocks": 2, "out": 3}
     start = ({"input": 0, "middle": 1, "output": 2}[first.block], first.number)
     keys = []
     for name, module in model.model.diffusion_model.named_modules():
-        parts = name.split(".")
-        if parts[0] not in order or not hasattr(module, "weight_function"):
+        if not hasattr(module, "weight_function"):
             continue
+        parts = name.split(".")
         number = int(parts[1]) if parts[0] in ("input_blocks", "output_blocks") else 0
-        if (order[parts[0]], number) >= start:
-            keys += [f"diffusion_model.{name}.{p}" for p, t in module.named_parameters(recurse=False) if t is not None]
+        behind = (order.get(parts[0], -1), number) >= start
+        for key, parameter in module.named_parameters(recurse=False):
+            if behind or parameter.requires_grad:
+                keys.append(f"diffusion_model.{name}.{key}")
     return keys
 
 
 def show_text(node_id: Any, text: str) -> None:
     """Show a line of text under a node in the graph editor; silent where no server runs."""
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
+    running = sys.modules.get("server")  # never imported for this: without a server there is nobody to tell
+    server = getattr(getattr(running, "PromptServer", None), "instance", None)
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
 

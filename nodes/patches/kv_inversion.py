@@ -138,8 +138,8 @@ def differentiable_attention(previous: Any) -> Callable:
 
 
 def trainable(weight: Tensor) -> Tensor:
-    """A weight that autograd may save: the host loads weights as inference tensors, which it may not."""
-    return weight.clone() if weight.is_inference() else weight
+    """A weight that autograd may save but not train: the host loads weights as inference tensors, which it may not."""
+    return (weight.clone() if weight.is_inference() else weight).detach()
 
 
 def prepare_for_tuning(model: Any, layers: list[host.SelfAttention], state: TuningState) -> Any:
@@ -148,7 +148,7 @@ def prepare_for_tuning(model: Any, layers: list[host.SelfAttention], state: Tuni
     for layer in layers:
         previous = host.earlier_replacement(model, "attn1", layer)
         patched.set_model_attn1_replace(TunedAttention(layer, state, previous), *layer.key)
-    for name in host.parameters_from(model, layers[0]):
+    for name in host.parameters_in_gradient(model, layers[0]):
         patched.add_weight_wrapper(name, trainable)
     options = patched.model_options["transformer_options"] = patched.model_options["transformer_options"].copy()
     options["optimized_attention_override"] = differentiable_attention(options.get("optimized_attention_override"))

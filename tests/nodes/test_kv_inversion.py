@@ -96,14 +96,15 @@ def test_the_model_is_left_as_it_was(tuned):
     model = tiny_models.unet()
     latent = tiny_models.latent()
     trajectory = record(model, latent)
-    weights = {name: (p.data_ptr(), p.clone()) for name, p in model.model.named_parameters()}
+    weights = {name: (p.data_ptr(), p.clone(), p.requires_grad) for name, p in model.model.named_parameters()}
     before = sample(model, start(model, trajectory))
     tune(model, trajectory)
     assert torch.equal(sample(model, start(model, trajectory)), before)
     for name, p in model.model.named_parameters():
         assert p.data_ptr() == weights[name][0]
         assert torch.equal(p, weights[name][1])
-        assert not p.requires_grad
+        assert p.requires_grad == weights[name][2]
+        assert p.grad is None
     assert not any(getattr(m, "weight_function", []) for m in model.model.modules())
     assert not model.model_options["transformer_options"].get("patches_replace")
 
