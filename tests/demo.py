@@ -85,7 +85,7 @@ def graph(image: str, checkpoint: str, source_prompt: str, prompt: str, options:
 
 def picture(data: bytes) -> np.ndarray:
     """A file's pixels, uint8 (H, W, 3)."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def same_size(image: np.ndarray, like: np.ndarray) -> np.ndarray:
