@@ -242,6 +242,11 @@ class FitTrajectory:
             with torch.set_grad_enabled(not last):
                 x_next, denoised = advance(x)
                 losses = reconstruction_loss(x_next, target, signal)
+            if iteration == 0 and not bool(torch.isfinite(losses).all()):
+                raise ValueError(
+                    f"the model returns NaN at step {step + 1} of the tuning: run it in another precision "
+                    "(start ComfyUI with --bf16-unet or --fp32-unet), or look at the prompt and the picture."
+                )
             best, best_x, best_loss = better(best, best_x, best_loss, psi, x_next.detach(), losses.detach())
             self.report(step, iteration, float(best_loss.mean()))
             open_pictures = best_loss > goal
@@ -301,6 +306,11 @@ def tune(
         )
     if not layers:
         raise ValueError(f"this model has no self-attention in placement {placement!r}: choose another placement.")
+    if round(settings.start * trajectory.steps) >= trajectory.steps:
+        raise ValueError(
+            f"start {settings.start:g} leaves none of {trajectory.steps} steps to learn: lower it, or invert in more "
+            "steps."
+        )
     model = host.single_device(model)
     state = TuningState()
     fitting = FitTrajectory(trajectory, state, layers, settings, report)
@@ -347,8 +357,8 @@ def extend(key: Tensor, value: Tensor, learned: LayerEmbeddings) -> tuple[Tensor
     source's own errors token by token, and mean nothing at another pose.
     """
     return (
-        torch.cat([key, learned.k_source.expand_as(key)], 1),
-        torch.cat([value, learned.v_source.expand_as(value)], 1),
+        torch.cat([key, learned.k_source.expand(len(key), -1, -1)], 1),
+        torch.cat([value, learned.v_source.expand(len(value), -1, -1)], 1),
     )
 
 

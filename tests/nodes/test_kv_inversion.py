@@ -194,6 +194,11 @@ def test_tuning_refuses_what_it_cannot_do(tuned):
     _, _, trajectory, *_ = tuned
     with pytest.raises(ValueError, match="another model architecture"):
         tune(tiny_models.unet("sdxl"), trajectory, "sdxl")
+    with pytest.raises(ValueError, match=r"start 0\.95 leaves none of 4 steps"):
+        tune(tiny_models.unet(), trajectory, start=0.95)
+    nan = [[torch.full((1, 7, 24), float("nan")), {}]]
+    with pytest.raises(ValueError, match="NaN at step 1"):
+        tune(tiny_models.unet(), trajectory, negative=nan)
     with pytest.raises(ValueError, match="needs the negative prompt"):
         TuneKV.execute(
             tiny_models.unet(),
@@ -316,12 +321,13 @@ def test_embeddings_of_one_picture_serve_a_batch(tuned):
     torch.testing.assert_close(three[2:], sample(apply(model, kv), noise), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["extend", "recompute"])
 @pytest.mark.parametrize("guided", [True, False])
-def test_two_applications_chain(tuned, guided):
+def test_two_applications_chain(tuned, guided, mode):
     model, _, trajectory, kv, _ = tuned
     noise, guidance = start(model, trajectory), GUIDANCE if guided else 1.0
-    once = sample(apply(model, kv), noise, guidance)
-    twice = sample(apply(apply(model, kv), kv), noise, guidance)
+    once = sample(apply(model, kv, mode), noise, guidance)
+    twice = sample(apply(apply(model, kv, mode), kv, mode), noise, guidance)
     assert not torch.equal(once, twice)
 
 
