@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from api import ApiClient, ApiError
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pocket import judge as judging
 from pocket import metrics, world
 
+TESTS = Path(__file__).resolve().parent
 POCKET = "palimpsest_pocket.safetensors"
 EXAMPLE = {"seed": 77, "number": 138, "pose": "sitting"}  # a held-out scene and its edit
 TILES = {
@@ -88,6 +89,16 @@ def picture(data: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
+def fitted(path: str, longest: int) -> Image.Image:
+    """Your picture, upright, at most `longest` pixels on its longer side, cut to multiples of 8."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    width, height = (side // 8 * 8 for side in image.size)
+    if not width or not height:
+        raise ApiError(f"{path} is {image.width} x {image.height} pixels: give a picture of at least 64 x 64")
+    return image.crop((0, 0, width, height))
+
+
 def same_size(image: np.ndarray, like: np.ndarray) -> np.ndarray:
     """The centre of an image in another's size: VAE Encode crops to multiples of 8 pixels, around the middle."""
     top, left = ((a - b) // 2 for a, b in zip(image.shape, like.shape, strict=True) if a != 3)
@@ -140,6 +151,9 @@ def run(options: argparse.Namespace) -> dict:
         source_prompt, prompt = source_prompt or world.caption(scene), prompt or world.caption(target)
     elif not (source_prompt and prompt):
         raise ApiError("--image also needs --source-prompt (the picture as it is) and --prompt (as it should become)")
+    else:
+        source_file = output / "source.png"
+        fitted(options.image, options.size).save(source_file)
     print(f'source "{source_prompt}"\nedit   "{prompt}"', flush=True)
     began = time.monotonic()
     entry = client.queue(
@@ -170,6 +184,7 @@ def main() -> int:
     add("--models-dir", help=argparse.SUPPRESS)
     add("--output", default="output/demo", help="folder for the pictures and report.json")
     add("--image", help="your own picture file")
+    add("--size", type=int, default=768, help="your picture is scaled down to this many pixels on its longer side")
     add("--checkpoint", default=POCKET, help="a checkpoint by the name the host lists")
     add("--source-prompt", help="what the picture shows")
     add("--prompt", help="what it should show")

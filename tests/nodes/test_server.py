@@ -1,0 +1,57 @@
+"""The whole edit through a running ComfyUI: cancelled at any moment, nothing is lost."""
+
+import argparse
+import time
+
+import demo
+import pytest
+from api import ExecutionFailed, Interrupted
+from pocket import world
+
+SCENE = world.held_out_scenes(139)[138]
+
+
+@pytest.fixture
+def edit(client):
+    """The demo's graph on the example picture; `edit(inner_steps=...)`."""
+    image = client.upload_image(demo.TESTS / "data" / "input" / "palimpsest_example.png")
+
+    def make(seed: int = 0, **changes) -> dict:
+        options = argparse.Namespace(
+            steps=3, guidance=3.0, inner_steps=1, placement="decoder", mode="extend", strength=1.0,
+            source_guidance=2.0, start_percent=0.0,
+        )  # fmt: skip
+        vars(options).update(changes)
+        nodes = demo.graph(image, demo.POCKET, world.caption(SCENE), "a red cat sitting in the snow", options)
+        for name in ("ddim", "prompt_swap", "kv"):
+            nodes[f"sample {name}"]["inputs"]["noise_seed"] = seed  # no noise is added: only asks for a new run
+        return nodes
+
+    return make
+
+
+def only(nodes: dict, *outputs: str) -> dict:
+    """The graph with these output nodes alone."""
+    ends = {"SaveImage", "PreviewAny", "PalimpsestSaveKV"}
+    return {name: n for name, n in nodes.items() if n["class_type"] not in ends or name in outputs}
+
+
+def test_cancelling_a_tuning_restores_the_model(client, edit):
+    before = client.images(client.queue(only(edit(seed=1), "prompt_swap")), "prompt_swap")
+    prompt_id = client.submit(only(edit(inner_steps=1000), "kv"))
+    while not client.get_json("/queue")["queue_running"]:
+        time.sleep(0.05)
+    time.sleep(3.0)  # well into the first steps of the tuning
+    client.interrupt()
+    with pytest.raises(Interrupted):
+        client.wait(prompt_id, timeout=30)
+    after = client.images(client.queue(only(edit(seed=2), "prompt_swap")), "prompt_swap")
+    assert [demo.picture(a).tolist() for a in after] == [demo.picture(b).tolist() for b in before]
+
+
+def test_a_wrong_size_is_one_sentence_in_the_editor(client, edit):
+    nodes = only(edit(), "kv")
+    nodes["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 192, "height": 128, "batch_size": 1}}
+    nodes["sample kv"]["inputs"]["latent_image"] = ["empty", 0]
+    with pytest.raises(ExecutionFailed, match="tuned to a latent of 16 x 16, sampling runs at 24 x 16"):
+        client.queue(nodes)
