@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -196,8 +195,3 @@ def picture_rows(mask: Tensor, pictures: int, height: int, width: int, what: str
         )
     small = torch.nn.functional.interpolate(mask.clamp(0, 1)[:, None], size=(height, width), mode="area")
     return small.expand(pictures, -1, -1, -1)
-
-
-def pairwise(values: Any) -> Any:
-    """(a, b), (b, c), ... of a sequence: the steps of a noise schedule."""
-    return itertools.pairwise(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,7 @@ class RecordClimb:
             return denoised
 
         state = x
-        for i, (sigma, sigma_next) in enumerate(host.pairwise(levels)):
+        for i, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
             if self.evaluate_at == NEXT_LEVEL:
                 state = climb_at_next_level(predict, state, sigma, sigma_next)
             else:
@@ -66,7 +67,7 @@ def descend(
     model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
 ) -> Tensor:
     """A host sampler function: deterministic DDIM from x at sigmas[0] down to sigmas[-1]."""
-    for i, (sigma, sigma_next) in enumerate(host.pairwise(sigmas.tolist())):
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas.tolist())):
         denoised = model(x, x.new_full((x.shape[0],), sigma), **(extra_args or {}))
         x = ddim_step(x, denoised, sigma, sigma_next)
         if callback is not None:
@@ -110,7 +111,7 @@ def descending_schedule(model: Any, scheduler: str, steps: int, sigmas: Tensor |
     levels = [float(s) for s in sigmas]
     if len(levels) < 2:
         raise ValueError(f"the schedule has {max(len(levels) - 1, 0)} steps: it needs at least 1.")
-    if not all(a > b for a, b in host.pairwise(levels)) or not levels[-1] >= 0:
+    if not all(a > b for a, b in itertools.pairwise(levels)) or not levels[-1] >= 0:
         raise ValueError(f"the schedule must fall from noisy to clean, it reads {levels[0]:.4g} ... {levels[-1]:.4g}.")
     if levels[-1] > 0:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import uuid
 from collections.abc import Callable
@@ -181,7 +182,7 @@ class FitTrajectory:
         steps = len(sigmas) - 1
         first = round(self.settings.start * steps)
         psi = None
-        for i, (sigma, sigma_next) in enumerate(host.pairwise(sigmas.tolist())):
+        for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas.tolist())):
 
             def advance(latent: Tensor, sigma: float = sigma, sigma_next: float = sigma_next) -> tuple[Tensor, Tensor]:
                 denoised = model(latent, latent.new_full((latent.shape[0],), sigma), **(extra_args or {}))
