@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .patches.artefacts import KVEmbeddings, TunedLayer
+from .patches.artefacts import LEARNED, SOURCE, KVEmbeddings, TunedLayer
 
 FOLDER = "palimpsest_kv"
 FORMAT = "palimpsest.kv"
-VERSION = 1
+VERSION = 2
 
 
 def register_folder() -> None:
@@ -60,7 +60,12 @@ def new_path(prefix: str) -> Path:
 
 def save(kv: KVEmbeddings, path: Path) -> None:
     """Write embeddings so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
-    tensors = {f"step.{i:04}": step.contiguous() for i, step in enumerate(kv.steps) if step is not None}
+    tensors = {
+        f"{part}.{i:04}": piece.contiguous()
+        for part in (LEARNED, SOURCE)
+        for i, piece in enumerate(getattr(kv, part))
+        if piece is not None
+    }
     tensors["scalars"] = kv.scalars.contiguous()
     header = {
         "format": FORMAT,
@@ -68,7 +73,8 @@ def save(kv: KVEmbeddings, path: Path) -> None:
         "sigmas": json.dumps(kv.sigmas),
         "layers": json.dumps([asdict(layer) for layer in kv.layers]),
         "latent": json.dumps(kv.latent),
-        "keeps_source": json.dumps(kv.keeps_source),
+        "span": json.dumps(kv.span),
+        "rank": json.dumps([kv.rank, kv.source_rank]),
         "layout": kv.layout,
         "info": json.dumps(kv.info),
     }
@@ -76,8 +82,7 @@ def save(kv: KVEmbeddings, path: Path) -> None:
     if free < kv.bytes + (1 << 20):
         raise OSError(
             f"{path.name} needs {kv.bytes / 1e6:.0f} MB, the disk has {free / 1e6:.0f} MB free: make room, or tune "
-            "fewer "
-            "steps or layers."
+            "with a rank, keyframes or fewer layers."
         )
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(handle)
@@ -99,8 +104,11 @@ def load(path: str) -> KVEmbeddings:
                 raise ValueError(
                     f"{name} is not a file of KV embeddings (no {FORMAT!r} mark in it): pick one saved by Save KV."
                 )
-            if int(header.get("version", 0)) > VERSION:
-                raise ValueError(f"{name} was saved by a newer version of this pack: update Palimpsest to read it.")
+            version = int(header.get("version", 0))
+            if version != VERSION:
+                newer = "a newer version of this pack: update Palimpsest to read it."
+                older = "an early version of this pack, before its first release: tune the picture again."
+                raise ValueError(f"{name} was saved by {newer if version > VERSION else older}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
     except SafetensorError as error:
         raise ValueError(
@@ -116,22 +124,28 @@ def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> KVEmb
     """Embeddings from a file's header and tensors; raises KeyError, TypeError or RuntimeError where they disagree."""
     sigmas = tuple(json.loads(header["sigmas"]))
     layers = tuple(TunedLayer(**layer) for layer in json.loads(header["layers"]))
-    keeps_source = bool(json.loads(header["keeps_source"]))
-    scalars = tensors["scalars"]
-    steps = tuple(tensors.get(f"step.{i:04}") for i in range(len(sigmas) - 1))
-    size = sum(layer.size for layer in layers) * (4 if keeps_source else 2)
-    shapes = {tuple(step.shape) for step in steps if step is not None}
-    if tuple(scalars.shape[:3]) != (len(steps), len(layers), 4) or shapes - {(scalars.shape[3], size)}:
-        raise RuntimeError(f"its tensors {sorted(shapes)} do not fit its list of {len(layers)} layers")
-    if not all(torch.isfinite(t).all() for t in (scalars, *(s for s in steps if s is not None))):
+    ranks = dict(zip((LEARNED, SOURCE), json.loads(header["rank"]), strict=True))
+    scalars, steps = tensors["scalars"], len(sigmas) - 1
+    pieces = {part: tuple(tensors.get(f"{part}.{i:04}") for i in range(steps)) for part in ranks}
+    if tuple(scalars.shape[:3]) != (steps, len(layers), 4):
+        raise RuntimeError(f"its weights {tuple(scalars.shape)} do not fit {steps} steps of {len(layers)} layers")
+    for part, found in pieces.items():
+        size = 2 * sum(layer.elements(ranks[part]) for layer in layers)
+        shapes = {tuple(piece.shape) for piece in found if piece is not None}
+        if shapes - {(scalars.shape[3], size)}:
+            raise RuntimeError(f"its tensors {sorted(shapes)} do not fit its list of {len(layers)} layers")
+    everything = (scalars, *(t for found in pieces.values() for t in found if t is not None))
+    if not all(torch.isfinite(t).all() for t in everything):
         raise RuntimeError("it holds NaN or infinite values")
     return KVEmbeddings(
         sigmas,
         layers,
-        steps,
+        tuple(json.loads(header["span"])),
+        pieces[LEARNED],
+        pieces[SOURCE],
         scalars,
         tuple(json.loads(header["latent"])),
-        keeps_source,
         header["layout"],
+        *ranks.values(),
         json.loads(header.get("info", "{}")),
     )

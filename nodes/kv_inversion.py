@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import latent_preview
 from comfy_api.latest import io
 
 from . import files, measure, sockets
-from .patches import host
-from .patches import kv_inversion as kv_patches
+from .patches import host, kv_sampling, kv_tuning
 from .patches.artefacts import KVEmbeddings
 
 GUIDED, CONDITIONAL = "with guidance", "prompt only"
 AS_SET, PAPER = "as set below", "paper"
+EVERYTHING, WEIGHTS = "embeddings and weights", "weights only"
 # arXiv:2309.16608, section 4: guidance 7.5, decoder, one conditional eps in eq. 4; its optimiser is not printed,
 # null-text inversion's takes its place. The edit uses the source after the first tenths of the steps (figure 6).
 PAPER_TUNING = {
     "guidance": 7.5, "tune_cfg": CONDITIONAL, "placement": "decoder", "start": 0.0, "inner_steps": 10,
-    "learning_rate": 0.01, "tolerance": 1e-5, "warm_start": False,
+    "learning_rate": 0.01, "tolerance": 1e-5, "warm_start": False, "end": 1.0, "learn": EVERYTHING, "rank": 0,
+    "keyframes": 1, "batch_steps": 1, "auto": False,
 }  # fmt: skip
 PAPER_EDITING = {
     "mode": "recompute",
@@ -78,7 +80,7 @@ class TuneKV(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "placement",
-                    options=list(kv_patches.PLACEMENTS),
+                    options=list(kv_tuning.PLACEMENTS),
                     default="decoder",
                     tooltip="Which self-attention layers learn. decoder: the paper's best. all: nearer to the "
                     "source, poses get "
@@ -134,8 +136,75 @@ class TuneKV(io.ComfyNode):
                     "keep_source",
                     default=True,
                     advanced=True,
-                    tooltip="Also keep the source's own keys and values, which Apply KV's other modes need. Doubles "
-                    "the file.",
+                    tooltip="Also keep the source's own keys and values, which Apply KV's modes extend and frozen "
+                    "need. Doubles the file.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Share of the steps after which learning stops. 1: to the last step. Below 1 the finest "
+                    "texture is left to the model.",
+                ),
+                io.Combo.Input(
+                    "learn",
+                    options=[EVERYTHING, WEIGHTS],
+                    optional=True,
+                    advanced=True,
+                    tooltip="embeddings and weights (default): keys and values of the picture are learned. weights "
+                    "only: the source's own keys and values are used as they are and only four weights a layer are "
+                    "learned; half the file, rebuilds less exactly.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=256,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keeps keys and values as thin factors of this rank: smaller files, fine texture may "
+                    "soften. 0: in full. 32 for SD 1.5 and SDXL (a tenth and a twentieth of the size), 8 for the "
+                    "pocket model.",
+                ),
+                io.Int.Input(
+                    "keyframes",
+                    default=1,
+                    min=1,
+                    max=10,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Learns every n-th step and interpolates between: n times smaller, rebuilds a little less "
+                    "exactly. 1: every step. 2 to 4 are useful.",
+                ),
+                io.Int.Input(
+                    "batch_steps",
+                    default=1,
+                    min=1,
+                    max=50,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Learns this many steps at once, each from the picture's recorded path, then mends them "
+                    "one after another. Faster where the GPU is not filled by one picture; takes as many times more "
+                    "memory. 1: the paper's way.",
+                ),
+                io.Boolean.Input(
+                    "auto",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Tries placements and starts on a few coarse steps first and takes the one that interferes "
+                    "least among those that rebuild well; placement and start above are then ignored. About half as "
+                    "much time again. The report says what was chosen.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Learn only this part of the picture (white), for instance the subject; the rest is left "
+                    "to the model.",
                 ),
             ],
             outputs=[
@@ -162,14 +231,22 @@ class TuneKV(io.ComfyNode):
         tolerance,
         warm_start,
         keep_source,
+        end=1.0,
+        learn=EVERYTHING,
+        rank=0,
+        keyframes=1,
+        batch_steps=1,
+        auto=False,
         negative=None,
         vae=None,
+        mask=None,
     ) -> io.NodeOutput:
         """Fit, then report how near the reconstruction came."""
         chosen = {
             "guidance": guidance, "tune_cfg": tune_cfg, "placement": placement, "start": start,
             "inner_steps": inner_steps, "learning_rate": learning_rate, "tolerance": tolerance,
-            "warm_start": warm_start,
+            "warm_start": warm_start, "end": end, "learn": learn, "rank": rank, "keyframes": keyframes,
+            "batch_steps": batch_steps, "auto": auto,
         }  # fmt: skip
         chosen |= PAPER_TUNING if preset == PAPER else {}
         guided, guidance = chosen.pop("tune_cfg") == GUIDED, chosen.pop("guidance")
@@ -178,10 +255,18 @@ class TuneKV(io.ComfyNode):
             raise ValueError(
                 f"guidance is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text)."
             )
-        placement = chosen.pop("placement")
-        settings = kv_patches.TuneSettings(**chosen, tolerance_growth=2 * chosen["tolerance"], keep_source=keep_source)
+        placement, weights_only, auto = chosen.pop("placement"), chosen.pop("learn") == WEIGHTS, chosen.pop("auto")
+        settings = kv_tuning.TuneSettings(**chosen, weights_only=weights_only, keep_source=keep_source)
         began = time.monotonic()
         shown = host.ProgressText(host.node_id(cls))
+        choice = ""
+        if auto:
+            best, tried = kv_tuning.choose(
+                model, trajectory, positive, negative, guidance, settings,
+                lambda done, of: shown.update(f"trying placements and starts, {done} of {of}"), mask,
+            )  # fmt: skip
+            placement, settings = best.placement, replace(settings, start=best.start)
+            choice = "; ".join(["auto took " + str(best), *(str(c) for c in tried if c is not best)])
 
         def report_iteration(step: int, iteration: int, loss: float) -> None:
             shown.update(
@@ -189,7 +274,7 @@ class TuneKV(io.ComfyNode):
                 f"{loss:.2e}"
             )
 
-        kv, rebuilt = kv_patches.tune(
+        kv, rebuilt = kv_tuning.tune(
             model,
             trajectory,
             positive,
@@ -199,16 +284,18 @@ class TuneKV(io.ComfyNode):
             settings,
             report_iteration,
             latent_preview.prepare_callback(model, trajectory.steps),
+            mask,
         )
         wanted = model.model.process_latent_out(trajectory.latents[-1].clone())
         numbers = measure.reconstruction(rebuilt, wanted, vae)
         kv.info.update(numbers, guidance=guidance, placement=placement, **vars(settings))
         report = (
             f"rebuilt at guidance {guidance:g}: {measure.sentence(numbers)}; {kv.info['iterations']} iterations, "
-            f"{kv.bytes / 1e6:.0f} MB, {time.monotonic() - began:.0f} s"
+            f"{kv.bytes / 1e6:.1f} MB, {time.monotonic() - began:.0f} s"
         )
         if trajectory.prompt != host.conditioning_fingerprint(positive):
             report += "; note: the prompt differs from the one the picture was inverted with"
+        report += f"; {choice}" if choice else ""
         shown.update(report, now=True)
         return io.NodeOutput(kv, {"samples": rebuilt}, report)
 
@@ -233,7 +320,7 @@ class ApplyKV(io.ComfyNode):
                 io.Combo.Input("preset", options=[AS_SET, PAPER], tooltip=PRESET_TOOLTIP),
                 io.Combo.Input(
                     "mode",
-                    options=list(kv_patches.MODES),
+                    options=list(kv_sampling.MODES),
                     tooltip="extend (default): the edit looks at itself and at the source. recompute: the paper's "
                     "Algorithm 1, "
                     "the edit's own keys and values with the learned ones blended in. frozen: only at the source.",
@@ -299,7 +386,13 @@ class ApplyKV(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip="Where the source may act in the edited picture: white follows the source, black is left "
-                    "to the model.",
+                    "to the model. For two subjects, one Apply KV after the other, each with its mask.",
+                ),
+                io.Mask.Input(
+                    "source_mask",
+                    optional=True,
+                    tooltip="Which part of the source picture may be looked at: white only, for instance the subject, "
+                    "so that nothing of the old background comes along.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the source's keys and values.")],
@@ -319,17 +412,32 @@ class ApplyKV(io.ComfyNode):
         layers,
         look_ahead,
         mask=None,
+        source_mask=None,
     ) -> io.NodeOutput:
         """Patch a clone of the model."""
         if preset == PAPER:
             mode, strength, source_guidance, start_percent, end_percent, layers, look_ahead = PAPER_EDITING.values()
         if end_percent < start_percent:
             raise ValueError(f"end_percent {end_percent:g} lies before start_percent {start_percent:g}: swap them.")
-        if mask is not None:
-            host.picture_rows(mask, mask.reshape(-1, *mask.shape[-2:]).shape[0], 1, 1)
+        for name, given, pictures in (("mask", mask, None), ("source_mask", source_mask, kv.pictures)):
+            if given is not None:
+                count = given.reshape(-1, *given.shape[-2:]).shape[0]
+                rows = host.picture_rows(given, count if pictures is None or count == 1 else pictures, 1, 1, name)
+                if given is source_mask and not bool((rows > 0).all()):
+                    raise ValueError("source_mask is black: nothing of the source could be looked at. Paint it white.")
         return io.NodeOutput(
-            kv_patches.apply(
-                model, kv, mode, strength, start_percent, end_percent, layers, mask, look_ahead, source_guidance
+            kv_sampling.apply(
+                model,
+                kv,
+                mode,
+                strength,
+                start_percent,
+                end_percent,
+                layers,
+                mask,
+                look_ahead,
+                source_guidance,
+                source_mask,
             )
         )
 
@@ -420,7 +528,8 @@ def describe(kv: KVEmbeddings) -> str:
     """One line on what embeddings hold."""
     _, height, width = kv.latent
     error = f", {measure.sentence(kv.info)}" if "latent_rmse" in kv.info else ""
+    rank = f"rank {kv.rank}, " if kv.rank else ""
     return (
         f"{kv.pictures} picture(s) of {width * 8} x {height * 8}, {len(kv.sigmas) - 1} steps, {len(kv.layers)} layers, "
-        f"{kv.bytes / 1e6:.1f} MB{error}"
+        f"{rank}{kv.bytes / 1e6:.1f} MB{error}"
     )

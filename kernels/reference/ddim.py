@@ -19,21 +19,25 @@ def signal_level(sigma: float) -> float:
     return 1.0 / math.sqrt(1.0 + sigma * sigma)
 
 
-def predicted_noise(x: Tensor, denoised: Tensor, sigma: float) -> Tensor:
-    """eps = (x - x_0) / sigma, from x = x_0 + sigma eps. Raises ValueError at sigma <= 0, where eps has no meaning."""
-    if not sigma > 0.0:
+def predicted_noise(x: Tensor, denoised: Tensor, sigma: Tensor | float) -> Tensor:
+    """eps = (x - x_0) / sigma, from x = x_0 + sigma eps. Raises ValueError at sigma <= 0, where eps has no meaning.
+
+    sigma is a number, or (B, 1, 1, 1), which is not checked: reading it would stop a GPU's queue.
+    """
+    if isinstance(sigma, (int, float)) and not sigma > 0.0:
         raise ValueError(f"predicted_noise: sigma must be above 0, got {sigma}")
     return (x - denoised) / sigma
 
 
-def ddim_step(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
+def ddim_step(x: Tensor, denoised: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
     """One step of the deterministic DDIM solver from noise level sigma to sigma_next, up or down.
 
     x' = x + (sigma' - sigma) eps,   eps = (x - x_0) / sigma
     In the paper's z this is z' = sqrt(abar'/abar) z + sqrt(abar') (sqrt(1/abar' - 1) - sqrt(1/abar - 1)) eps, which is
     eq. 4 of KV Inversion (arXiv:2309.16608) with the factor sqrt(abar') that its print leaves out.
 
-    x, denoised (B, C, H, W), same shape -> same shape and dtype. Raises ValueError at sigma <= 0.
+    x, denoised (B, C, H, W), same shape -> same shape and dtype; levels as numbers, or (B, 1, 1, 1) of x's dtype where
+    every row has its own. Raises ValueError at a number sigma <= 0.
     """
     return x + (sigma_next - sigma) * predicted_noise(x, denoised, sigma)
 

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,23 @@ def content_preserving(projection: Tensor, embedding: Tensor, own: Tensor | floa
             f"this layer has {tuple(projection.shape[1:])}"
         )
     return (own * projection + learned * embedding).to(projection.dtype)
+
+
+def content_preserving_folded(projection: Tensor, folded: Tensor, own: Tensor) -> Tensor:
+    """content_preserving in one pass over memory, for sampling, where gamma K_hat is known beforehand.
+
+    K_bar = (gamma K_hat) + lambda K
+    With a mask m on the tokens (1: learned keys act, 0: the layer's own stay) the same line serves:
+    K + m (lambda K + gamma K_hat - K) = (m gamma K_hat) + (1 + m (lambda - 1)) K.
+
+    projection K (B, N, C), folded (B or 1, N, C), own (B or 1, N or 1, 1), all of one dtype -> (B, N, C).
+    """
+    return torch.addcmul(folded, own, projection)
+
+
+def between_keyframes(before: Tensor, after: Tensor, share: Tensor | float) -> Tensor:
+    """psi_t between two learned steps, on the straight line: (1 - s) psi_a + s psi_b, s = (t_a - t) / (t_a - t_b)."""
+    return before + share * (after - before)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -52,10 +70,24 @@ def source_guidance(guided: Tensor, shown: Tensor, hidden: Tensor, scale: float)
     return guided + (scale - 1.0) * (shown - hidden)
 
 
-def reconstruction_loss(latent: Tensor, target: Tensor, signal: float) -> Tensor:
+def reconstruction_loss(latent: Tensor, target: Tensor, signal: Tensor | float, mask: Tensor | None = None) -> Tensor:
     """L_rec = || z^_{t-1} - z~_{t-1} ||^2 per picture, averaged over its elements.       eq. 3
 
-    latent, target (B, ...) in the host's x = z / sqrt(abar); signal = sqrt(abar_{t-1}) takes them to the paper's z.
+    latent, target (B, C, H, W) in the host's x = z / sqrt(abar); signal = sqrt(abar_{t-1}), a number or (B, 1, 1, 1),
+    takes them to the paper's z. mask (B, 1, H, W) in 0..1 averages over its white part only (not in the paper).
     Returns (B,) in float32.
     """
-    return ((latent.float() - target.float()) * signal).pow(2).flatten(1).mean(1)
+    squares = ((latent.float() - target.float()) * signal).pow(2)
+    if mask is None:
+        return squares.flatten(1).mean(1)
+    return (squares * mask).flatten(1).sum(1) / mask.expand_as(squares).flatten(1).sum(1)
+
+
+def self_similarity_distance(keys: Tensor, others: Tensor) -> Tensor:
+    """How far the layout of two pictures differs: mean (S - S')^2, S_ij = cos(k_i, k_j) over all pairs of tokens.
+
+    The structure loss of Splice (Tumanyan et al., arXiv:2201.00424, eq. 4), with the U-Net's self-attention keys in
+    place of DINO's. keys, others (B, N, C) -> (B,) in float32.
+    """
+    similar, similar_others = (k @ k.mT for k in (F.normalize(t.float(), dim=-1) for t in (keys, others)))
+    return (similar - similar_others).pow(2).flatten(1).mean(1)

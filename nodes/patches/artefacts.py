@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ...kernels.reference import low_rank
+from ...kernels.reference.kv_inversion import between_keyframes
+
 SCALARS = ("lambda_k", "gamma_k", "lambda_v", "gamma_v")
+LEARNED, SOURCE = "learned", "source"
 
 
 def nearest_level(sigmas: tuple[float, ...], sigma: float) -> int:
@@ -59,9 +64,17 @@ class TunedLayer:
         return self.block, self.number, self.index
 
     @property
-    def size(self) -> int:
-        """Elements of one embedding of one picture."""
-        return self.height * self.width * self.channels
+    def tokens(self) -> int:
+        """Number of tokens N."""
+        return self.height * self.width
+
+    def factored(self, rank: int) -> bool:
+        """Whether a (N, C) matrix of this layer is kept as two factors of this rank; 0 is full."""
+        return low_rank.worthwhile(self.tokens, self.channels, rank)
+
+    def elements(self, rank: int) -> int:
+        """Numbers kept for one (N, C) matrix of one picture."""
+        return rank * (self.tokens + self.channels) if self.factored(rank) else self.tokens * self.channels
 
 
 @dataclass(frozen=True)
@@ -69,11 +82,11 @@ class LayerEmbeddings:
     """One layer at one step: K_hat, V_hat (B, N, C), their four weights (B, 1, 1), and the source's own K, V.
 
     k_source and v_source (B, N, C) are what the untouched network computes for the source at this step, on the path
-    that rebuilds it; None when not kept.
+    that rebuilds it. Pairs that were not asked for or not kept are None.
     """
 
-    k_hat: Tensor
-    v_hat: Tensor
+    k_hat: Tensor | None
+    v_hat: Tensor | None
     lambda_k: Tensor
     gamma_k: Tensor
     lambda_v: Tensor
@@ -86,18 +99,24 @@ class LayerEmbeddings:
 class KVEmbeddings:
     """Keys and values learned for a picture, for every tuned step and layer (psi_t of arXiv:2309.16608).
 
-    sigmas: T+1 noise levels of the tuning, descending to 0. steps[t] (B, P) holds step t's tensors of all layers in one
-    piece, layer after layer, each as K_hat, V_hat and, with `keeps_source`, the source's K, V; None where CP-attention
-    was off. scalars (T, L, 4, B) float32 in the order of SCALARS. latent is the source's (channels, height, width).
+    sigmas: T+1 noise levels of the tuning, descending to 0. span: the steps first <= t < last in which CP-attention
+    acts. learned[t] (B, P) holds K_hat, V_hat of step t for all layers in one piece, source[t] the source's own K, V;
+    None where nothing is kept: outside the span, and between keyframes, where the two neighbours are interpolated.
+    Matrices are float16, full or (where that is smaller) factors of `rank` (learned) and `source_rank` (source). With
+    no learned part at all, K_hat, V_hat are the source's K, V and only the weights were learned. scalars
+    (T, L, 4, B) float32 in the order of SCALARS. latent is the source's (channels, height, width).
     """
 
     sigmas: tuple[float, ...]
     layers: tuple[TunedLayer, ...]
-    steps: tuple[Tensor | None, ...]
+    span: tuple[int, int]
+    learned: tuple[Tensor | None, ...]
+    source: tuple[Tensor | None, ...]
     scalars: Tensor
     latent: tuple[int, int, int]
-    keeps_source: bool
     layout: str
+    rank: int = 0
+    source_rank: int = 0
     info: dict = field(default_factory=dict)
 
     @property
@@ -108,7 +127,17 @@ class KVEmbeddings:
     @property
     def bytes(self) -> int:
         """Size of the embeddings in memory and on disk, without the header."""
-        return sum(step.numel() * step.element_size() for step in self.steps if step is not None)
+        return sum(t.numel() * t.element_size() for t in (*self.learned, *self.source) if t is not None)
+
+    @property
+    def keeps_source(self) -> bool:
+        """Whether the source's own keys and values are there."""
+        return any(t is not None for t in self.source)
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether only lambda and gamma were learned, K_hat and V_hat being the source's K and V."""
+        return self.keeps_source and all(t is None for t in self.learned)
 
     def at(self, sigma: float) -> int:
         """The step whose noise level is nearest to sigma: the rule when another schedule samples than tuned."""
@@ -116,19 +145,77 @@ class KVEmbeddings:
 
     def ahead(self, index: int, share: float) -> int:
         """The step that lies `share` of the schedule nearer to the finished picture than step `index`."""
-        return min(index + round(share * len(self.steps)), len(self.steps) - 1)
+        return min(index + round(share * len(self.learned)), len(self.learned) - 1)
 
-    def step(self, index: int, device: torch.device, dtype: torch.dtype) -> dict[tuple, LayerEmbeddings] | None:
-        """One step's embeddings on a device, by layer key, moved in one copy. None if the step was not tuned."""
-        blob = self.steps[index]
-        if blob is None:
+    def keyframes(self, index: int) -> tuple[int, int, float] | None:
+        """(step kept at or before, step kept at or after, share of the latter) for a step; None outside the span."""
+        first, last = self.span
+        kept = [t for t in range(first, last) if self.learned[t] is not None or self.source[t] is not None]
+        if not kept or not first <= index < last:
             return None
-        blob = blob.to(device=device, dtype=dtype, non_blocking=True)
-        scalars = self.scalars[index].to(device=device, dtype=dtype)[..., None, None]
-        pieces = 4 if self.keeps_source else 2
-        found, start = {}, 0
-        for number, layer in enumerate(self.layers):
-            part = blob[:, start : start + pieces * layer.size].unflatten(1, (pieces, -1, layer.channels)).unbind(1)
-            start += pieces * layer.size
-            found[layer.key] = LayerEmbeddings(part[0], part[1], *scalars[number], *part[2:])
+        before = max((t for t in kept if t <= index), default=kept[0])
+        after = min((t for t in kept if t >= index), default=kept[-1])
+        return before, after, (index - before) / max(after - before, 1)
+
+    def pieces(self, index: int, parts: Iterable[str]) -> dict[tuple[str, int], Tensor]:
+        """The tensors on the CPU that `step` needs, by (part, step)."""
+        frames = self.keyframes(index)
+        if frames is None:
+            return {}
+        parts = {SOURCE} | set(parts) - {LEARNED} if self.weights_only else set(parts)
+        found = {(part, t): getattr(self, part)[t] for part in sorted(parts) for t in sorted(set(frames[:2]))}
+        return {name: piece for name, piece in found.items() if piece is not None}
+
+    def step(
+        self, index: int, pieces: Mapping[tuple[str, int], Tensor], device: torch.device, dtype: torch.dtype
+    ) -> dict[tuple, LayerEmbeddings] | None:
+        """One step's embeddings by layer key, from the pieces of `pieces` moved to the device. None outside the span.
+
+        Between keyframes embeddings and weights lie on the straight line between their neighbours.
+        """
+        frames = self.keyframes(index)
+        if frames is None:
+            return None
+        before, after, share = frames
+
+        def read(part: str, rank: int) -> list[tuple[Tensor | None, Tensor | None]]:
+            if (part, before) not in pieces:
+                return [(None, None)] * len(self.layers)
+            start, end = (self.unpack(pieces[part, t].to(dtype), rank) for t in (before, after))
+            return start if before == after else [
+                tuple(between_keyframes(a, b, share) for a, b in zip(*pairs, strict=True))
+                for pairs in zip(start, end, strict=True)
+            ]  # fmt: skip
+
+        sources = read(SOURCE, self.source_rank)
+        learned = sources if self.weights_only else read(LEARNED, self.rank)
+        scalars = between_keyframes(self.scalars[before], self.scalars[after], share)
+        scalars = scalars.to(device=device, dtype=dtype, non_blocking=True)[..., None, None]
+        return {
+            layer.key: LayerEmbeddings(*learned[i], *scalars[i], *sources[i]) for i, layer in enumerate(self.layers)
+        }
+
+    def unpack(self, piece: Tensor, rank: int) -> list[tuple[Tensor, Tensor]]:
+        """(keys, values), (B, N, C) each, of every layer from one piece (B, P)."""
+        found, start = [], 0
+        for layer in self.layers:
+            pair = []
+            for _ in range(2):
+                part = piece[:, start : start + layer.elements(rank)]
+                start += layer.elements(rank)
+                if layer.factored(rank):
+                    left, right = part.split([rank * layer.tokens, rank * layer.channels], 1)
+                    pair.append(left.unflatten(1, (-1, rank)) @ right.unflatten(1, (-1, rank)).mT)
+                else:
+                    pair.append(part.unflatten(1, (layer.tokens, layer.channels)))
+            found.append(tuple(pair))
         return found
+
+
+def pack(factors: Iterable[tuple[Tensor, ...]]) -> Tensor:
+    """One (B, P) float16 piece on the CPU, in the order KVEmbeddings.unpack reads.
+
+    factors: per layer the stacked keys and values, (2, B, N, C), or their two factors (2, B, N, r) and (2, B, C, r).
+    """
+    flat = [tensor[pair].detach().flatten(1) for tensors in factors for pair in range(2) for tensor in tensors]
+    return torch.cat(flat, 1).to("cpu", torch.float16)

@@ -45,16 +45,20 @@ def require_unet(model: Any, technique: str) -> Any:
     return network
 
 
+def blocks(network: Any) -> list[tuple[str, int, Any]]:
+    """(place, number, block) of a U-Net in the order in which a forward pass meets them."""
+    return [
+        *(("input", i, block) for i, block in enumerate(network.input_blocks)),
+        ("middle", 0, network.middle_block),
+        *(("output", i, block) for i, block in enumerate(network.output_blocks)),
+    ]
+
+
 def self_attention_layers(model: Any, technique: str = "this node") -> list[SelfAttention]:
     """Every self-attention layer of a host MODEL in the order in which a forward pass meets them."""
     network = require_unet(model, technique)
-    blocks = [
-        *((("input", i), block) for i, block in enumerate(network.input_blocks)),
-        (("middle", 0), network.middle_block),
-        *((("output", i), block) for i, block in enumerate(network.output_blocks)),
-    ]
     layers = []
-    for (name, number), block in blocks:
+    for name, number, block in blocks(network):
         for transformer in (m for m in block or () if hasattr(m, "transformer_blocks")):
             for index, part in enumerate(transformer.transformer_blocks):
                 if not getattr(part, "disable_self_attn", False):
@@ -100,7 +104,8 @@ def run_attention(options: dict, previous: Any, query: Tensor, key: Tensor, valu
     if previous is not None:
         if mask is not None:
             raise ValueError(
-                "a strength other than 1 in mode extend cannot pass through another node's attention replacement."
+                "a strength other than 1 in mode extend, and source masks that differ within a batch, cannot pass "
+                "through another node's attention replacement: set strength to 1, or take the other node out."
             )
         return previous(query, key, value, options)
     from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked

@@ -25,21 +25,25 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def kv():
-    steps = (None, *(torch.randn(2, 4 * 2 * 48).half() for _ in range(2)))
+    learned = (None, *(torch.randn(2, 2 * 2 * 2 * (6 + 8)).half() for _ in range(2)))
+    source = (None, *(torch.randn(2, 2 * 2 * 48).half() for _ in range(2)))
     return KVEmbeddings(
-        (14.6, 2.5, 0.1, 0.0), LAYERS, steps, torch.rand(3, 2, 4, 2), (4, 4, 6), True, "layout", {"latent_rmse": 0.01}
-    )
+        (14.6, 2.5, 0.1, 0.0), LAYERS, (1, 3), learned, source, torch.rand(3, 2, 4, 2), (4, 4, 6), "layout", 2, 0,
+        {"latent_rmse": 0.01},
+    )  # fmt: skip
 
 
 def test_embeddings_come_back_bit_by_bit(folder, kv):
     name = SaveKV.execute(kv, "my cat").args[0]
     read, report = LoadKV.execute(name).args
     assert name == "my cat_00001.safetensors"
-    assert read.steps[0] is None
-    assert all(torch.equal(a, b) for a, b in zip(read.steps[1:], kv.steps[1:], strict=True))
+    assert read.learned[0] is None
+    assert all(torch.equal(a, b) for a, b in zip(read.learned[1:], kv.learned[1:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(read.source[1:], kv.source[1:], strict=True))
     assert torch.equal(read.scalars, kv.scalars)
-    assert replace(read, steps=(), scalars=None) == replace(kv, steps=(), scalars=None)
-    assert report == describe(kv) == "2 picture(s) of 48 x 32, 3 steps, 2 layers, 0.0 MB, latent error 1.0 %"
+    emptied = {"learned": (), "source": (), "scalars": None}
+    assert replace(read, **emptied) == replace(kv, **emptied)
+    assert report == describe(kv) == "2 picture(s) of 48 x 32, 3 steps, 2 layers, rank 2, 0.0 MB, latent error 1.0 %"
 
 
 def test_a_second_save_takes_the_next_number(folder, kv):
@@ -101,8 +105,12 @@ def test_foreign_newer_cut_and_damaged_files_are_refused_by_name_and_reason(fold
     save_file({"x": torch.zeros(1)}, newer, metadata={"format": files.FORMAT, "version": "99"})
     with pytest.raises(ValueError, match="newer version of this pack"):
         read(newer)
+    older = folder / "older.safetensors"
+    save_file({"x": torch.zeros(1)}, older, metadata={"format": files.FORMAT, "version": "1"})
+    with pytest.raises(ValueError, match=r"early version of this pack.*tune the picture again"):
+        read(older)
     hollow = folder / "hollow.safetensors"
-    save_file({"x": torch.zeros(1)}, hollow, metadata={"format": files.FORMAT, "version": "1"})
+    save_file({"x": torch.zeros(1)}, hollow, metadata={"format": files.FORMAT, "version": str(files.VERSION)})
     with pytest.raises(ValueError, match=r"hollow\.safetensors is damaged"):
         read(hollow)
     shuffled = folder / "shuffled.safetensors"

@@ -6,10 +6,9 @@ import pytest
 import tiny_models
 import torch
 from palimpsest.kernels.reference.kv_inversion import attention
-from palimpsest.nodes.kv_inversion import AS_SET, CONDITIONAL, GUIDED, PAPER, ApplyKV, TuneKV
-from palimpsest.nodes.patches import host, inversion
-from palimpsest.nodes.patches import kv_inversion as patches
-from palimpsest.nodes.patches.artefacts import KVEmbeddings, LayerEmbeddings, TunedLayer, nearest_level
+from palimpsest.nodes.kv_inversion import AS_SET, CONDITIONAL, GUIDED, PAPER, WEIGHTS, ApplyKV, TuneKV
+from palimpsest.nodes.patches import host, inversion, kv_sampling, kv_tuning
+from palimpsest.nodes.patches.artefacts import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer, nearest_level
 
 STEPS, GUIDANCE = 4, 3.0
 
@@ -142,7 +141,7 @@ def test_pictures_of_a_batch_are_tuned_each_on_their_own():
 def test_early_steps_and_other_blocks_are_left_alone():
     model = tiny_models.unet()
     kv = tune(model, record(model, tiny_models.latent()), start=0.5, placement="middle")[0]
-    assert [step is None for step in kv.steps] == [True, True, False, False]
+    assert [step is None for step in kv.learned] == [True, True, False, False]
     assert {layer.block for layer in kv.layers} == {"middle"}
     assert kv.scalars.shape == (STEPS, 1, 4, 1)
 
@@ -194,7 +193,7 @@ def test_tuning_refuses_what_it_cannot_do(tuned):
     _, _, trajectory, *_ = tuned
     with pytest.raises(ValueError, match="another model architecture"):
         tune(tiny_models.unet("sdxl"), trajectory, "sdxl")
-    with pytest.raises(ValueError, match=r"start 0\.95 leaves none of 4 steps"):
+    with pytest.raises(ValueError, match=r"start 0\.95 and end 1 leave none of 4 steps"):
         tune(tiny_models.unet(), trajectory, start=0.95)
     nan = [[torch.full((1, 7, 24), float("nan")), {}]]
     with pytest.raises(ValueError, match="NaN at step 1"):
@@ -244,7 +243,7 @@ def test_untrained_embeddings_change_no_bit(tuned):
     assert torch.equal(sample(apply(model, kv), noise), sample(model, noise))
 
 
-@pytest.mark.parametrize("mode", list(patches.MODES))
+@pytest.mark.parametrize("mode", list(kv_sampling.MODES))
 def test_the_unpatched_model_is_untouched_by_its_patched_clone(tuned, mode):
     model, _, trajectory, kv, _ = tuned
     noise = start(model, trajectory)
@@ -261,7 +260,7 @@ def test_looking_ahead_shows_the_source_of_a_later_step(tuned):
     assert [kv.ahead(i, 0.5) for i in range(STEPS)] == [2, 3, 3, 3]
 
     def edit(mode, look_ahead):
-        patched = patches.apply(model, kv, mode, 1.0, 0.0, 1.0, "all", None, look_ahead)
+        patched = kv_sampling.apply(model, kv, mode, 1.0, 0.0, 1.0, "all", None, look_ahead)
         return sample(patched, noise)
 
     assert not torch.equal(edit("extend", 0.5), edit("extend", 0.0))
@@ -375,16 +374,17 @@ def options(rows, chunks, step):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", list(patches.MODES))
+@pytest.mark.parametrize("mode", list(kv_sampling.MODES))
 @pytest.mark.parametrize("strength", [1.0, 0.4])
-def test_the_adapter_is_equation_1_and_2(mode, strength):
+@pytest.mark.parametrize("shared", [True, False], ids=["one picture for all", "one for each"])
+def test_the_adapter_is_equation_1_and_2(mode, strength, shared):
     q, k, v = torch.randn(3, 4, 24, 16)
-    learned = LayerEmbeddings(*torch.randn(2, 2, 24, 16), *torch.rand(4, 2, 1, 1), *torch.randn(2, 2, 24, 16))
-    step = patches.CurrentStep({LAYER.key: learned})
-    out = patches.ContentPreservingAttention("kv", LAYER, patches.MODES[mode], strength, None)(
-        q, k, v, options(4, 2, step)
+    pictures = 1 if shared else 2
+    learned = LayerEmbeddings(
+        *torch.randn(2, pictures, 24, 16), *torch.rand(4, pictures, 1, 1), *torch.randn(2, pictures, 24, 16)
     )
-    rows = {name: t.repeat(2, 1, 1) for name, t in vars(learned).items()}
+    out = attend(mode, learned, strength)(q, k, v)
+    rows = {name: t.repeat(4 // pictures, 1, 1) for name, t in vars(learned).items()}
     if mode == "recompute":
         k_bar = rows["lambda_k"] * k + rows["gamma_k"] * rows["k_hat"]
         v_bar = rows["lambda_v"] * v + rows["gamma_v"] * rows["v_hat"]
@@ -394,14 +394,59 @@ def test_the_adapter_is_equation_1_and_2(mode, strength):
     else:
         k_bar, v_bar = rows["k_source"], rows["v_source"]
     if mode == "extend":
-        heads = [
-            t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (q, torch.cat([k, k_bar], 1), torch.cat([v, v_bar], 1))
-        ]
-        weights = (heads[0] @ heads[1].mT / 8**0.5).exp() * torch.tensor([1.0] * 24 + [strength] * 24)
-        wanted = ((weights / weights.sum(-1, keepdim=True)) @ heads[2]).transpose(1, 2).flatten(2)
+        wanted = weighted(q, torch.cat([k, k_bar], 1), torch.cat([v, v_bar], 1), [1.0] * 24 + [strength] * 24)
     else:
         wanted = attention(q, torch.lerp(k, k_bar, strength), torch.lerp(v, v_bar, strength), 2)
     torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+
+
+def attend(mode, learned, strength=1.0, mask=None, source_mask=None):
+    """A layer's attention with one source, as the host calls it."""
+    mode = kv_sampling.MODES[mode]
+    source = kv_sampling.Source("kv", LAYER, mode, strength, mask)
+    step = kv_sampling.CurrentStep({LAYER.key: mode(learned, source_mask)})
+    attention = kv_sampling.SourceAttention((source,))
+    return lambda q, k, v: attention(q, k, v, options(len(q), 2, step))
+
+
+def weighted(q, k, v, weights):
+    """Attention in which key j counts weights[j] times."""
+    q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (q, k, v))
+    scores = (q @ k.mT / 8**0.5).exp() * torch.as_tensor(weights)
+    return ((scores / scores.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("different", [False, True], ids=["one mask", "a mask for each"])
+def test_a_source_mask_restricts_the_keys(different):
+    q, k, v = torch.randn(3, 4, 24, 16)
+    learned = LayerEmbeddings(*torch.randn(2, 2, 24, 16), *torch.rand(4, 2, 1, 1), *torch.randn(2, 2, 24, 16))
+    seen = (torch.rand(2, 24) > 0.5).float()
+    seen = seen if different else seen[:1]
+    rows = {name: t.repeat(2, 1, 1) for name, t in vars(learned).items()}
+    found = attend("extend", learned, source_mask=seen)(q, k, v)
+    keys, values = torch.cat([k, rows["k_source"]], 1), torch.cat([v, rows["v_source"]], 1)
+    for row in range(4):
+        weights = torch.cat([torch.ones(24), seen[row % len(seen)]])
+        wanted = weighted(q[row : row + 1], keys[row : row + 1], values[row : row + 1], weights)
+        torch.testing.assert_close(found[row : row + 1], wanted, rtol=1e-4, atol=1e-5)
+    m = seen.expand(2, -1).repeat(2, 1)[..., None]
+    k_bar = k + m * (rows["lambda_k"] * k + rows["gamma_k"] * rows["k_hat"] - k)
+    v_bar = v + m * (rows["lambda_v"] * v + rows["gamma_v"] * rows["v_hat"] - v)
+    found = attend("recompute", learned, source_mask=seen)(q, k, v)
+    torch.testing.assert_close(found, attention(q, k_bar, v_bar, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_with_no_white_token_leaves_the_whitest():
+    shown = kv_sampling.visible(torch.arange(3.0)[None, :, None], torch.zeros(1, 3, 1), torch.tensor([[0.1, 0.3, 0.2]]))
+    assert shown.key.flatten().tolist() == [1.0]
+
+
+def test_a_prompts_area_takes_its_part_of_the_learned_tokens():
+    area = kv_sampling.Area(2, 4, 1, 2, (4, 6))
+    assert area.tokens(LAYER, 2, 4).tolist() == [8, 9, 10, 11, 14, 15, 16, 17]
+    half = TunedLayer("output", 3, 0, 2, 3, 16)
+    assert area.tokens(half, 1, 2).tolist() == [1, 2]  # 1 / 4 of 2 rows rounds down to row 0
+    assert area.crop(torch.arange(96.0).view(1, 8, 12))[0, 0].tolist() == [28.0, 29, 30, 31, 32, 33, 34, 35]
 
 
 def test_rows_that_other_nodes_add_are_refused():
@@ -413,22 +458,110 @@ def test_the_nearest_level_is_nearest_by_ratio():
     assert [nearest_level((14.6, 1.0, 0.03), s) for s in (900.0, 3.0, 5.0, 0.5, 0.1, 0.0)] == [0, 1, 0, 1, 2, 2]
 
 
-def test_a_step_is_read_back_as_it_was_written():
+@pytest.mark.parametrize("rank", [0, 2, 5])
+def test_a_step_is_read_back_as_it_was_written(rank):
     layers = [LAYER, TunedLayer("middle", 0, 1, 2, 3, 8)]
-    psi = patches.Psi(layers, 2, torch.device("cpu"))
-    for t in (*psi.embeddings.values(), *psi.scalars.values()):
+    psi = kv_tuning.Psi(layers, 2, torch.device("cpu"), rank)
+    for t in psi.tensors():
         t.copy_(torch.randn_like(t))
-    psi.sources = {layer.key: torch.randn_like(psi.embeddings[layer.key]) for layer in layers}
-    scalars = torch.stack([s[..., 0, 0] for s in psi.scalars.values()])[None]
-    kv = KVEmbeddings((1.0, 0.0), tuple(layers), (psi.blob(),), scalars, (4, 4, 6), True, "x")
-    read = kv.step(0, torch.device("cpu"), torch.float32)
+    sources = {layer.key: torch.randn(2, 2, layer.tokens, layer.channels) for layer in layers}
+    kv = KVEmbeddings(
+        (1.0, 0.0), tuple(layers), (0, 1), (kv_tuning.pack(psi.factors.values()),),
+        (kv_tuning.pack((t,) for t in sources.values()),),
+        torch.stack([s[..., 0, 0] for s in psi.scalars.values()])[None], (4, 4, 6), "x", rank,
+    )  # fmt: skip
+    read = kv.step(0, kv.pieces(0, [LEARNED, SOURCE]), torch.device("cpu"), torch.float32)
     for layer in layers:
         found = read[layer.key]
-        torch.testing.assert_close(
-            torch.stack([found.k_hat, found.v_hat]), psi.embeddings[layer.key], rtol=1e-3, atol=1e-3
-        )
-        torch.testing.assert_close(
-            torch.stack([found.k_source, found.v_source]), psi.sources[layer.key], rtol=1e-3, atol=1e-3
-        )
+        hats = torch.stack([found.k_hat, found.v_hat])
+        torch.testing.assert_close(hats, psi.embeddings(layer.key), rtol=1e-2, atol=1e-2)
+        both = torch.stack([found.k_source, found.v_source])
+        torch.testing.assert_close(both, sources[layer.key], rtol=1e-3, atol=1e-3)
         weights = torch.stack([found.lambda_k, found.gamma_k, found.lambda_v, found.gamma_v])
-        torch.testing.assert_close(weights, psi.scalars[layer.key])
+        torch.testing.assert_close(weights, psi.weights(layer.key))
+    assert LAYER.factored(rank) == (rank in (2, 5))
+    assert layers[1].factored(rank) == (rank == 2)
+
+
+def test_steps_between_keyframes_lie_between_them():
+    pieces = [None, torch.zeros(1, 2 * 24 * 16).half(), None, None, torch.ones(1, 2 * 24 * 16).half()]
+    scalars = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 4, 1)
+    kv = KVEmbeddings((5.0, 4, 3, 2, 1, 0), (LAYER,), (1, 5), tuple(pieces), (None,) * 5, scalars, (4, 4, 6), "x")
+    assert [kv.keyframes(i) for i in range(5)] == [None, (1, 1, 0.0), (1, 4, 1 / 3), (1, 4, 2 / 3), (4, 4, 0.0)]
+    assert kv.step(0, kv.pieces(0, [LEARNED]), torch.device("cpu"), torch.float32) is None
+    layer = kv.step(3, kv.pieces(3, [LEARNED, SOURCE]), torch.device("cpu"), torch.float32)[LAYER.key]
+    torch.testing.assert_close(layer.k_hat, torch.full((1, 24, 16), 2 / 3))
+    torch.testing.assert_close(layer.lambda_k, torch.full((1, 1, 1), 3.0))
+    assert layer.k_source is None
+
+
+# ---- ways to tune
+
+
+def errors(model, trajectory, latent, **changes):
+    """(error of the reconstruction, error when the stock sampler uses the embeddings, kv)."""
+    kv, rebuilt, _ = tune(model, trajectory, inner_steps=12, learning_rate=0.1, **changes)
+    again = sample(apply(model, kv), start(model, trajectory))
+    return *((x - latent["samples"]).norm().item() for x in (rebuilt, again)), kv
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rank": 4}, {"keyframes": 2}, {"keyframes": 3, "rank": 4}, {"batch_steps": 2}, {"batch_steps": 3, "rank": 4},
+        {"learn": WEIGHTS}, {"end": 0.75}, {"start": 0.25, "end": 0.75}, {"keep_source": False},
+        {"keep_source": False, "batch_steps": 4, "warm_start": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_way_of_tuning_rebuilds_better_than_ddim(tuned, changes):
+    model, latent, trajectory, *_ = tuned
+    plain = (sample(model, start(model, trajectory)) - latent["samples"]).norm().item()
+    rebuilt, again, kv = errors(model, trajectory, latent, **changes)
+    assert rebuilt < plain * (1.0 if changes.get("learn") == WEIGHTS else 0.97)  # four weights a layer do little
+    assert again == pytest.approx(rebuilt, rel=0.05)
+    assert kv.keeps_source == changes.get("keep_source", True)
+
+
+def test_ranks_and_keyframes_are_smaller(tuned):
+    model, _, trajectory, full, _ = tuned
+    sizes = {}
+    for changes in ({"rank": 4}, {"keyframes": 3}, {"learn": WEIGHTS}):
+        kv = tune(model, trajectory, inner_steps=1, **changes)[0]
+        sizes[str(changes)] = kv.bytes / full.bytes
+    assert list(sizes.values()) == pytest.approx([0.1875 + 0.0, 0.5, 0.5], abs=0.06)
+
+
+def test_only_weights_can_be_learned(tuned):
+    model, _, trajectory, *_ = tuned
+    kv = tune(model, trajectory, learn=WEIGHTS)[0]
+    assert kv.weights_only
+    layer = kv.step(0, kv.pieces(0, [LEARNED]), torch.device("cpu"), torch.float32)[kv.layers[0].key]
+    assert torch.equal(layer.k_hat, layer.k_source)
+    assert abs(float(layer.gamma_k)) > 0
+
+
+def test_a_tuning_mask_learns_only_what_is_white():
+    model, latent = tiny_models.unet(), tiny_models.latent()
+    trajectory = record(model, latent)
+    mask = torch.zeros(1, 64, 64)
+    mask[..., :32] = 1
+    kv, rebuilt, _ = tune(model, trajectory, mask=mask, inner_steps=12, learning_rate=0.1)
+    plain = sample(model, start(model, trajectory))
+    gain = (plain - latent["samples"]).abs() - (rebuilt - latent["samples"]).abs()
+    assert gain[..., :4].mean() > 2 * gain[..., 4:].mean()
+    layer = max(kv.layers, key=lambda layer: layer.tokens)
+    found = kv.step(0, kv.pieces(0, [LEARNED]), torch.device("cpu"), torch.float32)[layer.key]
+    grid = found.k_hat.unflatten(1, (layer.height, layer.width))
+    assert grid[:, :, layer.width // 2 :].abs().max() == 0
+    assert grid[:, :, : layer.width // 2].abs().max() > 0
+    with pytest.raises(ValueError, match="mask of Tune KV is black"):
+        tune(model, trajectory, mask=torch.zeros(1, 8, 8))
+
+
+def test_auto_chooses_a_placement_and_says_so(tuned):
+    model, _, trajectory, *_ = tuned
+    kv, _, report = tune(model, trajectory, auto=True, placement="middle", inner_steps=2)
+    assert kv.info["placement"] in kv_tuning.AUTO_PLACEMENTS
+    assert f"auto took {kv.info['placement']} from {kv.info['start']:g}" in report
+    assert report.count("layout") == len(kv_tuning.AUTO_PLACEMENTS) * len(kv_tuning.AUTO_STARTS)

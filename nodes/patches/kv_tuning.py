@@ -1,0 +1,637 @@
+"""KV Inversion, stage 2, inside the host: fitting keys and values along a trajectory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.reference import low_rank
+from ...kernels.reference.ddim import ddim_step
+from ...kernels.reference.kv_inversion import (
+    between_keyframes,
+    content_preserving,
+    reconstruction_loss,
+    self_similarity_distance,
+)
+from . import host, inversion, tuning_runtime
+from .artefacts import KVEmbeddings, Trajectory, TunedLayer, pack
+
+PLACEMENTS = {
+    "decoder": ("output",),
+    "encoder": ("input",),
+    "middle": ("middle",),
+    "all": ("input", "middle", "output"),
+}
+
+# lambda and gamma weigh whole layers: at the embeddings' rate they swing by tenths an iteration.
+SCALAR_RATE = 0.1
+
+Report = Callable[[int, int, float], None]
+
+
+def placed(layers: list, placement: str) -> list:
+    """The layers of a placement: decoder = output blocks, encoder = input blocks, middle, all (paper, section 4.2)."""
+    return [layer for layer in layers if layer.block in PLACEMENTS[placement]]
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How psi_t is fitted at every step; see PalimpsestTuneKV for what each does to the picture."""
+
+    start: float = 0.0
+    inner_steps: int = 10
+    learning_rate: float = 0.1
+    tolerance: float = 1e-5
+    warm_start: bool = True
+    keep_source: bool = True
+    end: float = 1.0
+    weights_only: bool = False
+    rank: int = 0
+    keyframes: int = 1
+    batch_steps: int = 1
+
+    def span(self, steps: int) -> tuple[int, int]:
+        """The steps first <= t < last in which psi_t is learned and acts. Raises ValueError if there are none."""
+        first, last = round(self.start * steps), round(self.end * steps)
+        if first >= last:
+            raise ValueError(
+                f"start {self.start:g} and end {self.end:g} leave none of {steps} steps to learn: move them apart, or "
+                "invert in more steps."
+            )
+        return first, last
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step: falls to one half, as null-text inversion's 1 - i/100 does over its 50 steps."""
+        return self.learning_rate * (1.0 - 0.5 * step / steps)
+
+    def converged(self, step: int) -> float:
+        """Loss below which a step stops early: null-text inversion's 1e-5 + 2e-5 i, i = 0 at the noisiest step."""
+        return self.tolerance * (1.0 + 2.0 * step)
+
+    def groups(self, first: int, last: int) -> Iterator[range]:
+        """Steps that are learned together: each by itself, `batch_steps` at a time, or up to the next keyframe."""
+        if self.keyframes > 1:
+            yield range(first, first + 1)
+            first += 1
+        size = max(self.keyframes, self.batch_steps if self.keyframes == 1 else 1)
+        for start in range(first, last, size):
+            yield range(start, min(start + size, last))
+
+
+# Polishing by one or two iterations a step mends what learning from the stored latents alone leaves (drift).
+POLISH = 2
+
+
+class Psi:
+    """The learnable parameters of some rows (pictures, or steps x pictures): embeddings and four weights a layer.
+
+    lambda = gamma = 1 and K_hat = V_hat = 0 to begin with: eq. 1 changes nothing, and the gradient reaches K_hat at
+    once. At rank r, K_hat = U W^T with U = 0. With `source`, K_hat and V_hat are the source's K and V, gamma begins at
+    0, and only the weights learn.
+    """
+
+    def __init__(
+        self,
+        layers: list[TunedLayer],
+        rows: int,
+        device: torch.device,
+        rank: int = 0,
+        source: dict[tuple, Tensor] | None = None,
+    ):
+        self.fixed = source is not None
+        self.factors: dict[tuple, tuple[Tensor, ...]] = {}
+        self.scalars = {layer.key: torch.ones(4, rows, 1, 1, device=device) for layer in layers}
+        generator = torch.Generator().manual_seed(0)
+        for layer in layers:
+            if source is not None:
+                self.factors[layer.key] = (source[layer.key],)
+                self.scalars[layer.key][1::2] = 0.0
+            elif layer.factored(rank):
+                left = torch.zeros(2, rows, layer.tokens, rank, device=device)
+                right = torch.randn(2, 1, layer.channels, rank, generator=generator) / rank**0.5
+                self.factors[layer.key] = (left, right.to(device).repeat(1, rows, 1, 1))
+            else:
+                self.factors[layer.key] = (torch.zeros(2, rows, layer.tokens, layer.channels, device=device),)
+
+    def embeddings(self, key: tuple) -> Tensor:
+        """K_hat, V_hat of a layer, (2, rows, N, C)."""
+        factors = self.factors[key]
+        return factors[0] if len(factors) == 1 else factors[0] @ factors[1].mT
+
+    def weights(self, key: tuple) -> Tensor:
+        """lambda_k, gamma_k, lambda_v, gamma_v of a layer, (4, rows, 1, 1)."""
+        return self.scalars[key]
+
+    def learnable(self) -> tuple[list[Tensor], list[Tensor]]:
+        """(embedding tensors, weights) that the optimiser moves; dimension 1 is the rows."""
+        factors = [] if self.fixed else list(itertools.chain.from_iterable(self.factors.values()))
+        return factors, list(self.scalars.values())
+
+    def tensors(self) -> list[Tensor]:
+        """All learnable tensors."""
+        return list(itertools.chain(*self.learnable()))
+
+    def per_row(self, losses: Tensor) -> Tensor:
+        """Losses of the rows that a row of these parameters answers for."""
+        return losses
+
+    def rows(self, chosen: slice) -> Psi:
+        """A copy of some rows."""
+        other = Psi.__new__(Psi)
+        other.fixed = self.fixed
+        other.factors = {k: tuple(t[:, chosen].detach().clone() for t in ts) for k, ts in self.factors.items()}
+        other.scalars = {k: t[:, chosen].detach().clone() for k, t in self.scalars.items()}
+        return other
+
+    def repeated(self, times: int) -> Psi:
+        """A copy with the rows repeated."""
+        other = self.rows(slice(None))
+        other.factors = {k: tuple(t.repeat(1, times, 1, 1) for t in ts) for k, ts in other.factors.items()}
+        other.scalars = {k: t.repeat(1, times, 1, 1) for k, t in other.scalars.items()}
+        return other
+
+
+class BetweenKeyframes:
+    """Parameters of several steps at once, on the straight line from a finished keyframe to the one being learned.
+
+    Rows are steps x pictures; step j of m lies the share (j + 1) / m of the way.
+    """
+
+    def __init__(self, before: Psi, after: Psi, steps: int):
+        self.before, self.after, self.steps = before, after, steps
+
+    def mixed(self, start: Tensor, end: Tensor) -> Tensor:
+        pictures = start.shape[1]
+        share = (torch.arange(self.steps, device=start.device) + 1.0) / self.steps
+        rows = share.repeat_interleave(pictures)[None, :, None, None]
+        return between_keyframes(start.repeat(1, self.steps, 1, 1), end.repeat(1, self.steps, 1, 1), rows)
+
+    def embeddings(self, key: tuple) -> Tensor:
+        """As Psi.embeddings, for steps x pictures rows."""
+        return self.mixed(self.before.embeddings(key).detach(), self.after.embeddings(key))
+
+    def weights(self, key: tuple) -> Tensor:
+        """As Psi.weights, for steps x pictures rows."""
+        return self.mixed(self.before.weights(key).detach(), self.after.weights(key))
+
+    def learnable(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors of the keyframe being learned."""
+        return self.after.learnable()
+
+    def tensors(self) -> list[Tensor]:
+        """All learnable tensors."""
+        return self.after.tensors()
+
+    def per_row(self, losses: Tensor) -> Tensor:
+        """Each picture's mean loss over the steps."""
+        return losses.unflatten(0, (self.steps, -1)).mean(0)
+
+
+class OneOfSeveral:
+    """The parameters of one step out of BetweenKeyframes, for walking on with them."""
+
+    def __init__(self, several: BetweenKeyframes, step: int):
+        self.several, self.step = several, step
+
+    def embeddings(self, key: tuple) -> Tensor:
+        """K_hat, V_hat of this step, (2, pictures, N, C)."""
+        return self.several.embeddings(key).unflatten(1, (self.several.steps, -1))[:, self.step]
+
+    def weights(self, key: tuple) -> Tensor:
+        """The four weights of this step, (4, pictures, 1, 1)."""
+        return self.several.weights(key).unflatten(1, (self.several.steps, -1))[:, self.step]
+
+
+@dataclass
+class TuningState:
+    """What the attention replacements and the tuning loop share during one run. psi None: the network as it is."""
+
+    psi: Psi | BetweenKeyframes | OneOfSeveral | None = None
+    grids: dict[tuple, tuple[int, int]] = field(default_factory=dict)
+    sources: dict[tuple, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
+
+    def tokens(self, height: int, width: int, rows: int) -> Tensor | None:
+        """The mask's weight of every token, (rows, N, 1); None without a mask."""
+        if self.mask is None:
+            return None
+        small = host.picture_rows(self.mask, self.mask.shape[0], height, width).flatten(1)[..., None]
+        return small.repeat(rows // small.shape[0], 1, 1)
+
+
+@dataclass(frozen=True)
+class TunedAttention:
+    """attn1 replacement while tuning: K_bar, V_bar from the parameters being fitted (eq. 1), in every row."""
+
+    layer: host.SelfAttention
+    state: TuningState
+    previous: Any = None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_) -> Tensor:
+        psi, name = self.state.psi, self.layer.key
+        grid = self.state.grids[name] = tuple(options["activations_shape"][-2:])
+        chunks, rows = host.chunk_rows(options, query.shape[0])
+        if psi is None and 0 in options["cond_or_uncond"]:
+            chunk = options["cond_or_uncond"].index(0)
+            self.state.sources[name] = torch.stack([t.detach().chunk(chunks)[chunk] for t in (key, value)])
+        if psi is not None:
+            embeddings, mask = psi.embeddings(name), self.state.tokens(*grid, rows)
+            if mask is not None:
+                embeddings = embeddings * mask.to(embeddings)
+            k_hat, v_hat = embeddings.to(key.dtype).repeat(1, chunks, 1, 1)
+            lambda_k, gamma_k, lambda_v, gamma_v = psi.weights(name).to(key.dtype).repeat(1, chunks, 1, 1)
+            key = content_preserving(key, k_hat, lambda_k, gamma_k)
+            value = content_preserving(value, v_hat, lambda_v, gamma_v)
+        return host.run_attention(options, self.previous, query, key, value)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Latents to be carried one step down, each with its target: x, target (R, C, H, W); levels (R,) each."""
+
+    x: Tensor
+    target: Tensor
+    sigma: Tensor
+    sigma_next: Tensor
+    goal: Tensor
+    step: int
+
+    def column(self, levels: Tensor) -> Tensor:
+        """Levels (R,) as (R, 1, 1, 1) in x's dtype."""
+        return levels.to(self.x.dtype)[:, None, None, None]
+
+    @property
+    def signal(self) -> Tensor:
+        """sqrt(abar) of the level arrived at, (R, 1, 1, 1)."""
+        return self.column(torch.rsqrt(1.0 + self.sigma_next**2))
+
+
+class FitTrajectory:
+    """A host sampler function: stage 2 of KV Inversion. Fits psi_t at every step, then walks on with what it fitted."""
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        state: TuningState,
+        prefix: tuning_runtime.CachedPrefix,
+        layers: list[host.SelfAttention],
+        settings: TuneSettings,
+        report: Report,
+    ):
+        self.trajectory, self.state, self.prefix, self.settings = trajectory, state, prefix, settings
+        self.report = report
+        self.channels = {layer.key: layer.channels for layer in layers}
+        self.tuned: list[TunedLayer] = []
+        self.span = settings.span(trajectory.steps)
+        self.learned: list[Tensor | None] = [None] * trajectory.steps
+        self.source: list[Tensor | None] = [None] * trajectory.steps
+        self.scalars: dict[int, Tensor] = {}
+        self.losses: list[Tensor] = []
+        self.iterations = 0
+        self.current: Rows | None = None
+
+    def __call__(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
+    ) -> Tensor:
+        """x (B, C, H, W) at sigmas[0], the trajectory's noisiest latent. Returns the reconstruction."""
+
+        def advance(rows: Rows) -> tuple[Tensor, Tensor]:
+            if rows is not self.current:
+                self.prefix.forget()
+                self.current = rows
+            denoised = model(rows.x, rows.sigma, **(extra_args or {}))
+            return ddim_step(rows.x, denoised, rows.column(rows.sigma), rows.column(rows.sigma_next)), denoised
+
+        def shown(step: int, x: Tensor, denoised: Tensor) -> None:
+            if callback is not None:
+                sigma = self.trajectory.sigmas[step]
+                callback({"i": step, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised.detach()})
+
+        first, last = self.span
+        psi = None
+        for step in range(first):
+            x, denoised = self.walk(advance, self.rows(range(step, step + 1), x))
+            shown(step, x, denoised)
+        for group in self.settings.groups(first, last):
+            several = None
+            if len(group) > 1:
+                several = self.fit_group(advance, group, psi, x.device)
+            for place, step in enumerate(group):
+                rows = self.rows(range(step, step + 1), x)
+                if not self.tuned or self.settings.keep_source or self.settings.weights_only:
+                    self.walk(advance, rows)
+                    self.note_layers()
+                key_step = step == group[-1] or self.settings.keyframes == 1
+                if isinstance(several, BetweenKeyframes):
+                    x, denoised = self.walk(advance, rows, OneOfSeveral(several, place))
+                    psi = several.after if key_step else psi
+                else:
+                    if several is None:
+                        psi = self.begin(psi, 1)
+                        iterations = self.settings.inner_steps
+                    else:
+                        psi = several.rows(slice(place * len(x), (place + 1) * len(x)))
+                        iterations = min(POLISH, self.settings.inner_steps)
+                    x, denoised = self.fit(psi, advance, rows, iterations)
+                if key_step:
+                    self.keep(step, psi)
+                shown(step, x, denoised)
+        for step in range(last, self.trajectory.steps):
+            x, denoised = self.walk(advance, self.rows(range(step, step + 1), x))
+            shown(step, x, denoised)
+        return x
+
+    def rows(self, steps: range, x: Tensor) -> Rows:
+        """One step from the latent x, or several steps at once from their latents (step-major)."""
+        t, pictures, device = self.trajectory, self.trajectory.pictures, x.device
+
+        def rowed(values: list[float]) -> Tensor:
+            return torch.tensor(values, device=device).repeat_interleave(pictures)
+
+        return Rows(
+            x=x,
+            target=t.latents[steps.start + 1 : steps.stop + 1].flatten(0, 1).to(device),
+            sigma=rowed([t.sigmas[i] for i in steps]),
+            sigma_next=rowed([t.sigmas[i + 1] for i in steps]),
+            goal=rowed([self.settings.converged(i) for i in steps]),
+            step=steps.start,
+        )
+
+    def walk(self, advance: Callable, rows: Rows, psi: Any = None) -> tuple[Tensor, Tensor]:
+        """(next latent, denoised) with parameters as they are; None: with the network as it is."""
+        self.state.psi = psi
+        with torch.no_grad():
+            return advance(rows)
+
+    def note_layers(self) -> None:
+        """Learn the token grids from the pass that just ran."""
+        if not self.state.grids:
+            raise RuntimeError(
+                "no self-attention layer of the placement ran: the model's blocks are replaced by another node."
+            )
+        self.tuned = self.tuned or [
+            TunedLayer(*key, *self.state.grids[key], channels)
+            for key, channels in self.channels.items()
+            if key in self.state.grids
+        ]
+
+    def begin(self, psi: Psi | None, times: int) -> Psi:
+        """Parameters for the next step, or for `times` steps: what the last one learned (warm start), or fresh ones."""
+        warm = psi is not None and self.settings.warm_start
+        device = next(iter(self.state.sources.values())).device
+        if self.settings.weights_only:
+            fresh = Psi(self.tuned, times * self.trajectory.pictures, device, source=dict(self.state.sources))
+            if warm:
+                fresh.scalars = psi.repeated(times).scalars
+            return fresh
+        if warm:
+            return psi.repeated(times)
+        return Psi(self.tuned, times * self.trajectory.pictures, device, self.settings.rank)
+
+    def fit_group(
+        self, advance: Callable, group: range, psi: Psi | None, device: torch.device
+    ) -> Psi | BetweenKeyframes:
+        """Learn several steps at once, each from the trajectory's own latent (teacher forcing)."""
+        latents = self.trajectory.latents[group.start : group.stop].to(device)
+        rows = self.rows(group, latents.flatten(0, 1))
+        self.walk(advance, rows)
+        self.note_layers()
+        if self.settings.keyframes == 1:
+            found = self.begin(psi, len(group))
+        else:
+            self.walk(advance, self.rows(group[-1:], latents[-1]))  # the new keyframe's own source
+            found = BetweenKeyframes(psi, self.begin(psi, 1), len(group))
+        self.fit(found, advance, rows, self.settings.inner_steps)
+        return found
+
+    def fit(self, psi: Psi | BetweenKeyframes, advance: Callable, rows: Rows, iterations: int) -> tuple[Tensor, Tensor]:
+        """Minimise eq. 3 over psi from the latents of `rows`; leaves each row's best psi, returns its z_{t-1}."""
+        import comfy.model_management
+
+        self.state.psi = psi
+        embeddings, weights = psi.learnable()
+        rate = self.settings.rate(rows.step, self.trajectory.steps)
+        groups = [{"params": embeddings, "lr": rate}] if embeddings else []
+        groups.append({"params": weights, "lr": rate * SCALAR_RATE})
+        for tensor in psi.tensors():
+            tensor.requires_grad_(True)
+        optimiser = torch.optim.Adam(groups, fused=rows.x.device.type in ("cpu", "cuda"))
+        mask = self.loss_mask(rows.x)
+        reader, best, goal = tuning_runtime.LateReader(), None, psi.per_row(rows.goal)
+        for iteration in range(iterations + 1):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            last = iteration == iterations
+            with torch.set_grad_enabled(not last):
+                x_next, denoised = advance(rows)
+                losses = reconstruction_loss(x_next, rows.target, rows.signal, mask)
+            with torch.no_grad():
+                best = better(best, psi, x_next, psi.per_row(losses))
+            arrived = reader.read(best.losses)
+            if arrived is not None:
+                if not bool(torch.isfinite(arrived).all()):
+                    raise ValueError(
+                        f"the model returns NaN at step {rows.step + 1} of the tuning: run it in another precision "
+                        "(start ComfyUI with --bf16-unet or --fp32-unet), or look at the prompt and the picture."
+                    )
+                self.report(rows.step, iteration, float(arrived.mean()))
+            if last or (arrived is not None and bool((arrived <= goal.cpu()).all())):
+                break
+            optimiser.zero_grad(set_to_none=True)
+            # The sum over elements, not the mean: half-precision gradients stay clear of underflow, and Adam is
+            # scale-free.
+            unfinished = psi.per_row(losses) * (best.losses > goal)
+            unfinished.sum().mul(rows.x[0].numel()).backward()
+            optimiser.step()
+            self.iterations += 1
+        with torch.no_grad():
+            for tensor, value in zip(psi.tensors(), best.tensors, strict=True):
+                tensor.requires_grad_(False).copy_(value)
+        self.losses.append(best.losses.mean())
+        return best.x, denoised.detach()
+
+    def loss_mask(self, x: Tensor) -> Tensor | None:
+        """The mask on the latent grid, (R, 1, h, w); None without a mask."""
+        if self.state.mask is None:
+            return None
+        small = host.picture_rows(self.state.mask, self.trajectory.pictures, *x.shape[-2:]).to(x)
+        return small.repeat(len(x) // len(small), 1, 1, 1)
+
+    def keep(self, step: int, psi: Psi) -> None:
+        """Store a finished step on the CPU."""
+        if not psi.fixed:
+            mask = {layer.key: self.state.tokens(layer.height, layer.width, psi.scalars[layer.key].shape[1])
+                    for layer in self.tuned}  # fmt: skip
+            factors = (
+                (f[0] if mask[key] is None else f[0] * mask[key].to(f[0]), *f[1:]) for key, f in psi.factors.items()
+            )
+            self.learned[step] = pack(factors)
+        if self.settings.keep_source or self.settings.weights_only:
+            sources = ((layer, self.state.sources[layer.key]) for layer in self.tuned)
+            rank = self.settings.rank
+            self.source[step] = pack(
+                low_rank.factorise(s, rank) if layer.factored(rank) else (s,) for layer, s in sources
+            )
+        self.scalars[step] = torch.stack([s.detach()[..., 0, 0] for s in psi.scalars.values()]).cpu()
+
+
+@dataclass
+class Best:
+    """Per row, the parameters, latent and loss of the best iteration yet. Tensors of psi hold the rows in dim 1."""
+
+    tensors: list[Tensor]
+    x: Tensor
+    losses: Tensor
+
+
+def better(best: Best | None, psi: Psi | BetweenKeyframes, x: Tensor, losses: Tensor) -> Best:
+    """The better of two iterations, row by row. NaN never wins, but begins."""
+    if best is None:
+        return Best([t.detach().clone() for t in psi.tensors()], x.detach(), losses.detach())
+    won = losses < best.losses
+    for kept, new in zip(best.tensors, psi.tensors(), strict=True):
+        kept.copy_(torch.where(won.view(1, -1, 1, 1), new.detach(), kept))
+    if len(x) == len(won):
+        best.x = torch.where(won.view(-1, 1, 1, 1), x.detach(), best.x)
+    best.losses = torch.where(won, losses.detach(), best.losses)
+    return best
+
+
+def tune(
+    model: Any,
+    trajectory: Trajectory,
+    positive: list,
+    negative: list | None,
+    guidance: float,
+    placement: str,
+    settings: TuneSettings,
+    report: Report,
+    callback: Any = None,
+    mask: Tensor | None = None,
+) -> tuple[KVEmbeddings, Tensor]:
+    """Fit KV embeddings to every picture of a trajectory (Algorithm 1, stage 2), all at once and each on its own.
+
+    mask (MASK of any size): learn and rebuild its white part only. Returns the embeddings and the reconstruction as on
+    a LATENT socket. The model is left as it was. Raises ValueError for another architecture than the trajectory's and
+    for models spread over several GPUs.
+    """
+    layers = placed(host.self_attention_layers(model, "KV Inversion"), placement)
+    if trajectory.layout != host.layout_fingerprint(model):
+        raise ValueError(
+            "the trajectory was recorded with another model architecture: invert the picture with this model."
+        )
+    if not layers:
+        raise ValueError(f"this model has no self-attention in placement {placement!r}: choose another placement.")
+    model = host.single_device(model)
+    state = TuningState()
+    if mask is not None:
+        state.mask = host.picture_rows(mask, trajectory.pictures, *mask.shape[-2:])[:, 0].clone()
+        if not bool((state.mask.flatten(1).amax(1) > 0).all()):
+            raise ValueError(
+                "the mask of Tune KV is black all over: nothing would be learned. Paint the subject white."
+            )
+    prompts = [extra for _, extra in (*positive, *(negative or ()))]
+    with torch.inference_mode(False):
+        # A ControlNet adds to the prefix's outputs in place, so that they cannot be kept.
+        cache = not any("control" in extra for extra in prompts)
+        patched, prefix = tuning_runtime.prepare(model, layers[0], cache)
+        for layer in layers:
+            previous = host.earlier_replacement(model, "attn1", layer)
+            patched.set_model_attn1_replace(TunedAttention(layer, state, previous), *layer.key)
+        fitting = FitTrajectory(trajectory, state, prefix, layers, settings, report)
+        start = model.model.process_latent_out(trajectory.latents[0].clone())
+        levels = torch.tensor(trajectory.sigmas)
+        rebuilt = inversion.sample(patched, fitting, start, levels, positive, negative, guidance, callback).cpu()
+    untouched = torch.ones(len(fitting.tuned), 4, trajectory.pictures)
+    kv = KVEmbeddings(
+        sigmas=trajectory.sigmas,
+        layers=tuple(fitting.tuned),
+        span=fitting.span,
+        learned=tuple(fitting.learned),
+        source=tuple(fitting.source),
+        scalars=torch.stack([fitting.scalars.get(i, untouched) for i in range(trajectory.steps)]),
+        latent=tuple(trajectory.latents.shape[2:]),
+        layout=trajectory.layout,
+        rank=settings.rank,
+        source_rank=settings.rank,
+        info={"iterations": fitting.iterations, "losses": [float(loss) for loss in fitting.losses]},
+    )
+    return kv, rebuilt
+
+
+# ---- choosing placement and start -----------------------------------------------------------------------------------
+
+AUTO_STEPS, AUTO_ITERATIONS = 5, 3
+AUTO_PLACEMENTS, AUTO_STARTS = ("decoder", "all"), (0.0, 0.2, 0.4)
+AUTO_SLACK = 1.1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One placement and start that was tried: how well it rebuilds, how far the layout strays, what it stores."""
+
+    placement: str
+    start: float
+    error: float
+    strayed: float
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.placement} from {self.start:g}: error {self.error:.3f}, layout {self.strayed:.4f}"
+
+
+def choose(
+    model: Any,
+    trajectory: Trajectory,
+    positive: list,
+    negative: list | None,
+    guidance: float,
+    settings: TuneSettings,
+    report: Callable[[int, int], None],
+    mask: Tensor | None = None,
+) -> tuple[Candidate, list[Candidate]]:
+    """Try placements and starts on a few coarse steps; the one that meddles least among those that rebuild well.
+
+    error: latent RMSE against the source, relative to its spread; strayed: self-similarity distance of the keys in the
+    last step to the source's. Within a tenth of the best in both, later starts win (they leave the new pose free), then
+    smaller embeddings.
+    """
+    count = min(AUTO_STEPS, trajectory.steps)
+    chosen = [round(i * trajectory.steps / count) for i in range(count + 1)]
+    coarse = replace(trajectory, sigmas=tuple(trajectory.sigmas[i] for i in chosen), latents=trajectory.latents[chosen])
+    quick = replace(
+        settings, inner_steps=min(settings.inner_steps, AUTO_ITERATIONS), keep_source=True, end=1.0, keyframes=1,
+        batch_steps=1, weights_only=False,
+    )  # fmt: skip
+    clean = trajectory.latents[-1]
+
+    def attempt(part: Trajectory, placement: str, using: TuneSettings) -> tuple[KVEmbeddings, Tensor]:
+        return tune(model, part, positive, negative, guidance, placement, using, lambda *_: None, mask=mask)
+
+    def last_keys(kv: KVEmbeddings) -> Tensor:
+        step = len(kv.source) - 1
+        found = kv.step(step, kv.pieces(step, ["source"]), torch.device("cpu"), torch.float32)
+        largest = max((layer for layer in kv.layers if layer.block == "output"), key=lambda la: min(la.tokens, 1024))
+        return found[largest.key].k_source
+
+    ending = replace(coarse, sigmas=coarse.sigmas[-2:], latents=coarse.latents[-2:])
+    wanted = last_keys(attempt(ending, "decoder", replace(quick, start=0.0, inner_steps=0))[0])
+    tried = []
+    candidates = list(itertools.product(AUTO_PLACEMENTS, AUTO_STARTS))
+    for number, (placement, start) in enumerate(candidates):
+        report(number + 1, len(candidates))
+        kv, rebuilt = attempt(coarse, placement, replace(quick, start=start))
+        error = (model.model.process_latent_in(rebuilt) - clean).pow(2).mean().sqrt() / clean.std()
+        strayed = self_similarity_distance(last_keys(kv), wanted).mean()
+        tried.append(Candidate(placement, start, float(error), float(strayed), kv.bytes))
+    good = [
+        c
+        for c in tried
+        if c.error <= AUTO_SLACK * min(t.error for t in tried)
+        and c.strayed <= AUTO_SLACK * min(t.strayed for t in tried)
+    ] or [min(tried, key=lambda c: c.error)]
+    return min(good, key=lambda c: (-c.start, c.bytes)), tried
