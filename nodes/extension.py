@@ -6,7 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import files
 from .inversion import Invert
-from .kv_inversion import ApplyKV, LoadKV, SaveKV, TuneKV
+from .kv_inversion import ApplyKV, LoadKV, PromptLines, SaveKV, TuneKV
 
 
 class Palimpsest(ComfyExtension):
@@ -18,4 +18,4 @@ class Palimpsest(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node, in the order of a typical graph."""
-        return [Invert, TuneKV, ApplyKV, SaveKV, LoadKV]
+        return [Invert, TuneKV, ApplyKV, SaveKV, LoadKV, PromptLines]

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .patches.artefacts import LEARNED, SOURCE, KVEmbeddings, TunedLayer
+from .patches.artefacts import LEARNED, MATRICES, SOURCE, KVEmbeddings, TunedLayer
 
 FOLDER = "palimpsest_kv"
 FORMAT = "palimpsest.kv"
@@ -66,13 +66,12 @@ def save(kv: KVEmbeddings, path: Path) -> None:
         for i, piece in enumerate(getattr(kv, part))
         if piece is not None
     }
-    tensors["scalars"] = kv.scalars.contiguous()
+    tensors |= {"scalars": kv.scalars.contiguous(), "noise": kv.noise.contiguous()}
     header = {
         "format": FORMAT,
         "version": str(VERSION),
         "sigmas": json.dumps(kv.sigmas),
         "layers": json.dumps([asdict(layer) for layer in kv.layers]),
-        "latent": json.dumps(kv.latent),
         "span": json.dumps(kv.span),
         "rank": json.dumps([kv.rank, kv.source_rank]),
         "layout": kv.layout,
@@ -125,16 +124,18 @@ def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> KVEmb
     sigmas = tuple(json.loads(header["sigmas"]))
     layers = tuple(TunedLayer(**layer) for layer in json.loads(header["layers"]))
     ranks = dict(zip((LEARNED, SOURCE), json.loads(header["rank"]), strict=True))
-    scalars, steps = tensors["scalars"], len(sigmas) - 1
+    scalars, noise, steps = tensors["scalars"], tensors["noise"], len(sigmas) - 1
     pieces = {part: tuple(tensors.get(f"{part}.{i:04}") for i in range(steps)) for part in ranks}
     if tuple(scalars.shape[:3]) != (steps, len(layers), 4):
         raise RuntimeError(f"its weights {tuple(scalars.shape)} do not fit {steps} steps of {len(layers)} layers")
     for part, found in pieces.items():
-        size = 2 * sum(layer.elements(ranks[part]) for layer in layers)
+        size = MATRICES[part] * sum(layer.elements(ranks[part]) for layer in layers)
         shapes = {tuple(piece.shape) for piece in found if piece is not None}
         if shapes - {(scalars.shape[3], size)}:
             raise RuntimeError(f"its tensors {sorted(shapes)} do not fit its list of {len(layers)} layers")
-    everything = (scalars, *(t for found in pieces.values() for t in found if t is not None))
+    if noise.ndim != 4 or len(noise) != scalars.shape[3]:
+        raise RuntimeError(f"its noise {tuple(noise.shape)} does not fit {scalars.shape[3]} pictures")
+    everything = (scalars, noise, *(t for found in pieces.values() for t in found if t is not None))
     if not all(torch.isfinite(t).all() for t in everything):
         raise RuntimeError("it holds NaN or infinite values")
     return KVEmbeddings(
@@ -144,7 +145,7 @@ def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> KVEmb
         pieces[LEARNED],
         pieces[SOURCE],
         scalars,
-        tuple(json.loads(header["latent"])),
+        noise,
         header["layout"],
         *ranks.values(),
         json.loads(header.get("info", "{}")),

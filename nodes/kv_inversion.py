@@ -499,6 +499,10 @@ class LoadKV(io.ComfyNode):
             outputs=[
                 sockets.KV.Output(display_name="kv", tooltip="For Apply KV."),
                 io.String.Output(display_name="report", tooltip="What the file holds."),
+                io.Latent.Output(
+                    display_name="noise",
+                    tooltip="The picture's inverted noise, to sample edits from without inverting again.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -521,7 +525,53 @@ class LoadKV(io.ComfyNode):
         kv = files.load(folder_paths.get_full_path_or_raise(files.FOLDER, file))
         report = describe(kv)
         host.show_text(host.node_id(cls), report)
-        return io.NodeOutput(kv, report)
+        return io.NodeOutput(kv, report, {"samples": kv.noise.clone()})
+
+
+class PromptLines(io.ComfyNode):
+    """One prompt per line, as a list: everything behind it runs once for each."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does."""
+        return io.Schema(
+            node_id="PalimpsestPromptLines",
+            display_name="Prompt Lines",
+            category="palimpsest/inversion",
+            description="Turns each line into a prompt of its own. Nodes behind it run once for every line, so that "
+            "one tuned picture is edited by many prompts in one run.",
+            search_aliases=["prompt list", "prompt queue", "batch prompts", "string list"],
+            inputs=[
+                io.String.Input(
+                    "lines",
+                    multiline=True,
+                    default="sitting\nlying",
+                    tooltip="One prompt per line; empty lines are left out, and so are lines that begin with #.",
+                ),
+                io.String.Input(
+                    "template",
+                    default="{}",
+                    tooltip="What stays the same in every prompt, with {} where the line goes: a photo of a cat {} on "
+                    "grass.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="prompts", is_output_list=True, tooltip="A list of prompts, for CLIP Text Encode."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, lines, template) -> io.NodeOutput:
+        """Fill the template with every line."""
+        if "{}" not in template:
+            raise ValueError(f"template {template!r} has no {{}}: write it where each line should go, or {{}} alone.")
+        kept = [line.strip() for line in lines.splitlines()]
+        prompts = [template.replace("{}", line) for line in kept if line and not line.startswith("#")]
+        if not prompts:
+            raise ValueError("lines holds no prompt: write one per line.")
+        return io.NodeOutput(prompts)
 
 
 def describe(kv: KVEmbeddings) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ...kernels.reference.kv_inversion import between_keyframes
 
 SCALARS = ("lambda_k", "gamma_k", "lambda_v", "gamma_v")
 LEARNED, SOURCE = "learned", "source"
+MATRICES = {LEARNED: 2, SOURCE: 1}  # matrices a layer: K_hat and V_hat; the tokens that K and V are made of
 
 
 def nearest_level(sigmas: tuple[float, ...], sigma: float) -> int:
@@ -79,10 +80,10 @@ class TunedLayer:
 
 @dataclass(frozen=True)
 class LayerEmbeddings:
-    """One layer at one step: K_hat, V_hat (B, N, C), their four weights (B, 1, 1), and the source's own K, V.
+    """One layer at one step: K_hat, V_hat (B, N, C), their four weights (B, 1, 1), and the source as the layer met it.
 
-    k_source and v_source (B, N, C) are what the untouched network computes for the source at this step, on the path
-    that rebuilds it. Pairs that were not asked for or not kept are None.
+    source (B, N, C) is what the untouched network feeds the layer's to_k and to_v for the source at this step, on the
+    path that rebuilds it; k_source, v_source are what they make of it (`projected`). None where not asked for or kept.
     """
 
     k_hat: Tensor | None
@@ -91,8 +92,17 @@ class LayerEmbeddings:
     gamma_k: Tensor
     lambda_v: Tensor
     gamma_v: Tensor
+    source: Tensor | None = None
     k_source: Tensor | None = None
     v_source: Tensor | None = None
+
+    def projected(self, to_k: Callable[[Tensor], Tensor], to_v: Callable[[Tensor], Tensor]) -> LayerEmbeddings:
+        """With the source's own keys and values; they stand for K_hat, V_hat too where only weights were learned."""
+        if self.source is None:
+            return self
+        k_source, v_source = to_k(self.source), to_v(self.source)
+        k_hat, v_hat = (k_source, v_source) if self.k_hat is None else (self.k_hat, self.v_hat)
+        return replace(self, k_hat=k_hat, v_hat=v_hat, k_source=k_source, v_source=v_source)
 
 
 @dataclass(frozen=True)
@@ -100,11 +110,13 @@ class KVEmbeddings:
     """Keys and values learned for a picture, for every tuned step and layer (psi_t of arXiv:2309.16608).
 
     sigmas: T+1 noise levels of the tuning, descending to 0. span: the steps first <= t < last in which CP-attention
-    acts. learned[t] (B, P) holds K_hat, V_hat of step t for all layers in one piece, source[t] the source's own K, V;
-    None where nothing is kept: outside the span, and between keyframes, where the two neighbours are interpolated.
-    Matrices are float16, full or (where that is smaller) factors of `rank` (learned) and `source_rank` (source). With
-    no learned part at all, K_hat, V_hat are the source's K, V and only the weights were learned. scalars
-    (T, L, 4, B) float32 in the order of SCALARS. latent is the source's (channels, height, width).
+    acts. learned[t] (B, P) holds K_hat, V_hat of step t for all layers in one piece, source[t] what the source feeds
+    to_k and to_v (half the size of its K, V); None where nothing is kept: outside the span, and between keyframes,
+    where the two neighbours are interpolated. Matrices are float16, full or (where that is smaller) factors of `rank`
+    (learned) and `source_rank` (source). With no learned part at all, K_hat, V_hat are the source's K, V and only the
+    weights were learned. scalars
+    (T, L, 4, B) float32 in the order of SCALARS. noise (B, C, H, W) float32 is the inverted noise to sample from, as on
+    a LATENT socket.
     """
 
     sigmas: tuple[float, ...]
@@ -113,7 +125,7 @@ class KVEmbeddings:
     learned: tuple[Tensor | None, ...]
     source: tuple[Tensor | None, ...]
     scalars: Tensor
-    latent: tuple[int, int, int]
+    noise: Tensor
     layout: str
     rank: int = 0
     source_rank: int = 0
@@ -123,6 +135,11 @@ class KVEmbeddings:
     def pictures(self) -> int:
         """Number of pictures B the embeddings were tuned to."""
         return self.scalars.shape[-1]
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the source's latent."""
+        return tuple(self.noise.shape[1:])
 
     @property
     def bytes(self) -> int:
@@ -178,44 +195,43 @@ class KVEmbeddings:
             return None
         before, after, share = frames
 
-        def read(part: str, rank: int) -> list[tuple[Tensor | None, Tensor | None]]:
+        def read(part: str, rank: int) -> list[tuple[Tensor | None, ...]]:
             if (part, before) not in pieces:
-                return [(None, None)] * len(self.layers)
-            start, end = (self.unpack(pieces[part, t].to(dtype), rank) for t in (before, after))
+                return [(None,) * MATRICES[part]] * len(self.layers)
+            start, end = (self.unpack(pieces[part, t].to(dtype), part, rank) for t in (before, after))
             return start if before == after else [
-                tuple(between_keyframes(a, b, share) for a, b in zip(*pairs, strict=True))
-                for pairs in zip(start, end, strict=True)
+                tuple(between_keyframes(a, b, share) for a, b in zip(*layers, strict=True))
+                for layers in zip(start, end, strict=True)
             ]  # fmt: skip
 
-        sources = read(SOURCE, self.source_rank)
-        learned = sources if self.weights_only else read(LEARNED, self.rank)
+        learned, sources = read(LEARNED, self.rank), read(SOURCE, self.source_rank)
         scalars = between_keyframes(self.scalars[before], self.scalars[after], share)
         scalars = scalars.to(device=device, dtype=dtype, non_blocking=True)[..., None, None]
         return {
             layer.key: LayerEmbeddings(*learned[i], *scalars[i], *sources[i]) for i, layer in enumerate(self.layers)
         }
 
-    def unpack(self, piece: Tensor, rank: int) -> list[tuple[Tensor, Tensor]]:
-        """(keys, values), (B, N, C) each, of every layer from one piece (B, P)."""
+    def unpack(self, piece: Tensor, part: str, rank: int) -> list[tuple[Tensor, ...]]:
+        """The matrices, (B, N, C) each, of every layer from one piece (B, P): K_hat and V_hat, or the source."""
         found, start = [], 0
         for layer in self.layers:
-            pair = []
-            for _ in range(2):
-                part = piece[:, start : start + layer.elements(rank)]
+            matrices = []
+            for _ in range(MATRICES[part]):
+                numbers = piece[:, start : start + layer.elements(rank)]
                 start += layer.elements(rank)
                 if layer.factored(rank):
-                    left, right = part.split([rank * layer.tokens, rank * layer.channels], 1)
-                    pair.append(left.unflatten(1, (-1, rank)) @ right.unflatten(1, (-1, rank)).mT)
+                    left, right = numbers.split([rank * layer.tokens, rank * layer.channels], 1)
+                    matrices.append(left.unflatten(1, (-1, rank)) @ right.unflatten(1, (-1, rank)).mT)
                 else:
-                    pair.append(part.unflatten(1, (layer.tokens, layer.channels)))
-            found.append(tuple(pair))
+                    matrices.append(numbers.unflatten(1, (layer.tokens, layer.channels)))
+            found.append(tuple(matrices))
         return found
 
 
 def pack(factors: Iterable[tuple[Tensor, ...]]) -> Tensor:
     """One (B, P) float16 piece on the CPU, in the order KVEmbeddings.unpack reads.
 
-    factors: per layer the stacked keys and values, (2, B, N, C), or their two factors (2, B, N, r) and (2, B, C, r).
+    factors: per layer the stacked matrices (m, B, N, C), or their two factors (m, B, N, r) and (m, B, C, r).
     """
-    flat = [tensor[pair].detach().flatten(1) for tensors in factors for pair in range(2) for tensor in tensors]
+    flat = [tensor[i].detach().flatten(1) for tensors in factors for i in range(len(tensors[0])) for tensor in tensors]
     return torch.cat(flat, 1).to("cpu", torch.float16)

@@ -66,6 +66,16 @@ def self_attention_layers(model: Any, technique: str = "this node") -> list[Self
     return layers
 
 
+def self_attention_modules(network: Any) -> dict[LayerKey, Any]:
+    """The attention module of every self-attention layer, with its to_k and to_v."""
+    return {
+        (name, number, index): part.attn1
+        for name, number, block in blocks(network)
+        for transformer in (m for m in block or () if hasattr(m, "transformer_blocks"))
+        for index, part in enumerate(transformer.transformer_blocks)
+    }
+
+
 def layout_fingerprint(model: Any) -> str:
     """A short hash of family, latent channels and self-attention layout: equal for fine-tunes of one architecture."""
     layers = ";".join(f"{layer} {layer.channels}" for layer in self_attention_layers(model))

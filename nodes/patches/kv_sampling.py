@@ -361,10 +361,13 @@ class SelectStep:
         dtype = getattr(base_model, "get_dtype_inference", base_model.get_dtype)()
         wanted = (self.kv.at(sigma), device, dtype)
         if cache.step != wanted:
-            cache.step, cache.value = wanted, self.prepare(*wanted, cache)
+            modules = host.self_attention_modules(base_model.diffusion_model)
+            cache.step, cache.value = wanted, self.prepare(*wanted, cache, modules)
         return cache.value
 
-    def prepare(self, index: int, device: torch.device, dtype: torch.dtype, cache: RunCache) -> dict | None:
+    def prepare(
+        self, index: int, device: torch.device, dtype: torch.dtype, cache: RunCache, modules: dict
+    ) -> dict[tuple, Shown] | None:
         """Move one step's pieces to the device, start on those of the next, and work out what the layers are shown."""
         parts = NEEDS[self.mode]
         later = self.kv.ahead(index, self.look_ahead) if SOURCE in parts else index
@@ -376,16 +379,12 @@ class SelectStep:
             return None
         if later != index:
             source = self.kv.step(later, moved, device, dtype) or layers
-            layers = {
-                key: replace(layer, k_source=source[key].k_source, v_source=source[key].v_source)
-                for key, layer in layers.items()
-            }
-        grids = {layer.key: (layer.height, layer.width) for layer in self.kv.layers}
-        return {
-            key: self.mode(layer, self.source_tokens(*grids[key], device, cache))
-            for key, layer in layers.items()
-            if key in self.layers
-        }
+            layers = {key: replace(layer, source=source[key].source) for key, layer in layers.items()}
+        shown = {}
+        for layer in (layer for layer in self.kv.layers if layer.key in self.layers):
+            found = layers[layer.key].projected(modules[layer.key].to_k, modules[layer.key].to_v)
+            shown[layer.key] = self.mode(found, self.source_tokens(layer.height, layer.width, device, cache))
+        return shown
 
     def source_tokens(self, height: int, width: int, device: torch.device, cache: RunCache) -> Tensor | None:
         """The source's mask on a layer's tokens, (pictures or 1, N)."""

@@ -31,6 +31,8 @@ PLACEMENTS = {
 # lambda and gamma weigh whole layers: at the embeddings' rate they swing by tenths an iteration.
 SCALAR_RATE = 0.1
 
+SOURCE_RANK = 4
+
 Report = Callable[[int, int, float], None]
 
 
@@ -54,6 +56,11 @@ class TuneSettings:
     rank: int = 0
     keyframes: int = 1
     batch_steps: int = 1
+
+    @property
+    def source_rank(self) -> int:
+        """Rank of the source's tokens: they carry the identity, which needs more than the corrections K_hat, V_hat."""
+        return SOURCE_RANK * self.rank
 
     def span(self, steps: int) -> tuple[int, int]:
         """The steps first <= t < last in which psi_t is learned and acts. Raises ValueError if there are none."""
@@ -209,10 +216,15 @@ class OneOfSeveral:
 
 @dataclass
 class TuningState:
-    """What the attention replacements and the tuning loop share during one run. psi None: the network as it is."""
+    """What the attention replacements and the tuning loop share during one run. psi None: the network as it is.
+
+    Of the last pass through the network as it is, for the prompt's rows R: inputs (R, N, C) of to_k and to_v, and
+    sources (2, R, N, C), the keys and values.
+    """
 
     psi: Psi | BetweenKeyframes | OneOfSeveral | None = None
     grids: dict[tuple, tuple[int, int]] = field(default_factory=dict)
+    inputs: dict[tuple, Tensor] = field(default_factory=dict)
     sources: dict[tuple, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
 
@@ -222,6 +234,26 @@ class TuningState:
             return None
         small = host.picture_rows(self.mask, self.mask.shape[0], height, width).flatten(1)[..., None]
         return small.repeat(rows // small.shape[0], 1, 1)
+
+
+@dataclass(frozen=True)
+class RecordInputs:
+    """attn1 patch, behind those of other nodes: keep what the layers' to_k and to_v are fed for the source."""
+
+    keys: frozenset[tuple]
+    state: TuningState
+
+    def __call__(self, query: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+        name = (*options["block"], options["block_index"])
+        if self.state.psi is None and name in self.keys and 0 in options["cond_or_uncond"]:
+            if value is not None and value is not context:
+                raise ValueError(
+                    "another node feeds self-attention different tokens for keys and for values (a hypernetwork?): "
+                    "take it out for the tuning."
+                )
+            chunks, _ = host.chunk_rows(options, context.shape[0])
+            self.state.inputs[name] = context.detach().chunk(chunks)[options["cond_or_uncond"].index(0)]
+        return query, context, value
 
 
 @dataclass(frozen=True)
@@ -471,8 +503,8 @@ class FitTrajectory:
             )
             self.learned[step] = pack(factors)
         if self.settings.keep_source or self.settings.weights_only:
-            sources = ((layer, self.state.sources[layer.key]) for layer in self.tuned)
-            rank = self.settings.rank
+            sources = ((layer, self.state.inputs[layer.key][None]) for layer in self.tuned)
+            rank = self.settings.source_rank
             self.source[step] = pack(
                 low_rank.factorise(s, rank) if layer.factored(rank) else (s,) for layer, s in sources
             )
@@ -542,6 +574,7 @@ def tune(
         for layer in layers:
             previous = host.earlier_replacement(model, "attn1", layer)
             patched.set_model_attn1_replace(TunedAttention(layer, state, previous), *layer.key)
+        patched.set_model_attn1_patch(RecordInputs(frozenset(layer.key for layer in layers), state))
         fitting = FitTrajectory(trajectory, state, prefix, layers, settings, report)
         start = model.model.process_latent_out(trajectory.latents[0].clone())
         levels = torch.tensor(trajectory.sigmas)
@@ -554,10 +587,10 @@ def tune(
         learned=tuple(fitting.learned),
         source=tuple(fitting.source),
         scalars=torch.stack([fitting.scalars.get(i, untouched) for i in range(trajectory.steps)]),
-        latent=tuple(trajectory.latents.shape[2:]),
+        noise=start,
         layout=trajectory.layout,
         rank=settings.rank,
-        source_rank=settings.rank,
+        source_rank=settings.source_rank,
         info={"iterations": fitting.iterations, "losses": [float(loss) for loss in fitting.losses]},
     )
     return kv, rebuilt
@@ -596,9 +629,9 @@ def choose(
 ) -> tuple[Candidate, list[Candidate]]:
     """Try placements and starts on a few coarse steps; the one that meddles least among those that rebuild well.
 
-    error: latent RMSE against the source, relative to its spread; strayed: self-similarity distance of the keys in the
-    last step to the source's. Within a tenth of the best in both, later starts win (they leave the new pose free), then
-    smaller embeddings.
+    error: latent RMSE against the source, relative to its spread; strayed: self-similarity distance to the source of
+    what a layer's keys are made of in the last step. Within a tenth of the best in both, later starts win (they leave
+    the new pose free), then smaller embeddings.
     """
     count = min(AUTO_STEPS, trajectory.steps)
     chosen = [round(i * trajectory.steps / count) for i in range(count + 1)]
@@ -616,7 +649,7 @@ def choose(
         step = len(kv.source) - 1
         found = kv.step(step, kv.pieces(step, ["source"]), torch.device("cpu"), torch.float32)
         largest = max((layer for layer in kv.layers if layer.block == "output"), key=lambda la: min(la.tokens, 1024))
-        return found[largest.key].k_source
+        return found[largest.key].source
 
     ending = replace(coarse, sigmas=coarse.sigmas[-2:], latents=coarse.latents[-2:])
     wanted = last_keys(attempt(ending, "decoder", replace(quick, start=0.0, inner_steps=0))[0])

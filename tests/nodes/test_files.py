@@ -26,22 +26,23 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def kv():
     learned = (None, *(torch.randn(2, 2 * 2 * 2 * (6 + 8)).half() for _ in range(2)))
-    source = (None, *(torch.randn(2, 2 * 2 * 48).half() for _ in range(2)))
+    source = (None, *(torch.randn(2, 2 * 48).half() for _ in range(2)))
     return KVEmbeddings(
-        (14.6, 2.5, 0.1, 0.0), LAYERS, (1, 3), learned, source, torch.rand(3, 2, 4, 2), (4, 4, 6), "layout", 2, 0,
-        {"latent_rmse": 0.01},
+        (14.6, 2.5, 0.1, 0.0), LAYERS, (1, 3), learned, source, torch.rand(3, 2, 4, 2), torch.randn(2, 4, 4, 6),
+        "layout", 2, 0, {"latent_rmse": 0.01},
     )  # fmt: skip
 
 
 def test_embeddings_come_back_bit_by_bit(folder, kv):
     name = SaveKV.execute(kv, "my cat").args[0]
-    read, report = LoadKV.execute(name).args
+    read, report, noise = LoadKV.execute(name).args
     assert name == "my cat_00001.safetensors"
     assert read.learned[0] is None
     assert all(torch.equal(a, b) for a, b in zip(read.learned[1:], kv.learned[1:], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(read.source[1:], kv.source[1:], strict=True))
     assert torch.equal(read.scalars, kv.scalars)
-    emptied = {"learned": (), "source": (), "scalars": None}
+    assert torch.equal(noise["samples"], kv.noise)
+    emptied = {"learned": (), "source": (), "scalars": None, "noise": None}
     assert replace(read, **emptied) == replace(kv, **emptied)
     assert report == describe(kv) == "2 picture(s) of 48 x 32, 3 steps, 2 layers, rank 2, 0.0 MB, latent error 1.0 %"
 

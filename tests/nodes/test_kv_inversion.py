@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 from palimpsest.kernels.reference.kv_inversion import attention
-from palimpsest.nodes.kv_inversion import AS_SET, CONDITIONAL, GUIDED, PAPER, WEIGHTS, ApplyKV, TuneKV
+from palimpsest.nodes.kv_inversion import AS_SET, CONDITIONAL, GUIDED, PAPER, WEIGHTS, ApplyKV, PromptLines, TuneKV
 from palimpsest.nodes.patches import host, inversion, kv_sampling, kv_tuning
 from palimpsest.nodes.patches.artefacts import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer, nearest_level
 
@@ -381,10 +381,10 @@ def test_the_adapter_is_equation_1_and_2(mode, strength, shared):
     q, k, v = torch.randn(3, 4, 24, 16)
     pictures = 1 if shared else 2
     learned = LayerEmbeddings(
-        *torch.randn(2, pictures, 24, 16), *torch.rand(4, pictures, 1, 1), *torch.randn(2, pictures, 24, 16)
+        *torch.randn(2, pictures, 24, 16), *torch.rand(4, pictures, 1, 1), None, *torch.randn(2, pictures, 24, 16)
     )
     out = attend(mode, learned, strength)(q, k, v)
-    rows = {name: t.repeat(4 // pictures, 1, 1) for name, t in vars(learned).items()}
+    rows = {name: t.repeat(4 // pictures, 1, 1) for name, t in vars(learned).items() if t is not None}
     if mode == "recompute":
         k_bar = rows["lambda_k"] * k + rows["gamma_k"] * rows["k_hat"]
         v_bar = rows["lambda_v"] * v + rows["gamma_v"] * rows["v_hat"]
@@ -419,10 +419,10 @@ def weighted(q, k, v, weights):
 @pytest.mark.parametrize("different", [False, True], ids=["one mask", "a mask for each"])
 def test_a_source_mask_restricts_the_keys(different):
     q, k, v = torch.randn(3, 4, 24, 16)
-    learned = LayerEmbeddings(*torch.randn(2, 2, 24, 16), *torch.rand(4, 2, 1, 1), *torch.randn(2, 2, 24, 16))
+    learned = LayerEmbeddings(*torch.randn(2, 2, 24, 16), *torch.rand(4, 2, 1, 1), None, *torch.randn(2, 2, 24, 16))
     seen = (torch.rand(2, 24) > 0.5).float()
     seen = seen if different else seen[:1]
-    rows = {name: t.repeat(2, 1, 1) for name, t in vars(learned).items()}
+    rows = {name: t.repeat(2, 1, 1) for name, t in vars(learned).items() if t is not None}
     found = attend("extend", learned, source_mask=seen)(q, k, v)
     keys, values = torch.cat([k, rows["k_source"]], 1), torch.cat([v, rows["v_source"]], 1)
     for row in range(4):
@@ -464,19 +464,18 @@ def test_a_step_is_read_back_as_it_was_written(rank):
     psi = kv_tuning.Psi(layers, 2, torch.device("cpu"), rank)
     for t in psi.tensors():
         t.copy_(torch.randn_like(t))
-    sources = {layer.key: torch.randn(2, 2, layer.tokens, layer.channels) for layer in layers}
+    sources = {layer.key: torch.randn(1, 2, layer.tokens, layer.channels) for layer in layers}
     kv = KVEmbeddings(
         (1.0, 0.0), tuple(layers), (0, 1), (kv_tuning.pack(psi.factors.values()),),
         (kv_tuning.pack((t,) for t in sources.values()),),
-        torch.stack([s[..., 0, 0] for s in psi.scalars.values()])[None], (4, 4, 6), "x", rank,
+        torch.stack([s[..., 0, 0] for s in psi.scalars.values()])[None], torch.zeros(2, 4, 4, 6), "x", rank,
     )  # fmt: skip
     read = kv.step(0, kv.pieces(0, [LEARNED, SOURCE]), torch.device("cpu"), torch.float32)
     for layer in layers:
         found = read[layer.key]
         hats = torch.stack([found.k_hat, found.v_hat])
         torch.testing.assert_close(hats, psi.embeddings(layer.key), rtol=1e-2, atol=1e-2)
-        both = torch.stack([found.k_source, found.v_source])
-        torch.testing.assert_close(both, sources[layer.key], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found.source, sources[layer.key][0], rtol=1e-3, atol=1e-3)
         weights = torch.stack([found.lambda_k, found.gamma_k, found.lambda_v, found.gamma_v])
         torch.testing.assert_close(weights, psi.weights(layer.key))
     assert LAYER.factored(rank) == (rank in (2, 5))
@@ -486,13 +485,15 @@ def test_a_step_is_read_back_as_it_was_written(rank):
 def test_steps_between_keyframes_lie_between_them():
     pieces = [None, torch.zeros(1, 2 * 24 * 16).half(), None, None, torch.ones(1, 2 * 24 * 16).half()]
     scalars = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 4, 1)
-    kv = KVEmbeddings((5.0, 4, 3, 2, 1, 0), (LAYER,), (1, 5), tuple(pieces), (None,) * 5, scalars, (4, 4, 6), "x")
+    kv = KVEmbeddings(
+        (5.0, 4, 3, 2, 1, 0), (LAYER,), (1, 5), tuple(pieces), (None,) * 5, scalars, torch.zeros(1, 4, 4, 6), "x"
+    )
     assert [kv.keyframes(i) for i in range(5)] == [None, (1, 1, 0.0), (1, 4, 1 / 3), (1, 4, 2 / 3), (4, 4, 0.0)]
     assert kv.step(0, kv.pieces(0, [LEARNED]), torch.device("cpu"), torch.float32) is None
     layer = kv.step(3, kv.pieces(3, [LEARNED, SOURCE]), torch.device("cpu"), torch.float32)[LAYER.key]
     torch.testing.assert_close(layer.k_hat, torch.full((1, 24, 16), 2 / 3))
     torch.testing.assert_close(layer.lambda_k, torch.full((1, 1, 1), 3.0))
-    assert layer.k_source is None
+    assert layer.source is None
 
 
 # ---- ways to tune
@@ -526,10 +527,10 @@ def test_every_way_of_tuning_rebuilds_better_than_ddim(tuned, changes):
 def test_ranks_and_keyframes_are_smaller(tuned):
     model, _, trajectory, full, _ = tuned
     sizes = {}
-    for changes in ({"rank": 4}, {"keyframes": 3}, {"learn": WEIGHTS}):
+    for changes in ({"rank": 2}, {"keyframes": 3}, {"learn": WEIGHTS}):
         kv = tune(model, trajectory, inner_steps=1, **changes)[0]
         sizes[str(changes)] = kv.bytes / full.bytes
-    assert list(sizes.values()) == pytest.approx([0.1875 + 0.0, 0.5, 0.5], abs=0.06)
+    assert list(sizes.values()) == pytest.approx([0.22, 0.5, 0.333], abs=0.06)
 
 
 def test_only_weights_can_be_learned(tuned):
@@ -537,7 +538,9 @@ def test_only_weights_can_be_learned(tuned):
     kv = tune(model, trajectory, learn=WEIGHTS)[0]
     assert kv.weights_only
     layer = kv.step(0, kv.pieces(0, [LEARNED]), torch.device("cpu"), torch.float32)[kv.layers[0].key]
-    assert torch.equal(layer.k_hat, layer.k_source)
+    layer = layer.projected(torch.nn.Identity(), torch.neg)
+    assert torch.equal(layer.k_hat, layer.source)
+    assert torch.equal(layer.v_hat, -layer.source)
     assert abs(float(layer.gamma_k)) > 0
 
 
@@ -565,3 +568,16 @@ def test_auto_chooses_a_placement_and_says_so(tuned):
     assert kv.info["placement"] in kv_tuning.AUTO_PLACEMENTS
     assert f"auto took {kv.info['placement']} from {kv.info['start']:g}" in report
     assert report.count("layout") == len(kv_tuning.AUTO_PLACEMENTS) * len(kv_tuning.AUTO_STARTS)
+
+
+# ---- many prompts
+
+
+def test_lines_become_prompts():
+    assert PromptLines.execute("sitting \n\n# not this\nlying", "a cat {} here").args[0] == [
+        "a cat sitting here", "a cat lying here",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="has no"):
+        PromptLines.execute("sitting", "a cat")
+    with pytest.raises(ValueError, match="no prompt"):
+        PromptLines.execute("\n # \n", "{}")
