@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -284,7 +285,10 @@ class TunedAttention:
 
 @dataclass(frozen=True)
 class Rows:
-    """Latents to be carried one step down, each with its target: x, target (R, C, H, W); levels (R,) each."""
+    """Latents to be carried one step down, each with its target: x, target (R, C, H, W); levels (R,) each.
+
+    goal (R,), the loss that ends the learning, stays on the CPU.
+    """
 
     x: Tensor
     target: Tensor
@@ -325,80 +329,85 @@ class FitTrajectory:
         self.scalars: dict[int, Tensor] = {}
         self.losses: list[Tensor] = []
         self.iterations = 0
+        self.predict: Callable[[Tensor, Tensor], Tensor] | None = None
         self.current: Rows | None = None
 
     def __call__(
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
     ) -> Tensor:
         """x (B, C, H, W) at sigmas[0], the trajectory's noisiest latent. Returns the reconstruction."""
-
-        def advance(rows: Rows) -> tuple[Tensor, Tensor]:
-            if rows is not self.current:
-                self.prefix.forget()
-                self.current = rows
-            denoised = model(rows.x, rows.sigma, **(extra_args or {}))
-            return ddim_step(rows.x, denoised, rows.column(rows.sigma), rows.column(rows.sigma_next)), denoised
-
-        def shown(step: int, x: Tensor, denoised: Tensor) -> None:
-            if callback is not None:
-                sigma = self.trajectory.sigmas[step]
-                callback({"i": step, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised.detach()})
-
+        self.predict = functools.partial(model, **(extra_args or {}))
         first, last = self.span
+        outside = [range(i, i + 1) for i in (*range(first), *range(last, self.trajectory.steps))]
         psi = None
-        for step in range(first):
-            x, denoised = self.walk(advance, self.rows(range(step, step + 1), x))
-            shown(step, x, denoised)
-        for group in self.settings.groups(first, last):
-            several = None
-            if len(group) > 1:
-                several = self.fit_group(advance, group, psi, x.device)
+        for group in sorted([*outside, *self.settings.groups(first, last)], key=lambda steps: steps.start):
+            several = self.fit_group(group, psi, x.device) if len(group) > 1 else None
             for place, step in enumerate(group):
                 rows = self.rows(range(step, step + 1), x)
-                if not self.tuned or self.settings.keep_source or self.settings.weights_only:
-                    self.walk(advance, rows)
-                    self.note_layers()
-                key_step = step == group[-1] or self.settings.keyframes == 1
-                if isinstance(several, BetweenKeyframes):
-                    x, denoised = self.walk(advance, rows, OneOfSeveral(several, place))
-                    psi = several.after if key_step else psi
+                if not first <= step < last:
+                    x, denoised = self.walk(rows)
                 else:
-                    if several is None:
-                        psi = self.begin(psi, 1)
-                        iterations = self.settings.inner_steps
-                    else:
-                        psi = several.rows(slice(place * len(x), (place + 1) * len(x)))
-                        iterations = min(POLISH, self.settings.inner_steps)
-                    x, denoised = self.fit(psi, advance, rows, iterations)
-                if key_step:
-                    self.keep(step, psi)
-                shown(step, x, denoised)
-        for step in range(last, self.trajectory.steps):
-            x, denoised = self.walk(advance, self.rows(range(step, step + 1), x))
-            shown(step, x, denoised)
+                    x, denoised, psi = self.learn(rows, psi, several, place)
+                if callback is not None:
+                    sigma = self.trajectory.sigmas[step]
+                    callback({"i": step, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised.detach()})
+        self.predict = self.current = None
         return x
+
+    def learn(
+        self, rows: Rows, psi: Psi | None, several: Psi | BetweenKeyframes | None, place: int
+    ) -> tuple[Tensor, Tensor, Psi]:
+        """One step of the span: (next latent, denoised, parameters to go on with); keeps what was learned.
+
+        several: what fit_group learned for the group of steps, in which this is number `place`.
+        """
+        if not self.tuned or self.settings.keep_source or self.settings.weights_only:
+            self.walk(rows)
+            self.note_layers()
+        if isinstance(several, BetweenKeyframes):
+            x, denoised = self.walk(rows, OneOfSeveral(several, place))
+            if place + 1 < several.steps:
+                return x, denoised, psi
+            psi = several.after
+        elif several is not None:
+            pictures = self.trajectory.pictures
+            psi = several.rows(slice(place * pictures, (place + 1) * pictures))
+            x, denoised = self.fit(psi, rows, min(POLISH, self.settings.inner_steps))
+        else:
+            psi = self.begin(psi, 1)
+            x, denoised = self.fit(psi, rows, self.settings.inner_steps)
+        self.keep(rows.step, psi)
+        return x, denoised, psi
+
+    def advance(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """(next latent, denoised) of one DDIM step (eq. 4)."""
+        if rows is not self.current:
+            self.prefix.forget()
+            self.current = rows
+        denoised = self.predict(rows.x, rows.sigma)
+        return ddim_step(rows.x, denoised, rows.column(rows.sigma), rows.column(rows.sigma_next)), denoised
 
     def rows(self, steps: range, x: Tensor) -> Rows:
         """One step from the latent x, or several steps at once from their latents (step-major)."""
         t, pictures, device = self.trajectory, self.trajectory.pictures, x.device
 
         def rowed(values: list[float]) -> Tensor:
-            return torch.tensor(values, device=device).repeat_interleave(pictures)
+            return torch.tensor(values).repeat_interleave(pictures)
 
         return Rows(
             x=x,
             target=t.latents[steps.start + 1 : steps.stop + 1].flatten(0, 1).to(device),
-            sigma=rowed([t.sigmas[i] for i in steps]),
-            sigma_next=rowed([t.sigmas[i + 1] for i in steps]),
+            sigma=rowed([t.sigmas[i] for i in steps]).to(device),
+            sigma_next=rowed([t.sigmas[i + 1] for i in steps]).to(device),
             goal=rowed([self.settings.converged(i) for i in steps]),
             step=steps.start,
         )
 
-    def walk(self, advance: Callable, rows: Rows, psi: Any = None) -> tuple[Tensor, Tensor]:
+    def walk(self, rows: Rows, psi: Any = None) -> tuple[Tensor, Tensor]:
         """(next latent, denoised) with parameters as they are; None: with the network as it is."""
         self.state.psi = psi
         with torch.no_grad():
-            return advance(rows)
+            return self.advance(rows)
 
     def note_layers(self) -> None:
         """Learn the token grids from the pass that just ran."""
@@ -425,23 +434,21 @@ class FitTrajectory:
             return psi.repeated(times)
         return Psi(self.tuned, times * self.trajectory.pictures, device, self.settings.rank)
 
-    def fit_group(
-        self, advance: Callable, group: range, psi: Psi | None, device: torch.device
-    ) -> Psi | BetweenKeyframes:
+    def fit_group(self, group: range, psi: Psi | None, device: torch.device) -> Psi | BetweenKeyframes:
         """Learn several steps at once, each from the trajectory's own latent (teacher forcing)."""
         latents = self.trajectory.latents[group.start : group.stop].to(device)
         rows = self.rows(group, latents.flatten(0, 1))
-        self.walk(advance, rows)
+        self.walk(rows)
         self.note_layers()
         if self.settings.keyframes == 1:
             found = self.begin(psi, len(group))
         else:
-            self.walk(advance, self.rows(group[-1:], latents[-1]))  # the new keyframe's own source
+            self.walk(self.rows(group[-1:], latents[-1]))  # the new keyframe's own source
             found = BetweenKeyframes(psi, self.begin(psi, 1), len(group))
-        self.fit(found, advance, rows, self.settings.inner_steps)
+        self.fit(found, rows, self.settings.inner_steps)
         return found
 
-    def fit(self, psi: Psi | BetweenKeyframes, advance: Callable, rows: Rows, iterations: int) -> tuple[Tensor, Tensor]:
+    def fit(self, psi: Psi | BetweenKeyframes, rows: Rows, iterations: int) -> tuple[Tensor, Tensor]:
         """Minimise eq. 3 over psi from the latents of `rows`; leaves each row's best psi, returns its z_{t-1}."""
         import comfy.model_management
 
@@ -455,11 +462,12 @@ class FitTrajectory:
         optimiser = torch.optim.Adam(groups, fused=rows.x.device.type in ("cpu", "cuda"))
         mask = self.loss_mask(rows.x)
         reader, best, goal = tuning_runtime.LateReader(), None, psi.per_row(rows.goal)
+        goal_there = goal.to(rows.x.device)
         for iteration in range(iterations + 1):
             comfy.model_management.throw_exception_if_processing_interrupted()
             last = iteration == iterations
             with torch.set_grad_enabled(not last):
-                x_next, denoised = advance(rows)
+                x_next, denoised = self.advance(rows)
                 losses = reconstruction_loss(x_next, rows.target, rows.signal, mask)
             with torch.no_grad():
                 best = better(best, psi, x_next, psi.per_row(losses))
@@ -471,12 +479,12 @@ class FitTrajectory:
                         "(start ComfyUI with --bf16-unet or --fp32-unet), or look at the prompt and the picture."
                     )
                 self.report(rows.step, iteration, float(arrived.mean()))
-            if last or (arrived is not None and bool((arrived <= goal.cpu()).all())):
+            if last or (arrived is not None and bool((arrived <= goal).all())):
                 break
             optimiser.zero_grad(set_to_none=True)
             # The sum over elements, not the mean: half-precision gradients stay clear of underflow, and Adam is
             # scale-free.
-            unfinished = psi.per_row(losses) * (best.losses > goal)
+            unfinished = psi.per_row(losses) * (best.losses > goal_there)
             unfinished.sum().mul(rows.x[0].numel()).backward()
             optimiser.step()
             self.iterations += 1
