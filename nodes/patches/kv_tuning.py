@@ -575,6 +575,11 @@ def tune(
                 "the mask of Tune KV is black all over: nothing would be learned. Paint the subject white."
             )
     prompts = [extra for _, extra in (*positive, *(negative or ()))]
+    if any("area" in extra for extra in prompts):
+        raise ValueError(
+            "the prompt of a tuning describes the whole picture, this one is limited to an area: connect it without "
+            "ConditioningSetArea (Apply KV takes such prompts)."
+        )
     with torch.inference_mode(False):
         # A ControlNet adds to the prefix's outputs in place, so that they cannot be kept.
         cache = not any("control" in extra for extra in prompts)

@@ -198,6 +198,9 @@ def test_tuning_refuses_what_it_cannot_do(tuned):
     nan = [[torch.full((1, 7, 24), float("nan")), {}]]
     with pytest.raises(ValueError, match="NaN at step 1"):
         tune(tiny_models.unet(), trajectory, negative=nan)
+    limited = [[tiny_models.prompt(1)[0][0], {"area": (4, 4, 0, 0), "strength": 1.0}]]
+    with pytest.raises(ValueError, match="limited to an area"):
+        tune(tiny_models.unet(), trajectory, negative=limited)
     with pytest.raises(ValueError, match="needs the negative prompt"):
         TuneKV.execute(
             tiny_models.unet(),

@@ -4,8 +4,11 @@ import pytest
 import torch
 from palimpsest.kernels.reference.kv_inversion import (
     attention,
+    between_keyframes,
     content_preserving,
+    content_preserving_folded,
     reconstruction_loss,
+    self_similarity_distance,
     source_guidance,
 )
 
@@ -64,6 +67,55 @@ def test_reconstruction_loss_is_per_picture_and_in_z():
     latent, target = torch.zeros(2, 4, 3, 5), torch.zeros(2, 4, 3, 5)
     latent[1] = 3.0
     torch.testing.assert_close(reconstruction_loss(latent, target, 0.5), torch.tensor([0.0, 2.25]))
+
+
+def test_a_mask_averages_the_loss_over_its_white_part():
+    latent, target, mask = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2), torch.zeros(1, 1, 2, 2)
+    latent[..., 0, 0], latent[..., 1, 1] = 4.0, 9.0
+    mask[..., 0, :] = 1.0
+    torch.testing.assert_close(reconstruction_loss(latent, target, 0.5, mask), torch.tensor([2.0]))  # (2^2 + 0) / 2
+    squares = reconstruction_loss(latent, target, torch.full((1, 1, 1, 1), 0.5), torch.ones(1, 1, 2, 2))
+    torch.testing.assert_close(squares, reconstruction_loss(latent, target, 0.5))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_folded_form_is_equation_1(masked):
+    k, k_hat = torch.randn(2, 3, 35, 6, dtype=torch.float64)
+    own, learned = torch.rand(2, 3, 1, 1, dtype=torch.float64)
+    m = torch.rand(3, 35, 1, dtype=torch.float64) if masked else 1.0
+    wanted = k + m * (content_preserving(k, k_hat, own, learned) - k)
+    torch.testing.assert_close(content_preserving_folded(k, m * learned * k_hat, 1 + m * (own - 1)), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_folded_form_is_no_less_exact(dtype):
+    generator = torch.Generator().manual_seed(0)
+    k, k_hat = torch.randn(2, 5, 123, 16, generator=generator).to(dtype)
+    own, learned = torch.tensor([[[0.8]]], dtype=dtype), torch.tensor([[[1.25]]], dtype=dtype)
+    exact = own.double() * k.double() + learned.double() * k_hat.double()
+    plain = (content_preserving(k, k_hat, own, learned).double() - exact).abs().max()
+    folded = (content_preserving_folded(k, learned * k_hat, own).double() - exact).abs().max()
+    assert folded <= 2 * plain
+
+
+def test_the_folded_form_starts_as_the_identity():
+    k = torch.randn(3, 35, 6)
+    assert torch.equal(content_preserving_folded(k, torch.zeros(1, 35, 6), torch.ones(1, 1, 1)), k)
+
+
+def test_between_keyframes_is_a_straight_line():
+    a, b = torch.tensor([2.0, 10.0]), torch.tensor([6.0, -2.0])
+    assert between_keyframes(a, b, 0.0).tolist() == [2.0, 10.0]
+    assert between_keyframes(a, b, 0.25).tolist() == [3.0, 7.0]
+    assert between_keyframes(a, b, 1.0).tolist() == [6.0, -2.0]
+
+
+def test_self_similarity_sees_layout_and_not_scale():
+    keys = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    alike = torch.tensor([[[3.0, 0.0], [5.0, 0.0]]])
+    torch.testing.assert_close(self_similarity_distance(keys, alike), torch.tensor([0.5]))  # two of four pairs differ
+    turned = torch.tensor([[[0.0, 7.0], [-1.0, 0.0]]])
+    torch.testing.assert_close(self_similarity_distance(keys, turned), torch.tensor([0.0]))
 
 
 def test_source_guidance_is_guidance_on_two_conditions():
