@@ -74,6 +74,7 @@ def save(kv: KVEmbeddings, path: Path) -> None:
         "layers": json.dumps([asdict(layer) for layer in kv.layers]),
         "span": json.dumps(kv.span),
         "rank": json.dumps([kv.rank, kv.source_rank]),
+        "folded": json.dumps(kv.folded),
         "layout": kv.layout,
         "info": json.dumps(kv.info),
     }
@@ -148,5 +149,6 @@ def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> KVEmb
         noise,
         header["layout"],
         *ranks.values(),
+        bool(json.loads(header["folded"])),
         json.loads(header.get("info", "{}")),
     )

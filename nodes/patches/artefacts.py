@@ -83,15 +83,16 @@ class LayerEmbeddings:
     """One layer at one step: K_hat, V_hat (B, N, C), their four weights (B, 1, 1), and the source as the layer met it.
 
     source (B, N, C) is what the untouched network feeds the layer's to_k and to_v for the source at this step, on the
-    path that rebuilds it; k_source, v_source are what they make of it (`projected`). None where not asked for or kept.
+    path that rebuilds it; k_source, v_source are what they make of it (`projected`). None where not asked for or kept;
+    gamma None is 1, which is stored multiplied into K_hat, V_hat.
     """
 
     k_hat: Tensor | None
     v_hat: Tensor | None
     lambda_k: Tensor
-    gamma_k: Tensor
+    gamma_k: Tensor | None
     lambda_v: Tensor
-    gamma_v: Tensor
+    gamma_v: Tensor | None
     source: Tensor | None = None
     k_source: Tensor | None = None
     v_source: Tensor | None = None
@@ -114,9 +115,8 @@ class KVEmbeddings:
     to_k and to_v (half the size of its K, V); None where nothing is kept: outside the span, and between keyframes,
     where the two neighbours are interpolated. Matrices are float16, full or (where that is smaller) factors of `rank`
     (learned) and `source_rank` (source). With no learned part at all, K_hat, V_hat are the source's K, V and only the
-    weights were learned. scalars
-    (T, L, 4, B) float32 in the order of SCALARS. noise (B, C, H, W) float32 is the inverted noise to sample from, as on
-    a LATENT socket.
+    weights were learned. scalars (T, L, 4, B) float32 in the order of SCALARS; `folded`: gamma is 1, being multiplied
+    into K_hat, V_hat. noise (B, C, H, W) float32 is the inverted noise to sample from, as on a LATENT socket.
     """
 
     sigmas: tuple[float, ...]
@@ -129,6 +129,7 @@ class KVEmbeddings:
     layout: str
     rank: int = 0
     source_rank: int = 0
+    folded: bool = False
     info: dict = field(default_factory=dict)
 
     @property
@@ -206,10 +207,13 @@ class KVEmbeddings:
 
         learned, sources = read(LEARNED, self.rank), read(SOURCE, self.source_rank)
         scalars = between_keyframes(self.scalars[before], self.scalars[after], share)
-        scalars = scalars.to(device=device, dtype=dtype, non_blocking=True)[..., None, None]
-        return {
-            layer.key: LayerEmbeddings(*learned[i], *scalars[i], *sources[i]) for i, layer in enumerate(self.layers)
-        }
+        scalars = scalars.to(device=device, dtype=dtype, non_blocking=True)[..., None, None].unbind(0)
+        found = {}
+        for layer, hats, source, weights in zip(self.layers, learned, sources, scalars, strict=True):
+            lambda_k, gamma_k, lambda_v, gamma_v = weights
+            gammas = (None, None) if self.folded else (gamma_k, gamma_v)
+            found[layer.key] = LayerEmbeddings(*hats, lambda_k, gammas[0], lambda_v, gammas[1], *source)
+        return found
 
     def unpack(self, piece: Tensor, part: str, rank: int) -> list[tuple[Tensor, ...]]:
         """The matrices, (B, N, C) each, of every layer from one piece (B, P): K_hat and V_hat, or the source."""
@@ -228,10 +232,10 @@ class KVEmbeddings:
         return found
 
 
-def pack(factors: Iterable[tuple[Tensor, ...]]) -> Tensor:
+def pack(layers: Iterable[Iterable[tuple[Tensor, ...]]]) -> Tensor:
     """One (B, P) float16 piece on the CPU, in the order KVEmbeddings.unpack reads.
 
-    factors: per layer the stacked matrices (m, B, N, C), or their two factors (m, B, N, r) and (m, B, C, r).
+    layers: per layer its matrices, each (B, N, C) alone, or its two factors (B, N, r) and (B, C, r).
     """
-    flat = [tensor[i].detach().flatten(1) for tensors in factors for i in range(len(tensors[0])) for tensor in tensors]
+    flat = [factor.detach().flatten(1) for matrices in layers for factors in matrices for factor in factors]
     return torch.cat(flat, 1).to("cpu", torch.float16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +87,11 @@ def layout_fingerprint(model: Any) -> str:
 def conditioning_fingerprint(conditioning: list) -> str:
     """A short hash of a CONDITIONING's text tensors: tells whether two nodes were given the same prompt."""
     digest = hashlib.sha256()
-    for tensor, _ in conditioning:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    for tensor, extra in conditioning:
+        for part in (tensor, extra.get("pooled_output")):
+            if isinstance(part, Tensor):
+                digest.update(str(tuple(part.shape)).encode())
+                digest.update(part.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -133,10 +136,61 @@ def run_attention(options: dict, previous: Any, query: Tensor, key: Tensor, valu
     )
 
 
-def earlier_replacement(model: Any, name: str, layer: SelfAttention) -> Any:
-    """The attention replacement that an earlier node put on this layer, or None: the slot holds one, so we chain it."""
-    slots = model.model_options.get("transformer_options", {}).get("patches_replace", {}).get(name, {})
-    return slots.get(layer.key, slots.get(layer.key[:2]))
+# Replacements of the host's own nodes that take as many keys as queries for granted.
+SQUARE_ONLY = ("comfy_extras.nodes_sag",)
+
+
+def replace_attention(
+    patched: Any, name: str, layers: list[SelfAttention], make: Callable[[Any], Callable], longer: bool = False
+) -> None:
+    """Put a replacement ("attn1" or "attn2") on some layers: make(previous), which calls what was there before.
+
+    It stands under the name of the whole block: the host prefers a single layer's name to a block's, so that under the
+    former no node could take a block for a pass of its own any more (perturbed attention does). It must therefore look
+    at options["block_index"]. Layers that have a replacement of their own get it there as well. longer: it will pass
+    more keys than queries on; raises ValueError where a node of the host cannot take them.
+    """
+    slots = patched.model_options.get("transformer_options", {}).get("patches_replace", {}).get(name, {})
+    present = {key: slots[key] for key in slots}
+    for key in sorted({layer.key[:2] for layer in layers} | {la.key for la in layers if la.key in present}, key=str):
+        previous = present.get(key)
+        if longer and getattr(previous, "__module__", None) in SQUARE_ONLY:
+            raise ValueError(
+                f"another node records the attention of block {' '.join(map(str, key))} and expects as many keys as "
+                "queries (Self-Attention Guidance): put that node after this one."
+            )
+        getattr(patched, f"set_model_{name}_replace")(make(previous), *key)
+
+
+def layer_key(options: dict) -> LayerKey:
+    """The layer that calls an attention replacement."""
+    return (*options["block"], options["block_index"])
+
+
+class FixedControl:
+    """A ControlNet whose output is taken as given: the host loads some with trainable weights, which cannot be here."""
+
+    def __init__(self, control: Any):
+        self.control = control
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.control, name)
+
+    def get_control(self, *args: Any, **kwargs: Any) -> Any:
+        """The control's output, without a gradient."""
+        with torch.no_grad():
+            return self.control.get_control(*args, **kwargs)
+
+
+def with_fixed_controls(*prompts: list | None) -> list[list | None]:
+    """CONDITIONINGs in which every ControlNet is fixed; those that share one still do, so that they run together."""
+    fixed: dict[int, FixedControl] = {}
+
+    def fix(extra: dict) -> dict:
+        control = extra.get("control")
+        return extra if control is None else extra | {"control": fixed.setdefault(id(control), FixedControl(control))}
+
+    return [None if prompt is None else [[tensor, fix(extra)] for tensor, extra in prompt] for prompt in prompts]
 
 
 def parameters_in_gradient(model: Any, first: SelfAttention) -> list[str]:

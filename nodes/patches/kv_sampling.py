@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...kernels.reference.kv_inversion import content_preserving, content_preserving_folded, source_guidance
+from ...kernels.reference.kv_inversion import content_preserving_folded, source_guidance
 from . import host
 from .artefacts import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer
 from .kv_tuning import placed
@@ -44,20 +44,31 @@ def recompute(learned: LayerEmbeddings, mask: Tensor | None) -> Shown:
 
     gamma, and the mask m on the tokens, are folded into K_hat here, once a step (content_preserving_folded).
     """
-    m = 1.0 if mask is None else mask[..., None].to(learned.k_hat)
+    m = None if mask is None else mask[..., None].to(learned.k_hat)
+
+    def own(weight: Tensor) -> Tensor:
+        return weight if m is None else 1 + m * (weight - 1)
+
     return Shown(
-        m * learned.gamma_k * learned.k_hat,
-        m * learned.gamma_v * learned.v_hat,
-        1 + m * (learned.lambda_k - 1),
-        1 + m * (learned.lambda_v - 1),
+        product(learned.k_hat, learned.gamma_k, m),
+        product(learned.v_hat, learned.gamma_v, m),
+        own(learned.lambda_k),
+        own(learned.lambda_v),
     )
+
+
+def product(tensor: Tensor, *weights: Tensor | None) -> Tensor:
+    """A tensor times the weights that are given; None is 1, without a pass over memory."""
+    for weight in weights:
+        tensor = tensor if weight is None else tensor * weight
+    return tensor
 
 
 def frozen(learned: LayerEmbeddings, mask: Tensor | None) -> Shown:
     """K_bar, V_bar as they were when the source was rebuilt ("use the learned K_bar, V_bar of the tuning stage")."""
     return visible(
-        content_preserving(learned.k_source, learned.k_hat, learned.lambda_k, learned.gamma_k),
-        content_preserving(learned.v_source, learned.v_hat, learned.lambda_v, learned.gamma_v),
+        content_preserving_folded(learned.k_source, product(learned.k_hat, learned.gamma_k), learned.lambda_k),
+        content_preserving_folded(learned.v_source, product(learned.v_hat, learned.gamma_v), learned.lambda_v),
         mask,
     )
 
@@ -91,10 +102,10 @@ NEEDS = {extend: (SOURCE,), recompute: (LEARNED,), frozen: (LEARNED, SOURCE)}
 
 @dataclass(frozen=True)
 class Source:
-    """One Apply KV on one layer: how the source is looked at, how much, and where in the edited picture."""
+    """One Apply KV: on which layers and how the source is looked at, how much, and where in the edited picture."""
 
     name: str
-    layer: TunedLayer
+    layers: Mapping[tuple, TunedLayer]
     mode: Callable[[LayerEmbeddings, Tensor | None], Shown]
     strength: float
     mask: Tensor | None
@@ -108,9 +119,14 @@ class Tokens:
         self.added: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def show(self, source: Source, shown: Shown) -> None:
-        """Add a source. Raises ValueError where strength would mix tokens that do not correspond."""
+        """Add a source. Raises ValueError where tokens would be mixed that do not correspond."""
         key, value = self.own
         if source.mode is recompute:
+            if shown.key.shape[1] != key.shape[1]:
+                raise ValueError(
+                    f"mode recompute learned {shown.key.shape[1]} tokens for a layer that has {key.shape[1]} here: "
+                    "another node changes the layer's size (a downscale patch?): take it out, or choose mode extend."
+                )
             blended = (
                 content_preserving_folded(key, shown.key, shown.own_key),
                 content_preserving_folded(value, shown.value, shown.own_value),
@@ -132,20 +148,29 @@ class Tokens:
             bias = weight if bias is None else bias + weight
         self.added.append((k_bar, v_bar, bias))
 
-    def joined(self, queries: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(keys, values, bias on the scores or None); bias (queries, M), or (R, queries, M) where rows differ."""
-        parts = self.added if self.replaced else [(*self.own, None), *self.added]
+    def joined(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(keys, values, bias on the scores or None) for a query (R, N, C); bias (N, M), or (R, N, M) if rows differ.
+
+        Where another node tiles the queries (more rows than keys), the layer's own keys are split as the host splits
+        them, and every tile looks at the whole source.
+        """
+        rows, queries = query.shape[:2]
+        tiles = rows // len(self.own[0])
+        own = tuple(t.reshape(rows, -1, t.shape[-1]) if tiles > 1 else t for t in self.own)
+        added = [tuple(t if t is None or len(t) == 1 or tiles == 1 else t.repeat_interleave(tiles, 0) for t in part)
+                 for part in self.added]  # fmt: skip
+        parts = added if self.replaced else [(*own, None), *added]
         if len(parts) == 1 and parts[0][2] is None:
             return parts[0]
-        key, value = (torch.cat([part[i] for part in parts], 1) for i in range(2))
+        key, value = (torch.cat([part[i].expand(rows, -1, -1) for part in parts], 1) for i in range(2))
         if all(part[2] is None for part in parts):
             return key, value, None
-        rows = max(len(part[2]) for part in parts if part[2] is not None)
-        rows = len(key) if rows > 1 else 1
-        biases = [key.new_zeros(rows, part[0].shape[1]) if part[2] is None else part[2].expand(rows, -1)
-                  for part in parts]  # fmt: skip
+        differ = rows if max(len(part[2]) for part in parts if part[2] is not None) > 1 else 1
+        biases = [
+            key.new_zeros(differ, part[0].shape[1]) if part[2] is None else part[2].expand(differ, -1) for part in parts
+        ]
         bias = torch.cat(biases, 1)[:, None].expand(-1, queries, -1)
-        return key, value, bias if rows > 1 else bias[0]
+        return key, value, bias if differ > 1 else bias[0]
 
 
 def mix(own: Tensor, other: Tensor, strength: float) -> Tensor:
@@ -165,8 +190,9 @@ class SourceAttention:
     previous: Any = None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_) -> Tensor:
+        layer = host.layer_key(options)
         now = [(source, options.get(source.name)) for source in self.sources]
-        active = [(source, step) for source, step in now if step is not None and source.layer.key in step.layers]
+        active = [(source, step) for source, step in now if step is not None and layer in step.layers]
         out = self.attend(query, key, value, options, [pair for pair in active if pair[0].mask is None])
         for source, step in active:
             if source.mask is not None:
@@ -178,10 +204,12 @@ class SourceAttention:
         self, query: Tensor, key: Tensor, value: Tensor, options: dict, active: list[tuple[Source, CurrentStep]]
     ) -> Tensor:
         """The layer's attention with some sources in view."""
+        if not active:
+            return host.run_attention(options, self.previous, query, key, value)
         tokens = Tokens(key, value)
         for source, step in active:
-            tokens.show(source, step.rows(source, options, len(query)))
-        key, value, bias = tokens.joined(query.shape[1])
+            tokens.show(source, step.rows(source, options, len(key)))
+        key, value, bias = tokens.joined(query)
         return host.run_attention(options, self.previous, query, key, value, bias)
 
 
@@ -243,7 +271,8 @@ class CurrentStep:
 
     def rows(self, source: Source, options: dict, rows: int) -> Shown:
         """What a layer is shown, for all rows of the call; one picture is broadcast where it can be."""
-        shown, layer = self.layers[source.layer.key], source.layer
+        name = host.layer_key(options)
+        shown, layer = self.layers[name], source.layers[name]
         chunks, _ = host.chunk_rows(options, rows)
         if self.areas is not None and source.mode is recompute:
             grid = tuple(options["activations_shape"][-2:])
@@ -264,6 +293,12 @@ class CurrentStep:
         chunks, pictures = host.chunk_rows(options, len(like))
         height, width = options["activations_shape"][-2:]
         name = ("mask", height, width, len(like), like.dtype, self.areas)
+        if height * width != like.shape[1]:
+            raise ValueError(
+                f"a mask of Apply KV cannot find its place: a layer of {width} x {height} tokens asks for "
+                f"{like.shape[1]} here because another node merges or tiles tokens (ToMe, HyperTile): take it out, or "
+                "leave the mask off."
+            )
         if name in self.grids:
             return self.grids[name]
         parts = [
@@ -325,8 +360,7 @@ class SelectStep:
         **kwargs: Any,
     ) -> Tensor:
         options = dict(transformer_options or {})
-        sigma = float(t.flatten()[0])
-        if self.active(sigma) and not options.get(self.name + ".hidden"):
+        if not options.get(self.name + ".hidden") and self.active(sigma := float(t.flatten()[0])):
             noted = options.get(self.name + ".areas")
             areas = tuple(noted.get(name) for name in options["uuids"]) if noted else None
             areas = areas if areas and any(areas) else None
@@ -457,16 +491,16 @@ def apply(
         return patched
     sampling = model.get_model_object("model_sampling")
     name = f"palimpsest_kv.{uuid.uuid4().hex}"
-    layers = placed(list(kv.layers), placement)
-    for layer in layers:
-        earlier = host.earlier_replacement(model, "attn1", present[layer.key])
+    layers = {layer.key: layer for layer in placed(list(kv.layers), placement)}
+    source = Source(name, layers, MODES[mode], strength, mask)
+
+    def attention(earlier: Any) -> SourceAttention:
         ours = earlier if isinstance(earlier, SourceAttention) else SourceAttention((), earlier)
-        source = Source(name, layer, MODES[mode], strength, mask)
-        patched.set_model_attn1_replace(replace(ours, sources=(*ours.sources, source)), *layer.key)
+        return replace(ours, sources=(*ours.sources, source))
+
+    host.replace_attention(patched, "attn1", list(layers.values()), attention, longer=MODES[mode] is extend)
     window = (sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent))
-    select = SelectStep(
-        name, kv, MODES[mode], frozenset(layer.key for layer in layers), *window, look_ahead, source_mask
-    )
+    select = SelectStep(name, kv, MODES[mode], frozenset(layers), *window, look_ahead, source_mask)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, name, StartRun(name))
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, name, NoteAreas(name))
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, name, select)

@@ -63,6 +63,11 @@ class TuneSettings:
         """Rank of the source's tokens: they carry the identity, which needs more than the corrections K_hat, V_hat."""
         return SOURCE_RANK * self.rank
 
+    @property
+    def folded(self) -> bool:
+        """Whether gamma is stored multiplied into K_hat, V_hat: keyframes mix the two apart."""
+        return self.keyframes == 1 and not self.weights_only
+
     def span(self, steps: int) -> tuple[int, int]:
         """The steps first <= t < last in which psi_t is learned and acts. Raises ValueError if there are none."""
         first, last = round(self.start * steps), round(self.end * steps)
@@ -100,7 +105,7 @@ class Psi:
 
     lambda = gamma = 1 and K_hat = V_hat = 0 to begin with: eq. 1 changes nothing, and the gradient reaches K_hat at
     once. At rank r, K_hat = U W^T with U = 0. With `source`, K_hat and V_hat are the source's K and V, gamma begins at
-    0, and only the weights learn.
+    0, and only the weights learn. All tensors hold the rows in dimension 0.
     """
 
     def __init__(
@@ -109,36 +114,38 @@ class Psi:
         rows: int,
         device: torch.device,
         rank: int = 0,
-        source: dict[tuple, Tensor] | None = None,
+        source: dict[tuple, tuple[Tensor, Tensor]] | None = None,
     ):
         self.fixed = source is not None
-        self.factors: dict[tuple, tuple[Tensor, ...]] = {}
-        self.scalars = {layer.key: torch.ones(4, rows, 1, 1, device=device) for layer in layers}
+        self.factors: dict[tuple, tuple[tuple[Tensor, ...], ...]] = {}
+        self.scalars = {layer.key: torch.ones(rows, 4, 1, 1, device=device) for layer in layers}
         generator = torch.Generator().manual_seed(0)
+
+        def zero(layer: TunedLayer) -> tuple[Tensor, ...]:
+            if not layer.factored(rank):
+                return (torch.zeros(rows, layer.tokens, layer.channels, device=device),)
+            right = torch.randn(1, layer.channels, rank, generator=generator) / rank**0.5
+            return torch.zeros(rows, layer.tokens, rank, device=device), right.to(device).repeat(rows, 1, 1)
+
         for layer in layers:
             if source is not None:
-                self.factors[layer.key] = (source[layer.key],)
-                self.scalars[layer.key][1::2] = 0.0
-            elif layer.factored(rank):
-                left = torch.zeros(2, rows, layer.tokens, rank, device=device)
-                right = torch.randn(2, 1, layer.channels, rank, generator=generator) / rank**0.5
-                self.factors[layer.key] = (left, right.to(device).repeat(1, rows, 1, 1))
+                self.factors[layer.key] = tuple((t,) for t in source[layer.key])
+                self.scalars[layer.key][:, 1::2] = 0.0
             else:
-                self.factors[layer.key] = (torch.zeros(2, rows, layer.tokens, layer.channels, device=device),)
+                self.factors[layer.key] = zero(layer), zero(layer)
 
-    def embeddings(self, key: tuple) -> Tensor:
-        """K_hat, V_hat of a layer, (2, rows, N, C)."""
-        factors = self.factors[key]
-        return factors[0] if len(factors) == 1 else factors[0] @ factors[1].mT
+    def embeddings(self, key: tuple) -> tuple[Tensor, Tensor]:
+        """K_hat, V_hat of a layer, (rows, N, C)."""
+        return tuple(f[0] if len(f) == 1 else f[0] @ f[1].mT for f in self.factors[key])
 
     def weights(self, key: tuple) -> Tensor:
-        """lambda_k, gamma_k, lambda_v, gamma_v of a layer, (4, rows, 1, 1)."""
+        """lambda_k, gamma_k, lambda_v, gamma_v of a layer, (rows, 4, 1, 1)."""
         return self.scalars[key]
 
     def learnable(self) -> tuple[list[Tensor], list[Tensor]]:
-        """(embedding tensors, weights) that the optimiser moves; dimension 1 is the rows."""
-        factors = [] if self.fixed else list(itertools.chain.from_iterable(self.factors.values()))
-        return factors, list(self.scalars.values())
+        """(embedding tensors, weights) that the optimiser moves."""
+        pairs = () if self.fixed else self.factors.values()
+        return [t for pair in pairs for factors in pair for t in factors], list(self.scalars.values())
 
     def tensors(self) -> list[Tensor]:
         """All learnable tensors."""
@@ -148,20 +155,20 @@ class Psi:
         """Losses of the rows that a row of these parameters answers for."""
         return losses
 
-    def rows(self, chosen: slice) -> Psi:
-        """A copy of some rows."""
+    def map(self, change: Callable[[Tensor], Tensor]) -> Psi:
+        """A copy with every tensor changed."""
         other = Psi.__new__(Psi)
         other.fixed = self.fixed
-        other.factors = {k: tuple(t[:, chosen].detach().clone() for t in ts) for k, ts in self.factors.items()}
-        other.scalars = {k: t[:, chosen].detach().clone() for k, t in self.scalars.items()}
+        other.factors = {
+            key: tuple(tuple(change(t.detach()) for t in factors) for factors in pair)
+            for key, pair in self.factors.items()
+        }
+        other.scalars = {key: change(t.detach()) for key, t in self.scalars.items()}
         return other
 
     def repeated(self, times: int) -> Psi:
         """A copy with the rows repeated."""
-        other = self.rows(slice(None))
-        other.factors = {k: tuple(t.repeat(1, times, 1, 1) for t in ts) for k, ts in other.factors.items()}
-        other.scalars = {k: t.repeat(1, times, 1, 1) for k, t in other.scalars.items()}
-        return other
+        return self.map(lambda t: t.repeat(times, *(1,) * (t.ndim - 1)))
 
 
 class BetweenKeyframes:
@@ -174,18 +181,18 @@ class BetweenKeyframes:
         self.before, self.after, self.steps = before, after, steps
 
     def mixed(self, start: Tensor, end: Tensor) -> Tensor:
-        pictures = start.shape[1]
         share = (torch.arange(self.steps, device=start.device) + 1.0) / self.steps
-        rows = share.repeat_interleave(pictures)[None, :, None, None]
-        return between_keyframes(start.repeat(1, self.steps, 1, 1), end.repeat(1, self.steps, 1, 1), rows)
+        share = share.view(-1, *(1,) * start.ndim)
+        return between_keyframes(start.detach()[None], end[None], share).flatten(0, 1)
 
-    def embeddings(self, key: tuple) -> Tensor:
+    def embeddings(self, key: tuple) -> tuple[Tensor, Tensor]:
         """As Psi.embeddings, for steps x pictures rows."""
-        return self.mixed(self.before.embeddings(key).detach(), self.after.embeddings(key))
+        pairs = zip(self.before.embeddings(key), self.after.embeddings(key), strict=True)
+        return tuple(self.mixed(start, end) for start, end in pairs)
 
     def weights(self, key: tuple) -> Tensor:
         """As Psi.weights, for steps x pictures rows."""
-        return self.mixed(self.before.weights(key).detach(), self.after.weights(key))
+        return self.mixed(self.before.weights(key), self.after.weights(key))
 
     def learnable(self) -> tuple[list[Tensor], list[Tensor]]:
         """The tensors of the keyframe being learned."""
@@ -206,13 +213,16 @@ class OneOfSeveral:
     def __init__(self, several: BetweenKeyframes, step: int):
         self.several, self.step = several, step
 
-    def embeddings(self, key: tuple) -> Tensor:
-        """K_hat, V_hat of this step, (2, pictures, N, C)."""
-        return self.several.embeddings(key).unflatten(1, (self.several.steps, -1))[:, self.step]
+    def one(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (self.several.steps, -1))[self.step]
+
+    def embeddings(self, key: tuple) -> tuple[Tensor, Tensor]:
+        """K_hat, V_hat of this step, (pictures, N, C)."""
+        return tuple(self.one(t) for t in self.several.embeddings(key))
 
     def weights(self, key: tuple) -> Tensor:
-        """The four weights of this step, (4, pictures, 1, 1)."""
-        return self.several.weights(key).unflatten(1, (self.several.steps, -1))[:, self.step]
+        """The four weights of this step, (pictures, 4, 1, 1)."""
+        return self.one(self.several.weights(key))
 
 
 @dataclass
@@ -220,13 +230,13 @@ class TuningState:
     """What the attention replacements and the tuning loop share during one run. psi None: the network as it is.
 
     Of the last pass through the network as it is, for the prompt's rows R: inputs (R, N, C) of to_k and to_v, and
-    sources (2, R, N, C), the keys and values.
+    sources, the keys and values (R, N, C).
     """
 
     psi: Psi | BetweenKeyframes | OneOfSeveral | None = None
     grids: dict[tuple, tuple[int, int]] = field(default_factory=dict)
     inputs: dict[tuple, Tensor] = field(default_factory=dict)
-    sources: dict[tuple, Tensor] = field(default_factory=dict)
+    sources: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
     mask: Tensor | None = None
 
     def tokens(self, height: int, width: int, rows: int) -> Tensor | None:
@@ -245,9 +255,9 @@ class RecordInputs:
     state: TuningState
 
     def __call__(self, query: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
-        name = (*options["block"], options["block_index"])
+        name = host.layer_key(options)
         if self.state.psi is None and name in self.keys and 0 in options["cond_or_uncond"]:
-            if value is not None and value is not context:
+            if value is not None and value is not context and not torch.equal(value, context):
                 raise ValueError(
                     "another node feeds self-attention different tokens for keys and for values (a hypernetwork?): "
                     "take it out for the tuning."
@@ -261,23 +271,28 @@ class RecordInputs:
 class TunedAttention:
     """attn1 replacement while tuning: K_bar, V_bar from the parameters being fitted (eq. 1), in every row."""
 
-    layer: host.SelfAttention
+    keys: frozenset[tuple]
     state: TuningState
     previous: Any = None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_) -> Tensor:
-        psi, name = self.state.psi, self.layer.key
+        psi, name = self.state.psi, host.layer_key(options)
+        if name not in self.keys:
+            return host.run_attention(options, self.previous, query, key, value)
         grid = self.state.grids[name] = tuple(options["activations_shape"][-2:])
         chunks, rows = host.chunk_rows(options, query.shape[0])
         if psi is None and 0 in options["cond_or_uncond"]:
             chunk = options["cond_or_uncond"].index(0)
-            self.state.sources[name] = torch.stack([t.detach().chunk(chunks)[chunk] for t in (key, value)])
+            self.state.sources[name] = tuple(t.detach().chunk(chunks)[chunk] for t in (key, value))
         if psi is not None:
             embeddings, mask = psi.embeddings(name), self.state.tokens(*grid, rows)
             if mask is not None:
-                embeddings = embeddings * mask.to(embeddings)
-            k_hat, v_hat = embeddings.to(key.dtype).repeat(1, chunks, 1, 1)
-            lambda_k, gamma_k, lambda_v, gamma_v = psi.weights(name).to(key.dtype).repeat(1, chunks, 1, 1)
+                embeddings = tuple(t * mask.to(t) for t in embeddings)
+            # One row serves every prompt by broadcasting; several rows repeat for each.
+            k_hat, v_hat, weights = (t.to(key.dtype) for t in (*embeddings, psi.weights(name)))
+            if rows > 1 and chunks > 1:
+                k_hat, v_hat, weights = (t.repeat(chunks, *(1,) * (t.ndim - 1)) for t in (k_hat, v_hat, weights))
+            lambda_k, gamma_k, lambda_v, gamma_v = weights.unbind(1)
             key = content_preserving(key, k_hat, lambda_k, gamma_k)
             value = content_preserving(value, v_hat, lambda_v, gamma_v)
         return host.run_attention(options, self.previous, query, key, value)
@@ -371,7 +386,7 @@ class FitTrajectory:
             psi = several.after
         elif several is not None:
             pictures = self.trajectory.pictures
-            psi = several.rows(slice(place * pictures, (place + 1) * pictures))
+            psi = several.map(lambda t: t[place * pictures : (place + 1) * pictures].clone())
             x, denoised = self.fit(psi, rows, min(POLISH, self.settings.inner_steps))
         else:
             psi = self.begin(psi, 1)
@@ -424,7 +439,7 @@ class FitTrajectory:
     def begin(self, psi: Psi | None, times: int) -> Psi:
         """Parameters for the next step, or for `times` steps: what the last one learned (warm start), or fresh ones."""
         warm = psi is not None and self.settings.warm_start
-        device = next(iter(self.state.sources.values())).device
+        device = next(iter(self.state.sources.values()))[0].device
         if self.settings.weights_only:
             fresh = Psi(self.tuned, times * self.trajectory.pictures, device, source=dict(self.state.sources))
             if warm:
@@ -503,25 +518,36 @@ class FitTrajectory:
 
     def keep(self, step: int, psi: Psi) -> None:
         """Store a finished step on the CPU."""
+        weights = torch.stack([psi.weights(layer.key).detach()[..., 0, 0] for layer in self.tuned])
         if not psi.fixed:
-            mask = {layer.key: self.state.tokens(layer.height, layer.width, psi.scalars[layer.key].shape[1])
-                    for layer in self.tuned}  # fmt: skip
-            factors = (
-                (f[0] if mask[key] is None else f[0] * mask[key].to(f[0]), *f[1:]) for key, f in psi.factors.items()
+            gammas = weights[:, :, 1::2, None, None].clone()
+            if self.settings.folded:
+                weights[:, :, 1::2] = 1.0
+            else:
+                gammas[:] = 1.0
+            self.learned[step] = pack(
+                [self.acting(layer, factors, gamma[:, i]) for i, factors in enumerate(psi.factors[layer.key])]
+                for layer, gamma in zip(self.tuned, gammas, strict=True)
             )
-            self.learned[step] = pack(factors)
         if self.settings.keep_source or self.settings.weights_only:
-            sources = ((layer, self.state.inputs[layer.key][None]) for layer in self.tuned)
             rank = self.settings.source_rank
+            inputs = {layer: self.state.inputs[layer.key] for layer in self.tuned}
             self.source[step] = pack(
-                low_rank.factorise(s, rank) if layer.factored(rank) else (s,) for layer, s in sources
+                [low_rank.factorise(tokens, rank) if layer.factored(rank) else (tokens,)]
+                for layer, tokens in inputs.items()
             )
-        self.scalars[step] = torch.stack([s.detach()[..., 0, 0] for s in psi.scalars.values()]).cpu()
+        self.scalars[step] = weights.transpose(1, 2).cpu()
+
+    def acting(self, layer: TunedLayer, factors: tuple[Tensor, ...], gamma: Tensor) -> tuple[Tensor, ...]:
+        """K_hat or V_hat as it acts: with gamma, and with the mask's weights on its tokens."""
+        first = factors[0].detach() * gamma
+        mask = self.state.tokens(layer.height, layer.width, len(first))
+        return (first if mask is None else first * mask.to(first)), *factors[1:]
 
 
 @dataclass
 class Best:
-    """Per row, the parameters, latent and loss of the best iteration yet. Tensors of psi hold the rows in dim 1."""
+    """Per row, the parameters, latent and loss of the best iteration yet."""
 
     tensors: list[Tensor]
     x: Tensor
@@ -534,7 +560,7 @@ def better(best: Best | None, psi: Psi | BetweenKeyframes, x: Tensor, losses: Te
         return Best([t.detach().clone() for t in psi.tensors()], x.detach(), losses.detach())
     won = losses < best.losses
     for kept, new in zip(best.tensors, psi.tensors(), strict=True):
-        kept.copy_(torch.where(won.view(1, -1, 1, 1), new.detach(), kept))
+        torch.where(won.view(-1, *(1,) * (new.ndim - 1)), new.detach(), kept, out=kept)
     if len(x) == len(won):
         best.x = torch.where(won.view(-1, 1, 1, 1), x.detach(), best.x)
     best.losses = torch.where(won, losses.detach(), best.losses)
@@ -575,19 +601,22 @@ def tune(
                 "the mask of Tune KV is black all over: nothing would be learned. Paint the subject white."
             )
     prompts = [extra for _, extra in (*positive, *(negative or ()))]
-    if any("area" in extra for extra in prompts):
+    if any("area" in extra or extra.get("set_area_to_bounds") for extra in prompts):
         raise ValueError(
             "the prompt of a tuning describes the whole picture, this one is limited to an area: connect it without "
-            "ConditioningSetArea (Apply KV takes such prompts)."
+            "ConditioningSetArea, and masks with set_cond_area default (Apply KV takes such prompts)."
         )
     with torch.inference_mode(False):
         # A ControlNet adds to the prefix's outputs in place, so that they cannot be kept.
-        cache = not any("control" in extra for extra in prompts)
-        patched, prefix = tuning_runtime.prepare(model, layers[0], cache)
-        for layer in layers:
-            previous = host.earlier_replacement(model, "attn1", layer)
-            patched.set_model_attn1_replace(TunedAttention(layer, state, previous), *layer.key)
-        patched.set_model_attn1_patch(RecordInputs(frozenset(layer.key for layer in layers), state))
+        controlled = any("control" in extra for extra in prompts)
+        patched, prefix = tuning_runtime.prepare(model, layers[0], not controlled)
+        keys = frozenset(layer.key for layer in layers)
+        host.replace_attention(patched, "attn1", layers, lambda previous: TunedAttention(keys, state, previous))
+        patched.set_model_attn1_patch(RecordInputs(keys, state))
+        if controlled:
+            # The host adds a ControlNet to the skips in place, after the next block has saved them for its gradient.
+            patched.set_model_input_block_patch_after_skip(lambda h, _: h.clone())
+            positive, negative = host.with_fixed_controls(positive, negative)
         fitting = FitTrajectory(trajectory, state, prefix, layers, settings, report)
         start = model.model.process_latent_out(trajectory.latents[0].clone())
         levels = torch.tensor(trajectory.sigmas)
@@ -604,6 +633,7 @@ def tune(
         layout=trajectory.layout,
         rank=settings.rank,
         source_rank=settings.source_rank,
+        folded=settings.folded,
         info={"iterations": fitting.iterations, "losses": [float(loss) for loss in fitting.losses]},
     )
     return kv, rebuilt

@@ -12,21 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import time
 from pathlib import Path
 
-import numpy as np
 import pocket_host
 import torch
 
 pocket_host.import_host()
-from palimpsest.nodes import kv_inversion as kv_nodes  # noqa: E402
-from palimpsest.nodes.inversion import Invert  # noqa: E402
+from palimpsest.nodes import kv_inversion as kv_nodes  # noqa: E402 (the host is importable from here on)
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from pocket import judge as judging  # noqa: E402
-from pocket import metrics, world  # noqa: E402
-
-import nodes as host_nodes  # noqa: E402 (the host is importable from here on)
+from scenes import Scenes, contact_sheet, defaults  # noqa: E402
 
 NUMBERS = {
     "followed": "prompt followed", "pose": "pose", "identity": "identity", "facing": "facing", "pattern": "pattern",
@@ -45,104 +39,29 @@ SWEEPS = {
 TUNING = ("guidance", "inner_steps", "learning_rate", "placement")
 
 
-class Scenes:
-    """Held-out scenes, each with one pose edit, inverted once; a batch in every call."""
+class PoseEdits(Scenes):
+    """Held-out scenes, each with one pose edit."""
 
     def __init__(self, first: int, count: int, steps: int, narrow: bool):
-        self.steps = steps
-        self.sources = world.held_out_scenes(first + count)[first:]
-        poses = world.ATTRIBUTES["pose"]
-        shifted = [poses[(poses.index(s.pose) + 1 + i % 4) % len(poses)] for i, s in enumerate(self.sources)]
-        self.targets = [world.edit(s, pose=p) for s, p in zip(self.sources, shifted, strict=True)]
-        self.pictures, self.masks = drawn(self.sources)
-        self.ideals, self.ideal_masks = drawn(self.targets)
-        self.model, self.clip, self.vae = pocket_host.load_pocket(narrow)
-        self.judge = judging.load()
-        self.was, self.becomes = self.encode(self.sources), self.encode(self.targets)
-        self.nothing = self.encode([None] * count)
-        self.latent = {"samples": self.vae.encode(self.pictures)}
-        self.trajectory, self.noise, *_ = Invert.execute(
-            self.model, self.latent, self.was, steps, 1.0, "normal", "next noise level", 0.0
-        ).args
+        super().__init__(first, count, steps, narrow)
+        self.poses = self.edit("pose")
 
-    def encode(self, scenes: list) -> list:
-        """Captions as one CONDITIONING of the batch; None is the empty prompt."""
-        texts = ["" if scene is None else world.caption(scene) for scene in scenes]
-        return [[torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(text)) for text in texts]), {}]]
-
-    def tune(self, **settings) -> tuple:
-        """(kv, reconstructed pictures, seconds) at the node's defaults except `settings`."""
-        chosen = defaults(kv_nodes.TuneKV) | settings
-        began = time.monotonic()
-        kv, latent, _ = kv_nodes.TuneKV.execute(
-            self.model, self.trajectory, self.was, negative=self.nothing, **chosen
-        ).args
-        return kv, self.decode(latent["samples"]), time.monotonic() - began
-
-    def sample(self, model, prompt: list, guidance: float) -> torch.Tensor:
-        """Pictures from the inverted noise, by the host's own KSampler Advanced."""
-        latent = host_nodes.KSamplerAdvanced().sample(
-            model, "disable", 0, self.steps, guidance, "euler", "normal", prompt, self.nothing, self.noise, 0, 10000,
-            "disable",
-        )[0]  # fmt: skip
-        return self.decode(latent["samples"])
-
-    def edit(self, kv, guidance: float, **settings) -> torch.Tensor:
+    def with_pose(self, kv, guidance: float, **settings) -> torch.Tensor:
         """Edited pictures with the embeddings, at the node's defaults except `settings`."""
-        chosen = defaults(kv_nodes.ApplyKV) | settings
-        return self.sample(kv_nodes.ApplyKV.execute(self.model, kv, **chosen).args[0], self.becomes, guidance)
-
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Latents to pictures (B, H, W, 3) in 0..1."""
-        return torch.cat([self.vae.decode(latent[i : i + 1]) for i in range(len(latent))]).clamp(0, 1)
-
-    def reconstruction(self, pictures: torch.Tensor) -> float:
-        """Mean PSNR in dB against the drawn sources."""
-        return metrics.psnr(pictures, self.pictures).mean().item()
-
-    def scores(self, pictures: torch.Tensor) -> dict[str, float]:
-        """NUMBERS of edited pictures, means over the scenes."""
-        told = metrics.attribute_success(self.judge, pictures, self.targets)
-        same = {k: v.nanmean().item() for k, v in metrics.identity(self.judge, pictures, self.targets).items()}
-        background = 1 - torch.maximum(self.masks, self.ideal_masks)
-        captioned = [told[name] for name in world.CAPTIONED]
-        return {
-            "followed": sum(captioned) / len(captioned),
-            "pose": told["pose"],
-            "identity": same["score"],
-            **{name: same[name] for name in ("facing", "pattern", "second", "collar")},
-            "background": metrics.psnr(pictures, self.pictures, background).clamp(max=60).mean().item(),
-            "ideal": metrics.psnr(pictures, self.ideals).mean().item(),
-        }
+        return self.draw(self.with_kv(kv, **settings), self.poses.prompt, guidance)
 
 
-def drawn(scenes: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (B, H, W, 3) in 0..1 and animal masks (B, H, W)."""
-    pictures, masks = zip(*(world.render(scene, with_mask=True) for scene in scenes), strict=True)
-    return torch.from_numpy(np.stack(pictures)).float() / 255, torch.from_numpy(np.stack(masks)).float()
-
-
-def defaults(node) -> dict:
-    """A node's widget values as a new graph has them."""
-    chosen = {}
-    for entry in node.define_schema().inputs:
-        options = getattr(entry, "options", None)
-        if getattr(entry, "default", None) is not None or options:
-            chosen[entry.id] = entry.default if entry.default is not None else options[0]
-    return chosen
-
-
-def compare(scenes: Scenes, guidance: float, tuning: dict) -> tuple[dict, dict]:
+def compare(scenes: PoseEdits, guidance: float, tuning: dict) -> tuple[dict, dict]:
     """The README's table: reconstructions, then edits. Returns (numbers, pictures by row)."""
     ceiling = scenes.decode(scenes.latent["samples"])
-    plain = scenes.sample(scenes.model, scenes.was, guidance)
+    plain = scenes.draw(scenes.model, scenes.was, guidance)
     kv, tuned, seconds = scenes.tune(guidance=guidance, **tuning)
     untuned, _, _ = scenes.tune(guidance=guidance, **tuning | {"inner_steps": 0})
     rows = {
-        "ideal edit through the autoencoder": scenes.decode(scenes.vae.encode(scenes.ideals)),
+        "ideal edit through the autoencoder": scenes.decode(scenes.vae.encode(scenes.poses.pictures)),
         "source, not edited": ceiling,
-        "prompt swapped": scenes.sample(scenes.model, scenes.becomes, guidance),
-        "KV Inversion, defaults": scenes.edit(kv, guidance),
+        "prompt swapped": scenes.draw(scenes.model, scenes.poses.prompt, guidance),
+        "KV Inversion, defaults": scenes.with_pose(kv, guidance),
     }
     for name, (embeddings, settings) in {
         "recompute (Algorithm 1)": (kv, {"mode": "recompute", "source_guidance": 1.0}),
@@ -151,22 +70,28 @@ def compare(scenes: Scenes, guidance: float, tuning: dict) -> tuple[dict, dict]:
         "extend, no source guidance": (kv, {"source_guidance": 1.0}),
         "source's K, V without tuning": (untuned, {"source_guidance": 1.0, "start_percent": 0.1}),
     }.items():
-        rows[name] = scenes.edit(embeddings, guidance, **settings)
+        rows[name] = scenes.with_pose(embeddings, guidance, **settings)
     numbers = {
         "reconstruction": {
             "autoencoder alone": scenes.reconstruction(ceiling),
             "DDIM": scenes.reconstruction(plain),
             "tuned": scenes.reconstruction(tuned),
         },
-        "edits": {name: scenes.scores(pictures) for name, pictures in rows.items()},
+        "edits": {name: pose_scores(scenes, pictures) for name, pictures in rows.items()},
         "tuning seconds a picture": seconds / len(scenes.sources),
         "iterations": kv.info["iterations"],
         "MB a picture": kv.bytes / 1e6 / kv.pictures,
     }
-    return numbers, {"source": scenes.pictures, "ideal": scenes.ideals, "DDIM": plain, "tuned": tuned} | rows
+    return numbers, {"source": scenes.pictures, "ideal": scenes.poses.pictures, "DDIM": plain, "tuned": tuned} | rows
 
 
-def sweep(scenes: Scenes, name: str, guidance: float) -> dict:
+def pose_scores(scenes: PoseEdits, pictures: torch.Tensor) -> dict[str, float]:
+    """NUMBERS of edited pictures."""
+    found = scenes.scores(pictures, scenes.poses)
+    return {name: found[name] for name in NUMBERS}
+
+
+def sweep(scenes: PoseEdits, name: str, guidance: float) -> dict:
     """One setting over its range: {value: scores and reconstruction}."""
     kv = None
     found = {}
@@ -174,8 +99,8 @@ def sweep(scenes: Scenes, name: str, guidance: float) -> dict:
         strength = value if name == "guidance" else guidance
         if name in TUNING or kv is None:
             kv, tuned, _ = scenes.tune(**({"guidance": guidance} | ({name: value} if name in TUNING else {})))
-        pictures = scenes.edit(kv, strength, **({} if name in TUNING else {name: value}))
-        found[str(value)] = scenes.scores(pictures) | {"reconstruction": scenes.reconstruction(tuned)}
+        pictures = scenes.with_pose(kv, strength, **({} if name in TUNING else {name: value}))
+        found[str(value)] = pose_scores(scenes, pictures) | {"reconstruction": scenes.reconstruction(tuned)}
         print(f"{name} {value}: " + ", ".join(f"{k} {v:.2f}" for k, v in found[str(value)].items()), flush=True)
     return found
 
@@ -187,20 +112,6 @@ def edits_table(edits: dict[str, dict[str, float]]) -> str:
         cells = (f"{scores[k]:.1f}" if k in ("background", "ideal") else f"{scores[k]:.2f}" for k in NUMBERS)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def contact_sheet(rows: dict[str, torch.Tensor], path: Path) -> None:
-    """One row of pictures per entry, labelled."""
-    font, left = ImageFont.load_default(14), 230
-    size = next(iter(rows.values())).shape[1]
-    count = len(next(iter(rows.values())))
-    sheet = Image.new("RGB", (left + count * size, len(rows) * size), "white")
-    draw = ImageDraw.Draw(sheet)
-    for r, (name, pictures) in enumerate(rows.items()):
-        draw.text((6, r * size + size // 2 - 8), name, fill="black", font=font)
-        for c, image in enumerate((pictures * 255).round().byte().numpy()):
-            sheet.paste(Image.fromarray(image), (left + c * size, r * size))
-    sheet.save(path)
 
 
 def plot(found: dict[str, dict[str, float]], name: str, path: Path) -> None:
@@ -252,7 +163,7 @@ def main() -> None:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        scenes = Scenes(options.first, options.scenes, options.steps, not options.full_width)
+        scenes = PoseEdits(options.first, options.scenes, options.steps, not options.full_width)
         if not options.sweep:
             tuning = {"placement": options.placement, "inner_steps": options.inner_steps}
             numbers, rows = compare(scenes, options.guidance, tuning)

@@ -29,7 +29,7 @@ def kv():
     source = (None, *(torch.randn(2, 2 * 48).half() for _ in range(2)))
     return KVEmbeddings(
         (14.6, 2.5, 0.1, 0.0), LAYERS, (1, 3), learned, source, torch.rand(3, 2, 4, 2), torch.randn(2, 4, 4, 6),
-        "layout", 2, 0, {"latent_rmse": 0.01},
+        "layout", 2, 0, True, {"latent_rmse": 0.01},
     )  # fmt: skip
 
 

@@ -373,7 +373,7 @@ def options(rows, chunks, step):
     """What the host hands an attention replacement."""
     return {
         "cond_or_uncond": list(range(chunks))[::-1], "n_heads": 2, "dim_head": 8, "attn_precision": None,
-        "activations_shape": [rows, 16, 4, 6], "kv": step,
+        "activations_shape": [rows, 16, 4, 6], "kv": step, "block": LAYER.key[:2], "block_index": LAYER.index,
     }  # fmt: skip
 
 
@@ -406,7 +406,7 @@ def test_the_adapter_is_equation_1_and_2(mode, strength, shared):
 def attend(mode, learned, strength=1.0, mask=None, source_mask=None):
     """A layer's attention with one source, as the host calls it."""
     mode = kv_sampling.MODES[mode]
-    source = kv_sampling.Source("kv", LAYER, mode, strength, mask)
+    source = kv_sampling.Source("kv", {LAYER.key: LAYER}, mode, strength, mask)
     step = kv_sampling.CurrentStep({LAYER.key: mode(learned, source_mask)})
     attention = kv_sampling.SourceAttention((source,))
     return lambda q, k, v: attention(q, k, v, options(len(q), 2, step))
@@ -467,19 +467,19 @@ def test_a_step_is_read_back_as_it_was_written(rank):
     psi = kv_tuning.Psi(layers, 2, torch.device("cpu"), rank)
     for t in psi.tensors():
         t.copy_(torch.randn_like(t))
-    sources = {layer.key: torch.randn(1, 2, layer.tokens, layer.channels) for layer in layers}
+    sources = {layer.key: torch.randn(2, layer.tokens, layer.channels) for layer in layers}
     kv = KVEmbeddings(
         (1.0, 0.0), tuple(layers), (0, 1), (kv_tuning.pack(psi.factors.values()),),
-        (kv_tuning.pack((t,) for t in sources.values()),),
-        torch.stack([s[..., 0, 0] for s in psi.scalars.values()])[None], torch.zeros(2, 4, 4, 6), "x", rank,
+        (kv_tuning.pack([(t,)] for t in sources.values()),),
+        torch.stack([s[..., 0, 0].T for s in psi.scalars.values()])[None], torch.zeros(2, 4, 4, 6), "x", rank,
     )  # fmt: skip
     read = kv.step(0, kv.pieces(0, [LEARNED, SOURCE]), torch.device("cpu"), torch.float32)
     for layer in layers:
         found = read[layer.key]
-        hats = torch.stack([found.k_hat, found.v_hat])
-        torch.testing.assert_close(hats, psi.embeddings(layer.key), rtol=1e-2, atol=1e-2)
-        torch.testing.assert_close(found.source, sources[layer.key][0], rtol=1e-3, atol=1e-3)
-        weights = torch.stack([found.lambda_k, found.gamma_k, found.lambda_v, found.gamma_v])
+        for hat, written in zip((found.k_hat, found.v_hat), psi.embeddings(layer.key), strict=True):
+            torch.testing.assert_close(hat, written, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(found.source, sources[layer.key], rtol=1e-3, atol=1e-3)
+        weights = torch.stack([found.lambda_k, found.gamma_k, found.lambda_v, found.gamma_v], 1)
         torch.testing.assert_close(weights, psi.weights(layer.key))
     assert LAYER.factored(rank) == (rank in (2, 5))
     assert layers[1].factored(rank) == (rank == 2)
@@ -505,6 +505,7 @@ def test_steps_between_keyframes_lie_between_them():
 def errors(model, trajectory, latent, **changes):
     """(error of the reconstruction, error when the stock sampler uses the embeddings, kv)."""
     kv, rebuilt, _ = tune(model, trajectory, inner_steps=12, learning_rate=0.1, **changes)
+    assert bool((kv.scalars[:, :, 1::2] == 1.0).all()) == ("keyframes" not in changes and "learn" not in changes)
     again = sample(apply(model, kv), start(model, trajectory))
     return *((x - latent["samples"]).norm().item() for x in (rebuilt, again)), kv
 
