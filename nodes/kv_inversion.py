@@ -137,7 +137,7 @@ class TuneKV(io.ComfyNode):
                     default=True,
                     advanced=True,
                     tooltip="Also keep the source's own keys and values, which Apply KV's modes extend and frozen "
-                    "need. Doubles the file.",
+                    "need. Half as large a file again.",
                 ),
                 io.Float.Input(
                     "end",
@@ -157,7 +157,7 @@ class TuneKV(io.ComfyNode):
                     advanced=True,
                     tooltip="embeddings and weights (default): keys and values of the picture are learned. weights "
                     "only: the source's own keys and values are used as they are and only four weights a layer are "
-                    "learned; half the file, rebuilds less exactly.",
+                    "learned; a third of the file, rebuilds less exactly.",
                 ),
                 io.Int.Input(
                     "rank",
@@ -166,9 +166,9 @@ class TuneKV(io.ComfyNode):
                     max=256,
                     optional=True,
                     advanced=True,
-                    tooltip="Keeps keys and values as thin factors of this rank: smaller files, fine texture may "
-                    "soften. 0: in full. 32 for SD 1.5 and SDXL (a tenth and a twentieth of the size), 8 for the "
-                    "pocket model.",
+                    tooltip="Keeps keys and values as thin factors of this rank, and the source at four times it: "
+                    "smaller files, fine texture may soften. 0: in full. 32 for SD 1.5 and SDXL (a fifth and a ninth of "
+                    "the size), 4 to 8 for the pocket model (a tenth and a fifth).",
                 ),
                 io.Int.Input(
                     "keyframes",
@@ -203,8 +203,8 @@ class TuneKV(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Learn only this part of the picture (white), for instance the subject; the rest is left "
-                    "to the model.",
+                    tooltip="Learn only this part of the picture (white), for instance the subject. To keep the old "
+                    "background out of an edit as well, give Apply KV a source_mask.",
                 ),
             ],
             outputs=[

@@ -1,16 +1,19 @@
 """Draw the pictures that the pack ships: the example input, the help pages' pictures, the workflows' thumbnails.
 
-    python tests/make_pictures.py example                       tests/data/input/palimpsest_example.png
+    python tests/make_pictures.py example                       tests/data/input/*.png
     python tests/make_pictures.py docs --demo output/demo       web/docs/<NodeId>/*.jpg and workflows/*.jpg
+    python tests/make_pictures.py knobs                         the same, of settings side by side
 
 The demo's folder holds source.png, ddim.png (sampled from the inverted noise with the source's prompt, nothing
 learned), tuned.png (the same with the tuned keys and values), prompt_swap.png (edit prompt, nothing learned), kv.png
-(edit prompt with Apply KV) and, where it is known, ideal.png.
+(edit prompt with Apply KV) and, where it is known, ideal.png. `knobs` runs the nodes here, on the pocket model in its
+narrow form: some minutes on two cores; it needs the environment and the host that dev.py has set up.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +23,16 @@ from pocket import world
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 EXAMPLE = TESTS / "data" / "input" / "palimpsest_example.png"
+SECOND_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_2")
 EXAMPLE_SEED = (world.HELD_OUT_SEED, 138)
 EXAMPLE_CAPTION = "a red cat standing on the right in the snow"
 EXAMPLE_EDIT = {"pose": "sitting"}
+SECOND = {
+    "species": "dog", "colour": "brown", "side": "left", "tint": (0.0, 0.0, 0.0), "pattern": "patch", "second": 0,
+    "collar": 4, "socks": True, "tailtip": True,
+}  # fmt: skip
+STEPS, GUIDANCE = 20, 3.0
+POSES = ("sitting", "lying", "running", "jumping")
 
 CELL = 256  # pixels of one picture on a help page
 THUMBNAIL = 512
@@ -46,10 +56,7 @@ PAGES = {
     "PalimpsestLoadKV": ("load", {"tuned": "what the file gives back", "kv": "edited from the file"}),
 }
 # Workflow: the demo's picture that fills its thumbnail; the source lies small in a corner.
-THUMBNAILS = {
-    "Edit an action in a photo (KV Inversion)": "kv",
-    "Edit again from a saved tuning (KV Inversion)": "kv",
-}
+THUMBNAILS = {"Edit an action in a photo (KV Inversion)": "kv"}
 
 
 def example_scene() -> world.Scene:
@@ -60,10 +67,16 @@ def example_scene() -> world.Scene:
     return scene
 
 
-def draw_example() -> Path:
+def second_scene() -> world.Scene:
+    """The scene of the second example picture: another animal, on the other side of the same place."""
+    return world.edit(example_scene(), **SECOND)
+
+
+def draw_examples() -> list[Path]:
     EXAMPLE.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(world.render(example_scene())).save(EXAMPLE)
-    return EXAMPLE
+    for path, scene in ((EXAMPLE, example_scene()), (SECOND_EXAMPLE, second_scene())):
+        Image.fromarray(world.render(scene)).save(path)
+    return [EXAMPLE, SECOND_EXAMPLE]
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:
@@ -118,15 +131,172 @@ def draw_docs(demo: Path) -> list[Path]:
     return written
 
 
+# -------------------------------------------------------------------------------- settings side by side, run right here
+
+
+class Studio:
+    """The nodes on the pocket model in this process, at their defaults except what is given."""
+
+    def __init__(self) -> None:
+        sys.path.append(str(TESTS / "benchmarks"))
+        import pocket_host
+
+        pocket_host.import_host()
+        import scenes
+        import torch
+        from palimpsest.nodes import kv_inversion
+        from palimpsest.nodes.inversion import Invert
+
+        import nodes as host_nodes
+
+        self.torch, self.host, self.invert_node, self.defaults = torch, host_nodes, Invert, scenes.defaults
+        self.kv_nodes = kv_inversion
+        self.model, self.clip, self.vae = pocket_host.load_pocket(narrow=True)
+        self.nothing = self.prompt("")
+
+    def prompt(self, text: str) -> list:
+        return self.host.CLIPTextEncode().encode(self.clip, text)[0]
+
+    def invert(self, scene: world.Scene) -> tuple:
+        """(trajectory, start noise) of a scene."""
+        picture = self.torch.from_numpy(world.render(scene)).float()[None] / 255
+        return self.invert_node.execute(
+            self.model, {"samples": self.vae.encode(picture)}, self.prompt(world.caption(scene)), STEPS, 1.0, "normal",
+            "next noise level", 0.0,
+        ).args[:2]  # fmt: skip
+
+    def tune(self, scene: world.Scene, trajectory, **settings):
+        node = self.kv_nodes.TuneKV
+        chosen = self.defaults(node) | {"guidance": GUIDANCE} | settings
+        positive = self.prompt(world.caption(scene))
+        return node.execute(self.model, trajectory, positive, negative=self.nothing, **chosen).args[0]
+
+    def apply(self, kv, model=None, **settings):
+        node = self.kv_nodes.ApplyKV
+        return node.execute(model or self.model, kv, **self.defaults(node) | settings).args[0]
+
+    def draw(self, model, positive: str | list, noise: dict) -> Image.Image:
+        """What KSampler Advanced draws from inverted noise."""
+        positive = self.prompt(positive) if isinstance(positive, str) else positive
+        (latent,) = self.host.KSamplerAdvanced().sample(
+            model, "disable", 0, STEPS, GUIDANCE, "euler", "normal", positive, self.nothing, noise, 0, 10000, "disable"
+        )
+        pixels = self.vae.decode(latent["samples"])[0].clamp(0, 1)
+        return Image.fromarray((pixels * 255).round().byte().numpy())
+
+    def masked(self, prompt: str, mask) -> list:
+        return self.host.ConditioningSetMask().append(self.prompt(prompt), mask, "default", 1.0)[0]
+
+    def animal(self, scene: world.Scene, grown: int = 0):
+        """A MASK of the scene's animal, grown by some pixels."""
+        mask = self.torch.from_numpy(world.render(scene, with_mask=True)[1])[None]
+        return self.torch.nn.functional.max_pool2d(mask[None], 2 * grown + 1, 1, grown)[0]
+
+
+def draw_knobs() -> list[Path]:
+    """Rows of pictures that differ in one setting, and the thumbnails of the workflows that the demo does not draw."""
+    studio, scene = Studio(), example_scene()
+    with studio.torch.inference_mode():
+        source = Image.fromarray(world.render(scene))
+        trajectory, noise = studio.invert(scene)
+        kv = studio.tune(scene, trajectory)
+        edited = {pose: world.edit(scene, pose=pose) for pose in POSES}
+        prompts = {pose: world.caption(target) for pose, target in edited.items()}
+        poses = {pose: studio.draw(studio.apply(kv), prompt, noise) for pose, prompt in prompts.items()}
+
+        def edit(kv=kv, prompt=prompts["sitting"], **settings) -> Image.Image:
+            return studio.draw(studio.apply(kv, **settings), prompt, noise)
+
+        alone = studio.draw(studio.model, prompts["sitting"], noise)
+        park = world.edit(edited["sitting"], place="park")
+        in_park, mask = world.caption(park), studio.animal(park, 12)
+        ranks = [(rank, studio.tune(scene, trajectory, rank=rank)) for rank in (8, 4)]
+        rows = {
+            "PalimpsestTuneKV/rank": [
+                (source, "your picture"),
+                *((edit(each), f"rank {rank}, {each.bytes / 1e6:.1f} MB") for rank, each in [(0, kv), *ranks]),
+            ],
+            "PalimpsestApplyKV/modes": [
+                (alone, "new prompt alone"),
+                (poses["sitting"], "extend"),
+                (edit(mode="recompute", source_guidance=1.0), "recompute"),
+                (edit(mode="frozen", source_guidance=1.0), "frozen"),
+            ],
+            "PalimpsestApplyKV/strength": [
+                (alone, "strength 0"),
+                *((edit(strength=value), f"strength {value:g}") for value in (0.05, 0.2)),
+                (poses["sitting"], "strength 1"),
+            ],
+            "PalimpsestApplyKV/source_guidance": [
+                *((edit(source_guidance=value), f"source_guidance {value:g}") for value in (1.0, 4.0)),
+                (poses["sitting"], "source_guidance 10"),
+                (edit(source_guidance=30.0), "source_guidance 30"),
+            ],
+            "PalimpsestApplyKV/masks": [
+                (edit(prompt=in_park), "in the park, no mask"),
+                (edit(prompt=in_park, mask=mask), "mask around the cat"),
+                (edit(prompt=in_park, source_mask=studio.animal(scene)), "source_mask on the cat"),
+                (edit(prompt=in_park, mask=mask, source_mask=studio.animal(scene)), "both"),
+            ],
+            "PalimpsestPromptLines/prompts": [(picture, pose) for pose, picture in poses.items()],
+        }
+        left, both = draw_two(studio, kv, noise)
+    written = [save(row(cells), ROOT / "web" / "docs" / f"{name}.jpg") for name, cells in rows.items()]
+    written.append(save(three(left, source, both), ROOT / "web" / "docs" / "PalimpsestApplyKV" / "two.jpg"))
+    thumbnails = {
+        "Edit again from a saved tuning (KV Inversion)": thumbnail(poses["lying"], source),
+        "Many prompts from one saved tuning (KV Inversion)": grid([source, *list(poses.values())[:3]]),
+        "Two subjects in one picture (KV Inversion)": three(left, source, both),
+    }
+    return written + [save(picture, ROOT / "workflows" / f"{name}.jpg") for name, picture in thumbnails.items()]
+
+
+def draw_two(studio: Studio, kv, noise: dict) -> tuple[Image.Image, Image.Image]:
+    """(the second example picture, it and the first in one picture), as the workflow of two subjects does."""
+    scene, torch = second_scene(), studio.torch
+    picture = Image.fromarray(world.render(scene))
+    trajectory, left_noise = studio.invert(scene)
+    left = torch.cat([torch.ones(1, 128, 128), torch.zeros(1, 128, 128)], -1)
+    prompts = [
+        world.caption(world.edit(scene, pose="sitting")),
+        world.caption(world.edit(example_scene(), pose="lying")),
+    ]
+    positive = [
+        each for prompt, mask in zip(prompts, (left, 1 - left), strict=True) for each in studio.masked(prompt, mask)
+    ]
+    model = studio.apply(studio.tune(scene, trajectory), mask=left)
+    model = studio.apply(kv, model, mask=1 - left)
+    return picture, studio.draw(model, positive, {"samples": torch.cat([left_noise["samples"], noise["samples"]], -1)})
+
+
+def grid(pictures: list[Image.Image]) -> Image.Image:
+    """Four square pictures, two by two, at a thumbnail's size."""
+    side = pictures[0].width
+    sheet = Image.new("RGB", (2 * side, 2 * side))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % 2 * side, i // 2 * side))
+    return enlarged(sheet, THUMBNAIL)
+
+
+def three(left: Image.Image, right: Image.Image, wide: Image.Image) -> Image.Image:
+    """Two square pictures over one of twice their width."""
+    sheet = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
+    for i, picture in enumerate((left, right)):
+        sheet.paste(enlarged(picture, THUMBNAIL // 2), (i * THUMBNAIL // 2, 0))
+    sheet.paste(wide.resize((THUMBNAIL, THUMBNAIL // 2), Image.Resampling.NEAREST), (0, THUMBNAIL // 2))
+    return sheet
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("example")
+    commands.add_parser("knobs")
     docs = commands.add_parser("docs")
     docs.add_argument("--demo", type=Path, default=ROOT / "output" / "demo")
     options = parser.parse_args()
-    written = [draw_example()] if options.command == "example" else draw_docs(options.demo)
-    for path in written:
+    draw = {"example": draw_examples, "knobs": draw_knobs, "docs": lambda: draw_docs(options.demo)}
+    for path in draw[options.command]():
         print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.1f} kB")
 
 

@@ -105,13 +105,13 @@ def beside_source(rival: Any, exact: bool, scenes: Scenes, guidance: float, **se
     return Prepared(draw, lambda: scenes.sample(scenes.model, scenes.was, 1.0), size(scenes.noise["samples"]))
 
 
-def ours(scenes: Scenes, guidance: float, subject: bool = False) -> Prepared:
-    """KV Inversion as the nodes stand; `subject` masks the source, so that only its animal may be looked at."""
+def ours(scenes: Scenes, guidance: float, subject: bool = False, **editing: Any) -> Prepared:
+    """KV Inversion as the nodes stand except `editing`; `subject`: only the source's animal may be looked at."""
     chosen = defaults(kv_nodes.TuneKV) | {"guidance": guidance}
     kv, rebuilt, _ = kv_nodes.TuneKV.execute(
         scenes.model, scenes.trajectory, scenes.was, negative=scenes.nothing, **chosen
     ).args
-    model = scenes.with_kv(kv, **{"source_mask": scenes.masks} if subject else {})
+    model = scenes.with_kv(kv, **editing, **{"source_mask": scenes.masks} if subject else {})
     draw = partial(scenes.sample, model, guidance=guidance)
     return Prepared(draw, lambda: rebuilt["samples"], size(scenes.noise["samples"]) + kv.bytes)
 
@@ -129,6 +129,7 @@ METHODS: dict[str, tuple[str, Callable[[Scenes, float], Prepared]]] = {
         partial(beside_source, plug_and_play, True, features_end=0.0, attention_end=0.5),
     ),
     "ours": ("KV Inversion", ours),
+    "ours-soft": ("KV Inversion, source guidance 1", partial(ours, source_guidance=1.0)),
     "ours-subject": ("KV Inversion, source mask", partial(ours, subject=True)),
 }
 

@@ -35,8 +35,12 @@ SWEEPS = {
     "inner_steps": (0, 2, 5, 10, 20),
     "learning_rate": (0.01, 0.03, 0.1, 0.3),
     "placement": ("decoder", "encoder", "middle", "all"),
+    "rank": (0, 2, 3, 4, 6, 8),
+    "keyframes": (1, 2, 3),
+    "batch_steps": (1, 4),
+    "learn": (kv_nodes.EVERYTHING, kv_nodes.WEIGHTS),
 }
-TUNING = ("guidance", "inner_steps", "learning_rate", "placement")
+TUNING = ("guidance", "inner_steps", "learning_rate", "placement", "rank", "keyframes", "batch_steps", "learn")
 
 
 class PoseEdits(Scenes):
@@ -100,7 +104,10 @@ def sweep(scenes: PoseEdits, name: str, guidance: float) -> dict:
         if name in TUNING or kv is None:
             kv, tuned, _ = scenes.tune(**({"guidance": guidance} | ({name: value} if name in TUNING else {})))
         pictures = scenes.with_pose(kv, strength, **({} if name in TUNING else {name: value}))
-        found[str(value)] = pose_scores(scenes, pictures) | {"reconstruction": scenes.reconstruction(tuned)}
+        found[str(value)] = pose_scores(scenes, pictures) | {
+            "reconstruction": scenes.reconstruction(tuned),
+            "MB": kv.bytes / 1e6 / kv.pictures,
+        }
         print(f"{name} {value}: " + ", ".join(f"{k} {v:.2f}" for k, v in found[str(value)].items()), flush=True)
     return found
 

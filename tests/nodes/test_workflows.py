@@ -6,7 +6,7 @@ import io
 
 import pytest
 from PIL import Image
-from shipped_workflows import API, WORKFLOWS, api_form, provide_files, shortened
+from shipped_workflows import API, MAKES_TUNING, WORKFLOWS, api_form, files_wanted, provide_files, shortened
 
 NAMES = [path.stem for path in WORKFLOWS]
 
@@ -22,15 +22,28 @@ def test_every_workflow_has_its_api_form():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_nodes_of_a_workflow_agree(name):
-    """Noise that was found with some steps, schedule and guidance belongs to the same ones."""
+    """Noise that was found with some steps, schedule and guidance belongs to the same ones, also from a file."""
     prompt = api_form(name)
-    (inversion,) = nodes_of(prompt, "PalimpsestInvert")
-    for sampler in nodes_of(prompt, "KSamplerAdvanced"):
-        assert (sampler["steps"], sampler["scheduler"]) == (inversion["steps"], inversion["scheduler"])
-        assert sampler["add_noise"] == "disable"
-        assert sampler["sampler_name"] == "euler"
-        for tuning in nodes_of(prompt, "PalimpsestTuneKV"):
-            assert sampler["cfg"] == tuning["guidance"]
+    made = api_form(MAKES_TUNING) if files_wanted(prompt) else prompt
+    inversions, tunings = nodes_of(made, "PalimpsestInvert"), nodes_of(made, "PalimpsestTuneKV")
+    (sampler,) = nodes_of(prompt, "KSamplerAdvanced")
+    assert {(i["steps"], i["scheduler"]) for i in inversions} == {(sampler["steps"], sampler["scheduler"])}
+    assert {tuning["guidance"] for tuning in tunings} == {sampler["cfg"]}
+    assert sampler["add_noise"] == "disable"
+    assert sampler["sampler_name"] == "euler"
+
+
+def test_a_saved_tuning_needs_neither_its_picture_nor_its_inversion():
+    reusing = [prompt for name in NAMES if files_wanted(prompt := api_form(name))]
+    assert len(reusing) == 2
+    for prompt in reusing:
+        assert not any(nodes_of(prompt, kind) for kind in ("LoadImage", "VAEEncode", "PalimpsestInvert"))
+
+
+def pictures_wanted(prompt: dict) -> tuple[int, tuple[int, int]]:
+    """(number, size) of the edited pictures that a graph saves: one a line, and sources side by side."""
+    lines = [line for node in nodes_of(prompt, "PalimpsestPromptLines") for line in node["lines"].splitlines()]
+    return len(lines) or 1, (128 * len(nodes_of(prompt, "LoadImage") or [None]), 128)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,10 +51,12 @@ def test_a_workflow_runs_headless(client, name):
     prompt = shortened(api_form(name))
     provide_files(client, prompt)
     entry = client.queue(prompt)
-    saved = [key for key, node in prompt.items() if node["class_type"] in {"SaveImage", "PreviewImage"}]
-    assert saved
-    for node_id in saved:
-        (data,) = client.images(entry, node_id)
-        picture = Image.open(io.BytesIO(data)).convert("RGB")
-        assert picture.size == (128, 128)
-        assert all(low < high for low, high in picture.getextrema()), "a picture of one colour"
+    count, size = pictures_wanted(prompt)
+    (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+    previews = [key for key, node in prompt.items() if node["class_type"] == "PreviewImage"]
+    assert len(client.images(entry, saved)) == count
+    for node_id in [saved, *previews]:
+        for data in client.images(entry, node_id):
+            picture = Image.open(io.BytesIO(data)).convert("RGB")
+            assert picture.size == (size if node_id == saved else (128, 128))
+            assert all(low < high for low, high in picture.getextrema()), "a picture of one colour"
