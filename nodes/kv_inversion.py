@@ -167,8 +167,8 @@ class TuneKV(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Keeps keys and values as thin factors of this rank, and the source at four times it: "
-                    "smaller files, fine texture may soften. 0: in full. 32 for SD 1.5 and SDXL (a fifth and a ninth of "
-                    "the size), 4 to 8 for the pocket model (a tenth and a fifth).",
+                    "smaller files, fine texture may soften. 0: in full. 32 for SD 1.5 and SDXL (a fifth and a ninth "
+                    "of the size), 4 to 8 for the pocket model (a tenth and a fifth).",
                 ),
                 io.Int.Input(
                     "keyframes",
