@@ -112,14 +112,14 @@ def test_inversion_costs_little_more_than_half_of_guided_sampling(calls):
 
 def test_recompute_adds_no_flops_and_little_memory_traffic(calls):
     assert calls["recompute"].flops == calls["plain"].flops
-    assert ratio(calls["recompute"], calls["plain"]) <= 1.016
+    assert ratio(calls["recompute"], calls["plain"]) <= 1.015
 
 
 def test_recompute_adds_few_operations_a_layer(calls):
-    assert calls["recompute"].ops - calls["plain"].ops <= 13 * DECODER_LAYERS
+    assert calls["recompute"].ops - calls["plain"].ops <= 3 * DECODER_LAYERS
 
 
-@pytest.mark.parametrize(("mode", "limit"), [("frozen", 1.025), ("extend", 1.095)])
+@pytest.mark.parametrize(("mode", "limit"), [("frozen", 1.016), ("extend", 1.095)])
 def test_showing_the_source_costs(calls, mode, limit):
     assert ratio(calls[mode], calls["plain"]) <= limit
 
@@ -151,13 +151,15 @@ def test_the_cache_saves_a_fifth_of_an_iteration(calls):
 
 
 def test_an_iteration_stays_below_its_ceiling(calls):
-    assert ratio(calls["iteration"], calls["plain"]) <= 0.83
-    assert calls["iteration"].ops <= 1020
+    assert ratio(calls["iteration"], calls["plain"]) <= 0.81
+    assert calls["iteration"].ops <= 1000
 
 
 def test_tuning_stays_below_its_ceiling(calls):
+    """0.25 + 0.8 n = 8.25 at n = 10 would leave no time for the prefix, the walk that finds the source's keys, and the
+    forward pass after the last update: 0.2, 0.35 and 0.4 of a plain step."""
     tuning = (calls["step"] + calls["iteration"] * 9) * STEPS
-    assert ratio(tuning, calls["plain"] * STEPS) <= 9.2
+    assert ratio(tuning, calls["plain"] * STEPS) <= 9.0
 
 
 def test_tuning_copies_no_weights(calls):
