@@ -197,8 +197,8 @@ class TuneKV(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Tries placements and starts on a few coarse steps first and takes the one that interferes "
-                    "least among those that rebuild well; placement and start above are then ignored. About half as "
-                    "much time again. The report says what was chosen.",
+                    "least among those that rebuild well; placement and start above are then ignored. Takes "
+                    "two to three times as long. The report says what was chosen.",
                 ),
                 io.Mask.Input(
                     "mask",
