@@ -9,7 +9,7 @@ import latent_preview
 from comfy_api.latest import io
 
 from . import files, measure, sockets
-from .patches import host, kv_sampling, kv_tuning
+from .patches import host, kv_auto, kv_sampling, kv_tuning
 from .patches.artefacts import KVEmbeddings
 
 GUIDED, CONDITIONAL = "with guidance", "prompt only"
@@ -261,7 +261,7 @@ class TuneKV(io.ComfyNode):
         shown = host.ProgressText(host.node_id(cls))
         choice = ""
         if auto:
-            best, tried = kv_tuning.choose(
+            best, tried = kv_auto.choose(
                 model, trajectory, positive, negative, guidance, settings,
                 lambda done, of: shown.update(f"trying placements and starts, {done} of {of}"), mask,
             )  # fmt: skip

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,14 +12,10 @@ from torch import Tensor
 
 from ...kernels.reference import low_rank
 from ...kernels.reference.ddim import ddim_step
-from ...kernels.reference.kv_inversion import (
-    between_keyframes,
-    content_preserving,
-    reconstruction_loss,
-    self_similarity_distance,
-)
+from ...kernels.reference.kv_inversion import content_preserving, reconstruction_loss
 from . import host, inversion, tuning_runtime
 from .artefacts import KVEmbeddings, Trajectory, TunedLayer, pack
+from .psi import BetweenKeyframes, OneOfSeveral, Psi
 
 PLACEMENTS = {
     "decoder": ("output",),
@@ -32,6 +27,7 @@ PLACEMENTS = {
 # lambda and gamma weigh whole layers: at the embeddings' rate they swing by tenths an iteration.
 SCALAR_RATE = 0.1
 
+# The source's tokens carry the identity and need more: on the pocket model rank 4 with 16 keeps what rank 4 with 4 loses.
 SOURCE_RANK = 4
 
 Report = Callable[[int, int, float], None]
@@ -98,131 +94,6 @@ class TuneSettings:
 
 # Polishing by one or two iterations a step mends what learning from the stored latents alone leaves (drift).
 POLISH = 2
-
-
-class Psi:
-    """The learnable parameters of some rows (pictures, or steps x pictures): embeddings and four weights a layer.
-
-    lambda = gamma = 1 and K_hat = V_hat = 0 to begin with: eq. 1 changes nothing, and the gradient reaches K_hat at
-    once. At rank r, K_hat = U W^T with U = 0. With `source`, K_hat and V_hat are the source's K and V, gamma begins at
-    0, and only the weights learn. All tensors hold the rows in dimension 0.
-    """
-
-    def __init__(
-        self,
-        layers: list[TunedLayer],
-        rows: int,
-        device: torch.device,
-        rank: int = 0,
-        source: dict[tuple, tuple[Tensor, Tensor]] | None = None,
-    ):
-        self.fixed = source is not None
-        self.factors: dict[tuple, tuple[tuple[Tensor, ...], ...]] = {}
-        self.scalars = {layer.key: torch.ones(rows, 4, 1, 1, device=device) for layer in layers}
-        generator = torch.Generator().manual_seed(0)
-
-        def zero(layer: TunedLayer) -> tuple[Tensor, ...]:
-            if not layer.factored(rank):
-                return (torch.zeros(rows, layer.tokens, layer.channels, device=device),)
-            right = torch.randn(1, layer.channels, rank, generator=generator) / rank**0.5
-            return torch.zeros(rows, layer.tokens, rank, device=device), right.to(device).repeat(rows, 1, 1)
-
-        for layer in layers:
-            if source is not None:
-                self.factors[layer.key] = tuple((t,) for t in source[layer.key])
-                self.scalars[layer.key][:, 1::2] = 0.0
-            else:
-                self.factors[layer.key] = zero(layer), zero(layer)
-
-    def embeddings(self, key: tuple) -> tuple[Tensor, Tensor]:
-        """K_hat, V_hat of a layer, (rows, N, C)."""
-        return tuple(f[0] if len(f) == 1 else f[0] @ f[1].mT for f in self.factors[key])
-
-    def weights(self, key: tuple) -> Tensor:
-        """lambda_k, gamma_k, lambda_v, gamma_v of a layer, (rows, 4, 1, 1)."""
-        return self.scalars[key]
-
-    def learnable(self) -> tuple[list[Tensor], list[Tensor]]:
-        """(embedding tensors, weights) that the optimiser moves."""
-        pairs = () if self.fixed else self.factors.values()
-        return [t for pair in pairs for factors in pair for t in factors], list(self.scalars.values())
-
-    def tensors(self) -> list[Tensor]:
-        """All learnable tensors."""
-        return list(itertools.chain(*self.learnable()))
-
-    def per_row(self, losses: Tensor) -> Tensor:
-        """Losses of the rows that a row of these parameters answers for."""
-        return losses
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Psi:
-        """A copy with every tensor changed."""
-        other = Psi.__new__(Psi)
-        other.fixed = self.fixed
-        other.factors = {
-            key: tuple(tuple(change(t.detach()) for t in factors) for factors in pair)
-            for key, pair in self.factors.items()
-        }
-        other.scalars = {key: change(t.detach()) for key, t in self.scalars.items()}
-        return other
-
-    def repeated(self, times: int) -> Psi:
-        """A copy with the rows repeated."""
-        return self.map(lambda t: t.repeat(times, *(1,) * (t.ndim - 1)))
-
-
-class BetweenKeyframes:
-    """Parameters of several steps at once, on the straight line from a finished keyframe to the one being learned.
-
-    Rows are steps x pictures; step j of m lies the share (j + 1) / m of the way.
-    """
-
-    def __init__(self, before: Psi, after: Psi, steps: int):
-        self.before, self.after, self.steps = before, after, steps
-
-    def mixed(self, start: Tensor, end: Tensor) -> Tensor:
-        share = (torch.arange(self.steps, device=start.device) + 1.0) / self.steps
-        share = share.view(-1, *(1,) * start.ndim)
-        return between_keyframes(start.detach()[None], end[None], share).flatten(0, 1)
-
-    def embeddings(self, key: tuple) -> tuple[Tensor, Tensor]:
-        """As Psi.embeddings, for steps x pictures rows."""
-        pairs = zip(self.before.embeddings(key), self.after.embeddings(key), strict=True)
-        return tuple(self.mixed(start, end) for start, end in pairs)
-
-    def weights(self, key: tuple) -> Tensor:
-        """As Psi.weights, for steps x pictures rows."""
-        return self.mixed(self.before.weights(key), self.after.weights(key))
-
-    def learnable(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors of the keyframe being learned."""
-        return self.after.learnable()
-
-    def tensors(self) -> list[Tensor]:
-        """All learnable tensors."""
-        return self.after.tensors()
-
-    def per_row(self, losses: Tensor) -> Tensor:
-        """Each picture's mean loss over the steps."""
-        return losses.unflatten(0, (self.steps, -1)).mean(0)
-
-
-class OneOfSeveral:
-    """The parameters of one step out of BetweenKeyframes, for walking on with them."""
-
-    def __init__(self, several: BetweenKeyframes, step: int):
-        self.several, self.step = several, step
-
-    def one(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (self.several.steps, -1))[self.step]
-
-    def embeddings(self, key: tuple) -> tuple[Tensor, Tensor]:
-        """K_hat, V_hat of this step, (pictures, N, C)."""
-        return tuple(self.one(t) for t in self.several.embeddings(key))
-
-    def weights(self, key: tuple) -> Tensor:
-        """The four weights of this step, (pictures, 4, 1, 1)."""
-        return self.one(self.several.weights(key))
 
 
 @dataclass
@@ -637,77 +508,3 @@ def tune(
         info={"iterations": fitting.iterations, "losses": [float(loss) for loss in fitting.losses]},
     )
     return kv, rebuilt
-
-
-# ---- choosing placement and start -----------------------------------------------------------------------------------
-
-AUTO_STEPS, AUTO_ITERATIONS = 5, 3
-AUTO_PLACEMENTS, AUTO_STARTS = ("decoder", "all"), (0.0, 0.2, 0.4)
-AUTO_SLACK = 1.1
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One placement and start that was tried: how well it rebuilds, how far the layout strays, what it stores."""
-
-    placement: str
-    start: float
-    error: float
-    strayed: float
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.placement} from {self.start:g}: error {self.error:.3f}, layout {self.strayed:.4f}"
-
-
-def choose(
-    model: Any,
-    trajectory: Trajectory,
-    positive: list,
-    negative: list | None,
-    guidance: float,
-    settings: TuneSettings,
-    report: Callable[[int, int], None],
-    mask: Tensor | None = None,
-) -> tuple[Candidate, list[Candidate]]:
-    """Try placements and starts on a few coarse steps; the one that meddles least among those that rebuild well.
-
-    error: latent RMSE against the source, relative to its spread; strayed: self-similarity distance to the source of
-    what a layer's keys are made of in the last step. Within a tenth of the best in both, later starts win (they leave
-    the new pose free), then smaller embeddings.
-    """
-    count = min(AUTO_STEPS, trajectory.steps)
-    chosen = [round(i * trajectory.steps / count) for i in range(count + 1)]
-    coarse = replace(trajectory, sigmas=tuple(trajectory.sigmas[i] for i in chosen), latents=trajectory.latents[chosen])
-    quick = replace(
-        settings, inner_steps=min(settings.inner_steps, AUTO_ITERATIONS), keep_source=True, end=1.0, keyframes=1,
-        batch_steps=1, weights_only=False,
-    )  # fmt: skip
-    clean = trajectory.latents[-1]
-
-    def attempt(part: Trajectory, placement: str, using: TuneSettings) -> tuple[KVEmbeddings, Tensor]:
-        return tune(model, part, positive, negative, guidance, placement, using, lambda *_: None, mask=mask)
-
-    def last_keys(kv: KVEmbeddings) -> Tensor:
-        step = len(kv.source) - 1
-        found = kv.step(step, kv.pieces(step, ["source"]), torch.device("cpu"), torch.float32)
-        largest = max((layer for layer in kv.layers if layer.block == "output"), key=lambda la: min(la.tokens, 1024))
-        return found[largest.key].source
-
-    ending = replace(coarse, sigmas=coarse.sigmas[-2:], latents=coarse.latents[-2:])
-    wanted = last_keys(attempt(ending, "decoder", replace(quick, start=0.0, inner_steps=0))[0])
-    tried = []
-    candidates = list(itertools.product(AUTO_PLACEMENTS, AUTO_STARTS))
-    for number, (placement, start) in enumerate(candidates):
-        report(number + 1, len(candidates))
-        kv, rebuilt = attempt(coarse, placement, replace(quick, start=start))
-        error = (model.model.process_latent_in(rebuilt) - clean).pow(2).mean().sqrt() / clean.std()
-        strayed = self_similarity_distance(last_keys(kv), wanted).mean()
-        tried.append(Candidate(placement, start, float(error), float(strayed), kv.bytes))
-    good = [
-        c
-        for c in tried
-        if c.error <= AUTO_SLACK * min(t.error for t in tried)
-        and c.strayed <= AUTO_SLACK * min(t.strayed for t in tried)
-    ] or [min(tried, key=lambda c: c.error)]
-    return min(good, key=lambda c: (-c.start, c.bytes)), tried

@@ -7,8 +7,17 @@ import tiny_models
 import torch
 from palimpsest.kernels.reference.kv_inversion import attention
 from palimpsest.nodes.kv_inversion import AS_SET, CONDITIONAL, GUIDED, PAPER, WEIGHTS, ApplyKV, PromptLines, TuneKV
-from palimpsest.nodes.patches import host, inversion, kv_sampling, kv_tuning
-from palimpsest.nodes.patches.artefacts import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer, nearest_level
+from palimpsest.nodes.patches import host, inversion, kv_auto, kv_sampling
+from palimpsest.nodes.patches.artefacts import (
+    LEARNED,
+    SOURCE,
+    KVEmbeddings,
+    LayerEmbeddings,
+    TunedLayer,
+    nearest_level,
+    pack,
+)
+from palimpsest.nodes.patches.psi import Psi
 
 STEPS, GUIDANCE = 4, 3.0
 
@@ -464,13 +473,13 @@ def test_the_nearest_level_is_nearest_by_ratio():
 @pytest.mark.parametrize("rank", [0, 2, 5])
 def test_a_step_is_read_back_as_it_was_written(rank):
     layers = [LAYER, TunedLayer("middle", 0, 1, 2, 3, 8)]
-    psi = kv_tuning.Psi(layers, 2, torch.device("cpu"), rank)
+    psi = Psi(layers, 2, torch.device("cpu"), rank)
     for t in psi.tensors():
         t.copy_(torch.randn_like(t))
     sources = {layer.key: torch.randn(2, layer.tokens, layer.channels) for layer in layers}
     kv = KVEmbeddings(
-        (1.0, 0.0), tuple(layers), (0, 1), (kv_tuning.pack(psi.factors.values()),),
-        (kv_tuning.pack([(t,)] for t in sources.values()),),
+        (1.0, 0.0), tuple(layers), (0, 1), (pack(psi.factors.values()),),
+        (pack([(t,)] for t in sources.values()),),
         torch.stack([s[..., 0, 0].T for s in psi.scalars.values()])[None], torch.zeros(2, 4, 4, 6), "x", rank,
     )  # fmt: skip
     read = kv.step(0, kv.pieces(0, [LEARNED, SOURCE]), torch.device("cpu"), torch.float32)
@@ -569,9 +578,9 @@ def test_a_tuning_mask_learns_only_what_is_white():
 def test_auto_chooses_a_placement_and_says_so(tuned):
     model, _, trajectory, *_ = tuned
     kv, _, report = tune(model, trajectory, auto=True, placement="middle", inner_steps=2)
-    assert kv.info["placement"] in kv_tuning.AUTO_PLACEMENTS
+    assert kv.info["placement"] in kv_auto.PLACEMENTS
     assert f"auto took {kv.info['placement']} from {kv.info['start']:g}" in report
-    assert report.count("layout") == len(kv_tuning.AUTO_PLACEMENTS) * len(kv_tuning.AUTO_STARTS)
+    assert report.count("layout") == len(kv_auto.PLACEMENTS) * len(kv_auto.STARTS)
 
 
 # ---- many prompts
