@@ -27,7 +27,7 @@ PLACEMENTS = {
 # lambda and gamma weigh whole layers: at the embeddings' rate they swing by tenths an iteration.
 SCALAR_RATE = 0.1
 
-# The source's tokens carry the identity and need more: on the pocket model rank 4 with 16 keeps what rank 4 with 4 loses.
+# The source carries the identity and needs more: on the pocket model rank 4 with 16 keeps what rank 4 with 4 loses.
 SOURCE_RANK = 4
 
 Report = Callable[[int, int, float], None]
