@@ -50,7 +50,7 @@ def test_cancelling_a_tuning_restores_the_model(client, edit):
 
 
 def test_a_wrong_size_is_one_sentence_in_the_editor(client, edit):
-    nodes = only(edit(), "kv")
+    nodes = only(edit(mode="recompute"), "kv")  # extend and frozen serve any size
     nodes["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 192, "height": 128, "batch_size": 1}}
     nodes["sample kv"]["inputs"]["latent_image"] = ["empty", 0]
     with pytest.raises(ExecutionFailed, match="tuned to a latent of 16 x 16, sampling runs at 24 x 16"):
