@@ -4,3 +4,6 @@ from comfy_api.latest import io
 
 Trajectory = io.Custom("PALIMPSEST_TRAJECTORY")
 KV = io.Custom("PALIMPSEST_KV")
+Tokens = io.Custom("PALIMPSEST_TOKENS")
+AttentionRecord = io.Custom("PALIMPSEST_ATTENTION_RECORD")
+BlendWeights = io.Custom("PALIMPSEST_BLEND_WEIGHTS")

@@ -16,8 +16,8 @@ LayerKey = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
-class SelfAttention:
-    """One self-attention layer of a U-Net, named as the host names it in its patch options."""
+class AttentionLayer:
+    """One self- or cross-attention layer of a U-Net, named as the host names it in its patch options."""
 
     block: str
     number: int
@@ -40,7 +40,7 @@ def require_unet(model: Any, technique: str) -> Any:
     network = model.model.diffusion_model
     if not isinstance(network, UNetModel):
         raise ValueError(
-            f"{technique} works inside the self-attention of U-Net models (SD 1.x, SD 2.x, SDXL and their fine-tunes); "
+            f"{technique} works inside the attention of U-Net models (SD 1.x, SD 2.x, SDXL and their fine-tunes); "
             f"the connected model is {type(model.model).__name__}. Load a checkpoint of one of those families."
         )
     return network
@@ -55,26 +55,37 @@ def blocks(network: Any) -> list[tuple[str, int, Any]]:
     ]
 
 
-def self_attention_layers(model: Any, technique: str = "this node") -> list[SelfAttention]:
-    """Every self-attention layer of a host MODEL in the order in which a forward pass meets them."""
-    network = require_unet(model, technique)
-    layers = []
-    for name, number, block in blocks(network):
-        for transformer in (m for m in block or () if hasattr(m, "transformer_blocks")):
-            for index, part in enumerate(transformer.transformer_blocks):
-                if not getattr(part, "disable_self_attn", False):
-                    layers.append(SelfAttention(name, number, index, part.attn1.heads * part.attn1.dim_head))
-    return layers
-
-
-def self_attention_modules(network: Any) -> dict[LayerKey, Any]:
-    """The attention module of every self-attention layer, with its to_k and to_v."""
+def transformer_parts(network: Any) -> dict[LayerKey, Any]:
+    """The transformer parts of a U-Net, each with attn1 (self) and attn2 (cross), in the order of a forward pass."""
     return {
-        (name, number, index): part.attn1
+        (name, number, index): part
         for name, number, block in blocks(network)
         for transformer in (m for m in block or () if hasattr(m, "transformer_blocks"))
         for index, part in enumerate(transformer.transformer_blocks)
     }
+
+
+def self_attention_layers(model: Any, technique: str = "this node") -> list[AttentionLayer]:
+    """Every self-attention layer of a host MODEL in the order in which a forward pass meets them."""
+    return [
+        AttentionLayer(*key, part.attn1.heads * part.attn1.dim_head)
+        for key, part in transformer_parts(require_unet(model, technique)).items()
+        if not getattr(part, "disable_self_attn", False)
+    ]
+
+
+def cross_attention_layers(model: Any, technique: str = "this node") -> list[AttentionLayer]:
+    """Every layer of a host MODEL that looks at the prompt, in the order in which a forward pass meets them."""
+    return [
+        AttentionLayer(*key, part.attn2.heads * part.attn2.dim_head)
+        for key, part in transformer_parts(require_unet(model, technique)).items()
+        if part.attn2 is not None
+    ]
+
+
+def self_attention_modules(network: Any) -> dict[LayerKey, Any]:
+    """The attention module of every self-attention layer, with its to_k and to_v."""
+    return {key: part.attn1 for key, part in transformer_parts(network).items()}
 
 
 def layout_fingerprint(model: Any) -> str:
@@ -141,7 +152,7 @@ SQUARE_ONLY = ("comfy_extras.nodes_sag",)
 
 
 def replace_attention(
-    patched: Any, name: str, layers: list[SelfAttention], make: Callable[[Any], Callable], longer: bool = False
+    patched: Any, name: str, layers: list[AttentionLayer], make: Callable[[Any], Callable], longer: bool = False
 ) -> None:
     """Put a replacement ("attn1" or "attn2") on some layers: make(previous), which calls what was there before.
 
@@ -193,7 +204,7 @@ def with_fixed_controls(*prompts: list | None) -> list[list | None]:
     return [None if prompt is None else [[tensor, fix(extra)] for tensor, extra in prompt] for prompt in prompts]
 
 
-def parameters_in_gradient(model: Any, first: SelfAttention) -> list[str]:
+def parameters_in_gradient(model: Any, first: AttentionLayer) -> list[str]:
     """Keys, as the host's patcher names them, of the U-Net parameters that a gradient into layer `first` touches.
 
     They lie at or behind it in a forward pass; in hosts that leave requires_grad on, the others count too.

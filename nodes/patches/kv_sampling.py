@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...kernels.reference.kv_inversion import content_preserving_folded, source_guidance
 from . import host
+from .areas import Area, NoteAreas
 from .artefacts import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer
 from .kv_tuning import placed
 from .streaming import PieceStream
@@ -217,51 +218,6 @@ class SourceAttention:
 
 
 @dataclass(frozen=True)
-class Area:
-    """Where a prompt limited to an area samples: height, width, top, left of the crop, and the whole latent's size."""
-
-    height: int
-    width: int
-    top: int
-    left: int
-    whole: tuple[int, int]
-
-    def tokens(self, layer: TunedLayer, height: int, width: int) -> Tensor:
-        """Indices of the layer's tokens that a crop of height x width tokens covers."""
-        top = min(round(self.top * layer.height / self.whole[0]), layer.height - height)
-        left = min(round(self.left * layer.width / self.whole[1]), layer.width - width)
-        rows, columns = torch.arange(top, top + height), torch.arange(left, left + width)
-        return (rows[:, None] * layer.width + columns).flatten()
-
-    def crop(self, mask: Tensor) -> Tensor:
-        """The part of a mask (pictures, h, w) of any size that lies in the area."""
-        height, width = mask.shape[-2:]
-        top, bottom = (round(y * height / self.whole[0]) for y in (self.top, self.top + self.height))
-        left, right = (round(x * width / self.whole[1]) for x in (self.left, self.left + self.width))
-        return mask[..., top : max(bottom, top + 1), left : max(right, left + 1)]
-
-
-@dataclass(frozen=True)
-class NoteAreas:
-    """CALC_COND_BATCH wrapper: note which prompts sample a crop of the latent, before the host forgets it."""
-
-    name: str
-
-    def __call__(
-        self, executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict, **kwargs: Any
-    ) -> Any:
-        size = tuple(x.shape[-2:])
-        found = {}
-        for cond in (cond for group in conds if group is not None for cond in group if len(cond.get("area", ())) == 4):
-            height, width, top, left = cond["area"]
-            found[cond["uuid"]] = Area(min(height, size[0] - top), min(width, size[1] - left), top, left, size)
-        if found:
-            options = model_options.get("transformer_options", {}) | {self.name + ".areas": found}
-            model_options = model_options | {"transformer_options": options}
-        return executor(model, conds, x, timestep, model_options, **kwargs)
-
-
-@dataclass(frozen=True)
 class CurrentStep:
     """What SelectStep leaves in the options of one model call for the layers to read."""
 
@@ -277,7 +233,8 @@ class CurrentStep:
         if self.areas is not None and source.mode is recompute:
             grid = tuple(options["activations_shape"][-2:])
             whole = torch.arange(layer.tokens)
-            places = [(whole if a is None else a.tokens(layer, *grid)).to(shown.key.device) for a in self.areas]
+            tuned = layer.height, layer.width
+            places = [(whole if a is None else a.tokens(tuned, *grid)).to(shown.key.device) for a in self.areas]
 
             def cropped(tensor: Tensor) -> Tensor:
                 tensor = tensor.expand(rows // chunks, -1, -1)

@@ -201,7 +201,7 @@ class FitTrajectory:
         trajectory: Trajectory,
         state: TuningState,
         prefix: tuning_runtime.CachedPrefix,
-        layers: list[host.SelfAttention],
+        layers: list[host.AttentionLayer],
         settings: TuneSettings,
         report: Report,
     ):

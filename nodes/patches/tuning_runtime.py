@@ -102,7 +102,7 @@ class CachedPrefix:
         self.outputs.clear()
 
 
-def prefix_layers(network: nn.Module, first: host.SelfAttention) -> frozenset[int]:
+def prefix_layers(network: nn.Module, first: host.AttentionLayer) -> frozenset[int]:
     """Ids of the layers that a forward pass runs before the transformer which holds `first`; none in video U-Nets."""
     found = set()
     if getattr(network, "default_num_video_frames", None):
@@ -126,7 +126,7 @@ def differentiable_attention(previous: Any) -> Callable:
     return attend
 
 
-def prepare(model: Any, first: host.SelfAttention, cache: bool) -> tuple[Any, CachedPrefix]:
+def prepare(model: Any, first: host.AttentionLayer, cache: bool) -> tuple[Any, CachedPrefix]:
     """A clone of the model that lets gradients through from layer `first` on, and its cache. The input is untouched.
 
     cache=False, or patches of other nodes that may look at the layers before `first`, leave the cache without layers.

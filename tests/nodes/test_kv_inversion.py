@@ -8,6 +8,7 @@ import torch
 from palimpsest.kernels.reference.kv_inversion import attention
 from palimpsest.nodes.kv_inversion import AS_SET, CONDITIONAL, GUIDED, PAPER, WEIGHTS, ApplyKV, PromptLines, TuneKV
 from palimpsest.nodes.patches import host, inversion, kv_auto, kv_sampling
+from palimpsest.nodes.patches.areas import Area
 from palimpsest.nodes.patches.artefacts import (
     LEARNED,
     SOURCE,
@@ -454,10 +455,9 @@ def test_a_mask_with_no_white_token_leaves_the_whitest():
 
 
 def test_a_prompts_area_takes_its_part_of_the_learned_tokens():
-    area = kv_sampling.Area(2, 4, 1, 2, (4, 6))
-    assert area.tokens(LAYER, 2, 4).tolist() == [8, 9, 10, 11, 14, 15, 16, 17]
-    half = TunedLayer("output", 3, 0, 2, 3, 16)
-    assert area.tokens(half, 1, 2).tolist() == [1, 2]  # 1 / 4 of 2 rows rounds down to row 0
+    area = Area(2, 4, 1, 2, (4, 6))
+    assert area.tokens((LAYER.height, LAYER.width), 2, 4).tolist() == [8, 9, 10, 11, 14, 15, 16, 17]
+    assert area.tokens((2, 3), 1, 2).tolist() == [1, 2]  # 1 / 4 of 2 rows rounds down to row 0
     assert area.crop(torch.arange(96.0).view(1, 8, 12))[0, 0].tolist() == [28.0, 29, 30, 31, 32, 33, 34, 35]
 
 
