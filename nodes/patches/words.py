@@ -35,8 +35,6 @@ class ChosenWords:
             return None
         wanted = wanted.to(context)
         for start in range(context.shape[1] - rows + 1):
-            if bool((context[:, start] == wanted[0]).all()) and bool(
-                (context[:, start : start + rows] == wanted).all()
-            ):
+            if bool((context[:, start : start + rows] == wanted).all()):
                 return start
         return None
