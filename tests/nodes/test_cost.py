@@ -4,6 +4,7 @@ import pytest
 import torch
 from benchmarks import counting
 from benchmarks.counting import STEPS, Calls, Cost
+from comfy.model_patcher import ModelPatcher
 
 SD15 = counting.FAMILIES["SD 1.5"]
 DECODER_LAYERS = 9
@@ -141,20 +142,29 @@ def test_a_step_reads_back_one_number_at_most(calls):
 
 # ---- Tune KV --------------------------------------------------------------------------------------------------------
 
+caches_every_layer = pytest.mark.skipif(
+    not hasattr(ModelPatcher, "set_model_middle_block_after_patch"),
+    reason="hosts before 0.24 ask layer patches for layers of other packs only: nothing is cached there",
+)
 
+
+@caches_every_layer
 def test_an_iteration_runs_the_network_from_the_first_learned_layer_on(calls):
     assert calls["iteration"].flops == pytest.approx(1.09e12, rel=0.01)
 
 
+@caches_every_layer
 def test_the_cache_saves_a_fifth_of_an_iteration(calls):
     assert ratio(calls["iteration"], calls["iteration uncached"]) <= 0.8
 
 
+@caches_every_layer
 def test_an_iteration_stays_below_its_ceiling(calls):
     assert ratio(calls["iteration"], calls["plain"]) <= 0.81
     assert calls["iteration"].ops <= 1000
 
 
+@caches_every_layer
 def test_tuning_stays_below_its_ceiling(calls):
     """0.25 + 0.8 n = 8.25 at n = 10 would leave no time for the prefix, the walk that finds the source's keys, and the
     forward pass after the last update: 0.2, 0.35 and 0.4 of a plain step."""
