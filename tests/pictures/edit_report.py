@@ -1,0 +1,39 @@
+"""Draw the picture of Edit Report's help page: two ideal edits, one of them with a tinted background.
+
+python tests/pictures/edit_report.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
+import pocket_host  # noqa: E402
+
+pocket_host.import_host()
+
+import torch  # noqa: E402
+from make_pictures import ROOT, save  # noqa: E402
+from palimpsest.nodes import edit_report  # noqa: E402
+from PIL import Image  # noqa: E402
+from pocket import world  # noqa: E402
+
+
+def main() -> None:
+    """Write web/docs/PalimpsestEditReport/report.jpg."""
+    scenes = world.held_out_scenes(4)[2:]
+    pairs = [world.render(scene, with_mask=True) for scene in scenes]
+    source, mask = (torch.stack([torch.from_numpy(pair[i]) for pair in pairs]).float() for i in range(2))
+    edits = [world.edit(scene, colour=colour) for scene, colour in zip(scenes, ("red", "brown"), strict=True)]
+    edited = torch.stack([torch.from_numpy(world.render(edit)) for edit in edits]).float() / 255
+    edited[1] = torch.where(mask[1, ..., None] > 0, edited[1], (edited[1] * 0.9 + 0.05))
+    source /= 255
+    plot = edit_report.plot(source, edited, mask, edit_report.measure(source, edited, mask))
+    picture = Image.fromarray((plot[0] * 255).round().byte().numpy())
+    print(save(picture, ROOT / "web" / "docs" / "PalimpsestEditReport" / "report.jpg"))
+
+
+if __name__ == "__main__":
+    main()
