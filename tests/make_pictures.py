@@ -24,6 +24,7 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 EXAMPLE = TESTS / "data" / "input" / "palimpsest_example.png"
 SECOND_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_2")
+MASKED_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_masked")
 EXAMPLE_SEED = (world.HELD_OUT_SEED, 138)
 EXAMPLE_CAPTION = "a red cat standing on the right in the snow"
 EXAMPLE_EDIT = {"pose": "sitting"}
@@ -76,7 +77,10 @@ def draw_examples() -> list[Path]:
     EXAMPLE.parent.mkdir(parents=True, exist_ok=True)
     for path, scene in ((EXAMPLE, example_scene()), (SECOND_EXAMPLE, second_scene())):
         Image.fromarray(world.render(scene)).save(path)
-    return [EXAMPLE, SECOND_EXAMPLE]
+    picture, mask = world.render(example_scene(), with_mask=True)
+    masked = np.dstack([picture, 255 - 255 * np.asarray(mask > 0, dtype=np.uint8)])  # as the mask editor saves
+    Image.fromarray(masked).save(MASKED_EXAMPLE)
+    return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE]
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:
