@@ -11,6 +11,10 @@ WORKFLOWS = sorted((TESTS.parent / "workflows").glob("*.json"))
 API = TESTS / "data" / "api"
 SHORT = {"steps": 4, "inner_steps": 2}  # set in every node that has them, so that a run takes seconds on a CPU
 MAKES_TUNING = "Edit an action in a photo (KV Inversion)"
+MAKERS = {  # node that loads a file: workflow that writes it
+    "PalimpsestLoadKV": MAKES_TUNING,
+    "PalimpsestLoadBlendWeights": "Learn how much of the photo flows back (Regions)",
+}
 
 
 def api_form(name: str) -> dict:
@@ -26,20 +30,20 @@ def shortened(prompt: dict) -> dict:
     return prompt
 
 
-def files_wanted(prompt: dict) -> set[str]:
-    """Saved tunings that a graph loads."""
-    return {node["inputs"]["file"] for node in prompt.values() if node["class_type"] == "PalimpsestLoadKV"}
+def files_wanted(prompt: dict) -> dict[str, str]:
+    """Saved files that a graph loads, and the node that loads each."""
+    return {n["inputs"]["file"]: n["class_type"] for n in prompt.values() if n["class_type"] in MAKERS}
 
 
 def provide_files(client, prompt: dict) -> None:
-    """Run, where a saved tuning is missing on the host, the workflow that writes it."""
-    if files_wanted(prompt) - set(listed(client)):
-        client.queue(shortened(api_form(MAKES_TUNING)))
-    missing = files_wanted(prompt) - set(listed(client))
-    assert not missing, f"{MAKES_TUNING} does not write {missing}"
+    """Run, where a saved file is missing on the host, the workflow that writes it."""
+    for file, loader in files_wanted(prompt).items():
+        if file not in listed(client, loader):
+            client.queue(shortened(api_form(MAKERS[loader])))
+        assert file in listed(client, loader), f"{MAKERS[loader]} does not write {file}"
 
 
-def listed(client) -> list[str]:
-    """The files that Load KV offers."""
-    kind, *options = client.object_info("PalimpsestLoadKV")["input"]["required"]["file"]
+def listed(client, loader: str) -> list[str]:
+    """The files that a node offers."""
+    kind, *options = client.object_info(loader)["input"]["required"]["file"]
     return options[0]["options"] if kind == "COMBO" else kind
