@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import sys
 import time
 from collections.abc import Callable
@@ -225,11 +226,11 @@ def parameters_in_gradient(model: Any, first: AttentionLayer) -> list[str]:
 
 
 def show_text(node_id: Any, text: str) -> None:
-    """Show a line of text under a node in the graph editor; silent where no server runs."""
+    """Show a line of text under a node in the graph editor, which takes it for HTML; silent where no server runs."""
     running = sys.modules.get("server")  # never imported for this: without a server there is nobody to tell
     server = getattr(getattr(running, "PromptServer", None), "instance", None)
     if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(html.escape(text, quote=False), node_id)
 
 
 def node_id(node: Any) -> Any:

@@ -61,12 +61,12 @@ EMBEDDING = "embedding:"
 EMBEDDING_NAME = re.compile(re.escape(EMBEDDING) + r"((?:\\.|[^\s,:()<>\[\]\\])+)")
 # Text encoders whose tokens a U-Net's cross-attention looks at one by one, by the names the host gives them.
 SERVED = ({"l"}, {"h"}, {"g"}, {"l", "g"})
-STOP_WORDS = frozenset(
-    "a an the this that these those some any each every my your his her its our their it he she they i you we "
-    "of in on at by to from with without for as into onto over under above below near behind between through "
-    "and or but nor so than then there is are was were be been being has have had do does did not no very "
-    "s t".split()
-)
+STOP = """
+a an the this that these those some any each every my your his her its our their it he she they i you we
+of in on at by to from with without for as into onto over under above below near behind between through
+and or but nor so than then there is are was were be been being has have had do does did not no very s t
+"""
+STOP_WORDS = frozenset(STOP.split())
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def read_words(clip: Any, text: str) -> dict[str, list[Word]]:
     chunks = clip.tokenize(text, return_word_ids=True)
     if set(chunks) not in SERVED:
         raise ValueError(
-            f"this text encoder reads the prompt with {', '.join(sorted(chunks))}; words can be chosen where CLIP reads "
-            "it for a U-Net (SD 1.x, SD 2.x, SDXL): load a checkpoint of one of those families."
+            f"this text encoder reads the prompt with {', '.join(sorted(chunks))}; words can be chosen where CLIP "
+            "reads it for a U-Net (SD 1.x, SD 2.x, SDXL): load a checkpoint of one of those families."
         )
     names = embedding_names(clip, text, chunks)
     return {encoder: assembled(found, clip, names.get(encoder, [])) for encoder, found in chunks.items()}
@@ -272,8 +272,8 @@ def select(clip: Any, text: str, asked: str) -> tuple[ChosenWords, list, str]:
     )
     for entry in (entry for other in others for entry in first if other.get(entry) != first[entry]):
         raise ValueError(
-            f"the two text encoders of this model read {entry!r} at different places of the prompt (an embedding before "
-            "it has another length for each): take that embedding out, or write it behind the chosen words."
+            f"the two text encoders of this model read {entry!r} at different places of the prompt (an embedding "
+            "before it has another length for each): take that embedding out, or write it behind the chosen words."
         )
     tokens = clip.tokenize(text)
     conditioning = clip.encode_from_tokens_scheduled(tokens)
