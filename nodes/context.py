@@ -229,7 +229,7 @@ class LoadContextAdapter(io.ComfyNode):
 
         import folder_paths
 
-        path = folder_paths.get_full_path(context_files.FOLDER, file)
+        path = folder_paths.get_full_path(context_files.SHELF.folder, file)
         return f"{file} {os.path.getmtime(path) if path else 'missing'}"
 
     @classmethod
@@ -237,7 +237,7 @@ class LoadContextAdapter(io.ComfyNode):
         """Load and check."""
         import folder_paths
 
-        adapter = context_files.load(folder_paths.get_full_path_or_raise(context_files.FOLDER, file))
+        adapter = context_files.load(folder_paths.get_full_path_or_raise(context_files.SHELF.folder, file))
         report = describe(adapter)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(adapter, report)

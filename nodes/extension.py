@@ -1,20 +1,26 @@
-"""What the host is given: the list of nodes, and the folder where tuned embeddings live."""
+"""What the host is given: the list of nodes, and the folders where learned things live."""
 
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import files
+from . import kv_files
 from .inversion import Invert
 from .kv_inversion import ApplyKV, LoadKV, PromptLines, SaveKV, TuneKV
+
+
+def register_folders() -> None:
+    """Tell the host about every folder of ours; before the first node list is built, for loaders list their files."""
+    for files in (kv_files,):
+        files.register_folder()
 
 
 class Palimpsest(ComfyExtension):
     """The pack."""
 
     async def on_load(self) -> None:
-        """Register our model folder before the first node list is built."""
-        files.register_folder()
+        """Register our model folders."""
+        register_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node, in the order of a typical graph."""

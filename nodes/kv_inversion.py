@@ -8,7 +8,7 @@ from dataclasses import replace
 import latent_preview
 from comfy_api.latest import io
 
-from . import files, measure, sockets
+from . import kv_files, measure, sockets
 from .patches import host, kv_auto, kv_sampling, kv_tuning
 from .patches.artefacts import KVEmbeddings
 
@@ -470,8 +470,8 @@ class SaveKV(io.ComfyNode):
     @classmethod
     def execute(cls, kv, filename) -> io.NodeOutput:
         """Save under the next free number."""
-        path = files.new_path(filename)
-        files.save(kv, path)
+        path = kv_files.new_path(filename)
+        kv_files.save(kv, path)
         host.show_text(host.node_id(cls), f"{path.name}, {kv.bytes / 1e6:.1f} MB")
         return io.NodeOutput(path.name, ui={"text": [path.name]})
 
@@ -492,7 +492,7 @@ class LoadKV(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=files.listed(),
+                    options=kv_files.listed(),
                     tooltip="A file in models/palimpsest_kv. Refresh (R) lists new ones.",
                 )
             ],
@@ -514,7 +514,7 @@ class LoadKV(io.ComfyNode):
 
         import folder_paths
 
-        path = folder_paths.get_full_path(files.FOLDER, file)
+        path = folder_paths.get_full_path(kv_files.SHELF.folder, file)
         return f"{file} {os.path.getmtime(path) if path else 'missing'}"
 
     @classmethod
@@ -522,7 +522,7 @@ class LoadKV(io.ComfyNode):
         """Load and check."""
         import folder_paths
 
-        kv = files.load(folder_paths.get_full_path_or_raise(files.FOLDER, file))
+        kv = kv_files.load(folder_paths.get_full_path_or_raise(kv_files.SHELF.folder, file))
         report = describe(kv)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(kv, report, {"samples": kv.noise.clone()})

@@ -99,9 +99,9 @@ def make_host_importable() -> None:
 
     os.environ.setdefault("COMFYUI_PATH", str(conftest.dev.RELEASES[conftest.dev.DEFAULT_RELEASE].comfy))
     conftest.import_host()
-    from palimpsest.nodes import files
+    from palimpsest.nodes.extension import register_folders
 
-    files.register_folder()
+    register_folders()
 
 
 def main() -> int:

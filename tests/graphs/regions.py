@@ -68,7 +68,8 @@ START_KEEP = """## Keep everything else, after any edit
 START_FIND = """## A mask by a word
 
 1. **Load Checkpoint**, **Load Image**: your model, your photo. No mask is painted.
-2. **Select Words**: describe the photo, and write into *words* what you want to find.
+2. **Select Words**: describe the photo, and write into *words* what you want to find: a phrase such as *red cat*
+   covers more of it than its noun alone.
 3. Queue.
 
 **Find Words in Picture** asks the model where it sees the words in the photo itself: nothing is sampled. **Read
@@ -259,7 +260,7 @@ def find() -> dict:
         "checkpoint": checkpoint([40, 80]),
         "image": load_image([40, 250], "palimpsest_example.png", "Your photo"),
         "encode": encode([40, 720], "image.IMAGE"),
-        "words": words([40, 850], SOURCE, "cat", "The picture as it is"),
+        "words": words([40, 850], SOURCE, "red cat", "The picture as it is"),
         "negative": text("Negative prompt", [40, 1130], ""),
         "invert": invert([500, 80], positive="words.positive"),
         "find": {"type": "PalimpsestFindWords", "at": [500, 500], "size": [380, 200],

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 from palimpsest.kernels.reference import contextdiff
-from palimpsest.nodes import context_files
+from palimpsest.nodes import context_files, storage
 from palimpsest.nodes.context import ContextSampler, LoadContextAdapter, SaveContextAdapter
 from palimpsest.nodes.patches.context_adapter import (
     SIZES,
@@ -356,7 +356,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
     context_files.register_folder()
-    return tmp_path / context_files.FOLDER
+    return tmp_path / context_files.SHELF.folder
 
 
 def save(adapter, **settings):
@@ -397,15 +397,15 @@ def test_a_failed_save_leaves_no_file(folder, monkeypatch):
     def fail(tensors, path, metadata):
         raise OSError("disk full")
 
-    monkeypatch.setattr(context_files, "save_file", fail)
+    monkeypatch.setattr(storage, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save(ContextAdapter.new(config()))
     assert list(folder.iterdir()) == []
 
 
 def test_a_full_disk_is_told_before(folder, monkeypatch):
-    usage = context_files.shutil.disk_usage(".")
-    monkeypatch.setattr(context_files.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = storage.shutil.disk_usage(".")
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(OSError, match=r"disk has 0 MB free.*float16"):
         save(ContextAdapter.new(config()))
 

@@ -12,11 +12,10 @@ import make_locales
 import make_object_info
 import pytest
 from comfy_api.latest import io
-from palimpsest.nodes import files
-from palimpsest.nodes.extension import Palimpsest
+from palimpsest.nodes.extension import Palimpsest, register_folders
 
 ROOT = Path(__file__).resolve().parents[2]
-files.register_folder()
+register_folders()
 NODES = asyncio.run(Palimpsest().get_node_list())
 SCHEMAS = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in NODES}
 IDS = sorted(SCHEMAS)

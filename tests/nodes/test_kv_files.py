@@ -7,7 +7,7 @@ from dataclasses import replace
 import folder_paths
 import pytest
 import torch
-from palimpsest.nodes import files
+from palimpsest.nodes import kv_files, storage
 from palimpsest.nodes.kv_inversion import LoadKV, SaveKV, describe
 from palimpsest.nodes.patches.artefacts import KVEmbeddings, TunedLayer
 from safetensors.torch import save_file
@@ -18,7 +18,7 @@ LAYERS = (TunedLayer("output", 3, 0, 2, 3, 8), TunedLayer("output", 4, 0, 2, 3, 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty models/palimpsest_kv that the host knows."""
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, files.FOLDER, ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, kv_files.SHELF.folder, ([str(tmp_path)], {".safetensors"}))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     return tmp_path
 
@@ -49,12 +49,12 @@ def test_embeddings_come_back_bit_by_bit(folder, kv):
 
 def test_a_second_save_takes_the_next_number(folder, kv):
     assert [SaveKV.execute(kv, "cat").args[0] for _ in range(2)] == ["cat_00001.safetensors", "cat_00002.safetensors"]
-    assert files.listed() == ["cat_00001.safetensors", "cat_00002.safetensors"]
+    assert kv_files.listed() == ["cat_00001.safetensors", "cat_00002.safetensors"]
 
 
 @pytest.mark.parametrize("prefix", ["../../evil", "/etc/evil", "C:\\evil", "ev/il", "evil\0", "..evil", ".evil."])
 def test_no_name_leaves_the_folder(folder, prefix):
-    path = files.new_path(prefix)
+    path = kv_files.new_path(prefix)
     assert path.parent == folder
     assert "evil" in path.name
 
@@ -62,7 +62,7 @@ def test_no_name_leaves_the_folder(folder, prefix):
 @pytest.mark.parametrize("prefix", ["", "..", "///", " . "])
 def test_a_name_without_letters_is_refused(folder, prefix):
     with pytest.raises(ValueError, match="no letters or digits"):
-        files.new_path(prefix)
+        kv_files.new_path(prefix)
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(folder, kv, monkeypatch):
@@ -77,19 +77,19 @@ def test_a_write_that_breaks_leaves_nothing(folder, kv, monkeypatch):
     def breaks(*_args, **_kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(files, "save_file", breaks)
+    monkeypatch.setattr(storage, "save_file", breaks)
     with pytest.raises(OSError, match="No space"):
         SaveKV.execute(kv, "cat")
     assert not list(folder.iterdir())
 
 
 def read(path):
-    return files.load(str(path))
+    return kv_files.load(str(path))
 
 
 def test_foreign_newer_cut_and_damaged_files_are_refused_by_name_and_reason(folder, kv):
     good = folder / "good.safetensors"
-    files.save(kv, good)
+    kv_files.save(kv, good)
     cut = folder / "cut.safetensors"
     cut.write_bytes(good.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"cut\.safetensors is cut off or damaged"):
@@ -103,23 +103,27 @@ def test_foreign_newer_cut_and_damaged_files_are_refused_by_name_and_reason(fold
     with pytest.raises(ValueError, match=r"lora\.safetensors is not a file of KV embeddings"):
         read(foreign)
     newer = folder / "newer.safetensors"
-    save_file({"x": torch.zeros(1)}, newer, metadata={"format": files.FORMAT, "version": "99"})
+    save_file({"x": torch.zeros(1)}, newer, metadata={"format": kv_files.SHELF.format, "version": "99"})
     with pytest.raises(ValueError, match="newer version of this pack"):
         read(newer)
     older = folder / "older.safetensors"
-    save_file({"x": torch.zeros(1)}, older, metadata={"format": files.FORMAT, "version": "1"})
+    save_file({"x": torch.zeros(1)}, older, metadata={"format": kv_files.SHELF.format, "version": "1"})
     with pytest.raises(ValueError, match=r"early version of this pack.*tune the picture again"):
         read(older)
     hollow = folder / "hollow.safetensors"
-    save_file({"x": torch.zeros(1)}, hollow, metadata={"format": files.FORMAT, "version": str(files.VERSION)})
+    save_file(
+        {"x": torch.zeros(1)},
+        hollow,
+        metadata={"format": kv_files.SHELF.format, "version": str(kv_files.SHELF.version)},
+    )
     with pytest.raises(ValueError, match=r"hollow\.safetensors is damaged"):
         read(hollow)
     shuffled = folder / "shuffled.safetensors"
-    files.save(replace(kv, layers=kv.layers[:1]), shuffled)
+    kv_files.save(replace(kv, layers=kv.layers[:1]), shuffled)
     with pytest.raises(ValueError, match="do not fit"):
         read(shuffled)
     poisoned = folder / "poisoned.safetensors"
-    files.save(replace(kv, scalars=kv.scalars * float("nan")), poisoned)
+    kv_files.save(replace(kv, scalars=kv.scalars * float("nan")), poisoned)
     with pytest.raises(ValueError, match="NaN"):
         read(poisoned)
 
@@ -127,4 +131,4 @@ def test_foreign_newer_cut_and_damaged_files_are_refused_by_name_and_reason(fold
 def test_only_safetensors_are_listed(folder, kv):
     (folder / "weights.pt").write_bytes(b"x")
     SaveKV.execute(kv, "cat")
-    assert files.listed() == ["cat_00001.safetensors"]
+    assert kv_files.listed() == ["cat_00001.safetensors"]
