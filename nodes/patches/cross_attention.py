@@ -243,11 +243,14 @@ def biased_attention(options: dict, query: Tensor, key: Tensor, value: Tensor, b
     """
     from comfy.ldm.modules.attention import attention_pytorch
 
-    query, key, value = (t.to(bias.dtype) for t in (query, key, value))
-    return attention_pytorch(
-        query, key, value, options["n_heads"], mask=bias, attn_precision=options["attn_precision"],
+    out = attention_pytorch(
+        *(t.to(bias.dtype) for t in (query, key, value)),
+        options["n_heads"],
+        mask=bias,
+        attn_precision=options["attn_precision"],
         transformer_options=options,
-    )  # fmt: skip
+    )
+    return out.to(query.dtype)
 
 
 @dataclass(frozen=True)
@@ -305,11 +308,16 @@ class StartRun:
 
 @dataclass(frozen=True)
 class RequireWords:
-    """OUTER_SAMPLE wrapper: refuse a run in which no prompt holds the chosen words."""
+    """OUTER_SAMPLE wrapper: refuse to sample where no prompt holds the chosen words.
+
+    Nodes that look at the source by its own prompt run without them.
+    """
 
     words: ChosenWords = field(repr=False)
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        if executor.class_obj.model_options.get("transformer_options", {}).get(host.OF_A_NODE):
+            return executor(*args, **kwargs)
         conds = [cond for group in executor.class_obj.conds.values() for cond in group or ()]
         texts = [text for text in (cond.get("cross_attn") for cond in conds) if text is not None]
         if not any(self.words.offsets(text) for text in texts):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 LayerKey = tuple[str, int, int]
+OF_A_NODE = "palimpsest_of_a_node"  # key in a run's options: one of our nodes runs the model, no sampler does
 
 
 @dataclass(frozen=True)

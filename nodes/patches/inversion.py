@@ -87,11 +87,14 @@ def sample(
 ) -> Tensor:
     """Run a sampler function of ours under the host's CFGGuider, so that LoRA, ControlNet, areas and hooks all act.
 
-    start (B, C, H, W) enters as it would from a LATENT socket and no noise is added. Returns a LATENT tensor.
+    start (B, C, H, W) enters as it would from a LATENT socket and no noise is added. Returns a LATENT tensor. Patches
+    find host.OF_A_NODE in the options: such a run looks at the picture as it is, often without the edit's prompt.
     """
     import comfy.samplers
 
     guider = comfy.samplers.CFGGuider(model)
+    options = guider.model_options.get("transformer_options", {}) | {host.OF_A_NODE: True}
+    guider.model_options = guider.model_options | {"transformer_options": options}
     guider.set_conds(positive, positive if negative is None else negative)
     guider.set_cfg(guidance)
     sampler = comfy.samplers.KSAMPLER(function)
