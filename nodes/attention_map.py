@@ -170,7 +170,7 @@ class ReadAttentionMap(io.ComfyNode):
                     "samples",
                     optional=True,
                     tooltip="The sampler's own output latent: it tells which run to read, and that sampling comes "
-                    "first. Leave it empty for a record of Find Words.",
+                    "first. Leave it empty for a record of Find Words in Picture.",
                 ),
                 io.Image.Input(
                     "image",
@@ -236,7 +236,8 @@ class ReadAttentionMap(io.ComfyNode):
                     default=2,
                     min=0,
                     max=256,
-                    tooltip="Takes specks and holes of up to twice so many pixels out of the mask. 0 leaves it as it "
+                    tooltip="Takes specks and holes of up to twice as many pixels across out of the mask. 0 leaves "
+                    "it as it "
                     "is; 2 to 8 are useful, more rounds the corners.",
                 ),
                 io.Float.Input(

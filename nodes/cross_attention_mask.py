@@ -63,7 +63,8 @@ class CrossAttentionMask(io.ComfyNode):
                     min=0.0,
                     max=512.0,
                     step=1.0,
-                    tooltip="Softens the mask's edge over so many of its pixels on either side. 0: as painted. 8 to 32 "
+                    tooltip="Softens the mask's edge over this many of its pixels on either side. 0: as painted. 8 "
+                    "to 32 "
                     "hide a seam between two regions.",
                 ),
                 io.Combo.Input("layers", options=cross_attention.LAYERS, tooltip=LAYERS_TOOLTIP),
@@ -79,7 +80,8 @@ class CrossAttentionMask(io.ComfyNode):
                     "mask_uncond",
                     default=True,
                     tooltip="Mask the negative prompt as well, at the same positions, as PFB-Diff does. Leave it on "
-                    "without tokens: else guidance pushes the text-less part away from it. Off keeps a long negative "
+                    "without tokens: else guidance pushes the part without text away from that prompt. Off keeps a "
+                    "long negative "
                     "prompt whole.",
                 ),
                 io.Float.Input(
@@ -97,7 +99,7 @@ class CrossAttentionMask(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="When the mask stops to act. 1: the words never leave their region. 0.8 lets the last "
+                    tooltip="When the mask stops acting. 1: the words never leave their region. 0.8 lets the last "
                     "steps blend the border.",
                 ),
                 sockets.Tokens.Input(

@@ -244,7 +244,9 @@ class EditReport(io.ComfyNode):
             inputs=[
                 io.Image.Input("source", tooltip="The picture or frames before the edit; one, or as many as edited."),
                 io.Image.Input(
-                    "edited", tooltip="The edited picture or frames. Another size is resized to the source's, and said."
+                    "edited",
+                    tooltip="The edited picture or frames. Another size is resized to the source's, and the report "
+                    "says so.",
                 ),
                 io.String.Input(
                     "prompt",

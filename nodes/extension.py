@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import kv_files
+from . import feature_blend_files, kv_files
+from .attention_map import AttentionMap, FindWords, ReadAttentionMap
+from .cross_attention_mask import CrossAttentionMask
+from .edit_report import EditReport
+from .feature_blend import FeatureBlend, LoadBlendWeights, SaveBlendWeights, TuneFeatureBlend
 from .inversion import Invert
+from .keep_outside import KeepOutside
 from .kv_inversion import ApplyKV, LoadKV, PromptLines, SaveKV, TuneKV
+from .select_words import SelectWords
 
 
 def register_folders() -> None:
     """Tell the host about every folder of ours; before the first node list is built, for loaders list their files."""
-    for files in (kv_files,):
+    for files in (kv_files, feature_blend_files):
         files.register_folder()
 
 
@@ -24,4 +30,9 @@ class Palimpsest(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node, in the order of a typical graph."""
-        return [Invert, TuneKV, ApplyKV, SaveKV, LoadKV, PromptLines]
+        return [
+            *(Invert, TuneKV, ApplyKV, SaveKV, LoadKV, PromptLines),
+            *(SelectWords, CrossAttentionMask, AttentionMap, FindWords, ReadAttentionMap),
+            *(FeatureBlend, TuneFeatureBlend, SaveBlendWeights, LoadBlendWeights, KeepOutside),
+            EditReport,
+        ]

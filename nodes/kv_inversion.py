@@ -361,7 +361,7 @@ class ApplyKV(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="When the source stops to act. 1 keeps the finest texture; earlier lets the model finish "
+                    tooltip="When the source stops acting. 1 keeps the finest texture; earlier lets the model finish "
                     "on its own.",
                 ),
                 io.Combo.Input(

@@ -40,14 +40,16 @@ class SelectWords(io.ComfyNode):
                     "words",
                     default="cat",
                     tooltip="Words or phrases of the prompt, separated by commas; capitals and punctuation do not "
-                    "count. cat#2 is the second cat, paint* any word that begins so, red * red and the word after it, "
+                    "count. cat#2 is the second cat, paint* any word that begins so, 'red *' means red and the word "
+                    "after it, "
                     "* alone every word except those like a, the, of.",
                 ),
             ],
             outputs=[
                 sockets.Tokens.Output(
                     display_name="tokens",
-                    tooltip="The chosen words, for Cross-Attention Mask, Attention Map and Find Words. They are "
+                    tooltip="The chosen words, for Cross-Attention Mask, Attention Map and Find Words in Picture. "
+                    "They are "
                     "recognised wherever the conditioning beside them is sampled.",
                 ),
                 io.Conditioning.Output(

@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCALES = ROOT / "locales"
-CATEGORIES = {"palimpsest": "palimpsest", "inversion": "inversion"}
+CATEGORIES = {name: name for name in ("palimpsest", "inversion", "regions", "evaluate")}
 
 
 def schemas() -> list[Any]:

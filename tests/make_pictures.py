@@ -3,6 +3,7 @@
     python tests/make_pictures.py example                       tests/data/input/*.png
     python tests/make_pictures.py docs --demo output/demo       web/docs/<NodeId>/*.jpg and workflows/*.jpg
     python tests/make_pictures.py knobs                         the same, of settings side by side
+    python tests/make_pictures.py thumbnails [FOLDER]           workflows/*.jpg of the regions, by running them in full
 
 The demo's folder holds source.png, ddim.png (sampled from the inverted noise with the source's prompt, nothing
 learned), tuned.png (the same with the tuned keys and values), prompt_swap.png (edit prompt, nothing learned), kv.png
@@ -13,6 +14,7 @@ narrow form: some minutes on two cores; it needs the environment and the host th
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -273,6 +275,34 @@ def draw_two(studio: Studio, kv, noise: dict) -> tuple[Image.Image, Image.Image]
     return picture, studio.draw(model, positive, {"samples": torch.cat([left_noise["samples"], noise["samples"]], -1)})
 
 
+def draw_thumbnails(everything: Path | None) -> list[Path]:
+    """Run every workflow of the regions in the host, and draw what it saves; all its pictures go into a folder, too."""
+    import api
+    from conftest import dev
+    from graphs import regions
+    from shipped_workflows import api_form, provide_files
+
+    written = []
+    with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
+        client = api.ApiClient(host.url)
+        for name in regions.GRAPHS:
+            prompt = api_form(name)
+            provide_files(client, prompt)
+            entry = client.queue(prompt)
+            shown = {key: client.images(entry, key) for key in entry["outputs"]}
+            if everything is not None:
+                everything.mkdir(parents=True, exist_ok=True)
+                for key, pictures in shown.items():
+                    for i, data in enumerate(pictures):
+                        (everything / f"{name}.{prompt[key]['class_type']}.{key}.{i}.png").write_bytes(data)
+            (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+            picture = Image.open(io.BytesIO(shown[saved][0])).convert("RGB")
+            square = picture.crop((0, 0, picture.width, picture.width)) if picture.height >= picture.width else picture
+            source = Image.open(EXAMPLE).convert("RGB")
+            written.append(save(thumbnail(square, source), ROOT / "workflows" / f"{name}.jpg"))
+    return written
+
+
 def grid(pictures: list[Image.Image]) -> Image.Image:
     """Four square pictures, two by two, at a thumbnail's size."""
     side = pictures[0].width
@@ -296,10 +326,17 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("example")
     commands.add_parser("knobs")
+    thumbnails = commands.add_parser("thumbnails")
+    thumbnails.add_argument("folder", type=Path, nargs="?")
     docs = commands.add_parser("docs")
     docs.add_argument("--demo", type=Path, default=ROOT / "output" / "demo")
     options = parser.parse_args()
-    draw = {"example": draw_examples, "knobs": draw_knobs, "docs": lambda: draw_docs(options.demo)}
+    draw = {
+        "example": draw_examples,
+        "knobs": draw_knobs,
+        "docs": lambda: draw_docs(options.demo),
+        "thumbnails": lambda: draw_thumbnails(options.folder),
+    }
     for path in draw[options.command]():
         print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.1f} kB")
 

@@ -121,7 +121,7 @@ def blend(at: list[int], model: str, mask: str, weights: str | None = None, **wi
 
 
 def keep_outside(at: list[int], mask: str) -> dict:
-    return {"type": "PalimpsestKeepOutside", "at": at, "size": [380, 260],
+    return {"type": "PalimpsestKeepOutside", "at": at, "size": [380, 260], "widgets": {"grow": 4, "feather": 4},
             "inputs": {"original": "image.IMAGE", "edited": "decode.IMAGE", "mask": mask}}  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def recolour() -> dict:
         "decode": decode([1380, 500], "sample.LATENT"),
         "keep": keep_outside([1380, 630], "image.MASK"),
         "save": kept([1820, 80]),
-        "report": report([1820, 600], "keep.image", "image.MASK", RECOLOURED),
+        "report": report([1820, 600], "keep.image", "keep.mask", RECOLOURED),
         "start": note("Start here", [-480, 40], [440, 420], START_RECOLOUR),
         "values": note("Not right yet?", [-480, 520], [440, 400], VALUES),
     }
@@ -244,8 +244,8 @@ def keep_everything_else() -> dict:
         "decode": decode([500, 440], "sample.LATENT"),
         "keep": keep_outside([960, 80], "image.MASK"),
         "save": kept([960, 420]),
-        "before": report([1420, 80], "decode.IMAGE", "image.MASK", RECOLOURED, "What the edit alone keeps"),
-        "after": report([1420, 620], "keep.image", "image.MASK", RECOLOURED, "What is kept in the end"),
+        "before": report([1420, 80], "decode.IMAGE", "keep.mask", RECOLOURED, "What the edit alone keeps"),
+        "after": report([1420, 620], "keep.image", "keep.mask", RECOLOURED, "What is kept in the end"),
         "start": note("Start here", [-480, 40], [440, 360], START_KEEP),
     }
     groups = [
