@@ -15,19 +15,21 @@ from ..kernels.reference import keep_outside as maths
 NONE = "none"
 STRETCH, CENTRE = "stretch", "centre crop"
 WHOLE, SUB_PIXEL = "whole pixels", "sub-pixel"
-COLOUR_FITS: dict[str, Callable | None] = {
-    NONE: None,
+COLOUR_FITS: dict[str, Callable] = {  # from the simplest to the richest
+    NONE: maths.fit_nothing,
     "mean": maths.fit_mean,
     "mean and spread": maths.fit_mean_and_spread,
     "linear": maths.fit_linear,
 }
 ROUNDED: dict[str, Callable[[float], float] | None] = {NONE: None, WHOLE: round, SUB_PIXEL: float}
 BLACK = 0.5 / 255  # mask values below half a step of an 8-bit picture count as black
+EQUAL = 1 / 255  # mean difference of colours outside that nobody sees
 STILL = 1 / 32  # pixels: an edit that lies off by less is left as it is
 LEAST_AGREEMENT = 0.5  # correlation outside below which the edit is taken to have redrawn it
 BAND = 2**20  # pixels that are mixed and compared at a time
 LARGEST_REST = 0.06  # median difference that may be left outside after a colour match
-LEAST_GAIN = 0.02  # share of the difference outside that a match must take away
+LEAST_GAIN = 0.2  # share of the difference outside that a match must take away
+COLOURS = 2**16  # pixels outside that colours are fitted to
 
 
 @dataclass(frozen=True)
@@ -213,8 +215,8 @@ def matched(original: Tensor, edited: Tensor, outside: Tensor, how: Composition)
     if ROUNDED[how.align]:
         edited, note = aligned(original, edited, outside, ROUNDED[how.align])
         notes.append(note)
-    if COLOUR_FITS[how.colour_match]:
-        edited, note = recoloured(original, edited, outside, COLOUR_FITS[how.colour_match])
+    if how.colour_match != NONE:
+        edited, note = recoloured(original, edited, outside, how.colour_match)
         notes.append(note)
     return edited.clamp(low, high), notes
 
@@ -234,26 +236,33 @@ def aligned(original: Tensor, edited: Tensor, outside: Tensor, rounded: Callable
     ), f"the edit lay {right:+.2f} px right and {down:+.2f} px down, moved back"
 
 
-def recoloured(original: Tensor, edited: Tensor, outside: Tensor, fit: Callable) -> tuple[Tensor, str]:
-    """The edit in the original's colours as they are found outside, and the note."""
-    places = maths.sampled(outside)
+def recoloured(original: Tensor, edited: Tensor, outside: Tensor, richest: str) -> tuple[Tensor, str]:
+    """The edit in the original's colours as they are found outside, and the note.
+
+    Of `richest` and the simpler fits the one is taken that errs least on halves of the outside which it has not seen:
+    what does not hold from one half to the other would not hold inside the mask either.
+    """
+    places = maths.sampled(outside, COLOURS)
     if len(places) < maths.FEWEST:
         return edited, "colours not matched (too little is left outside the mask)"
-    e, o = (t[..., :3].flatten(0, 1)[places] for t in (edited, original))
-    fitted = maths.fit_robustly(fit, e, o)
-    new = maths.recolour(e, fitted)
-    rest, before, after = (t.abs().mean(1) for t in (new - o, e - o, new - o))
-    if rest.median().item() > LARGEST_REST:
-        return edited, "colours not matched (outside, edit and original have little in common)"
-    if after.mean() >= (1 - LEAST_GAIN) * before.mean():
+    e, o = (t[..., :3].flatten(0, 1)[places].double() for t in (edited, original))
+    rows, columns = places // outside.shape[1], places % outside.shape[1]
+    halves = [t > t.median() for t in (rows, columns)]
+    if (e - o).abs().mean().item() < EQUAL:
         return edited, "the edit has the original's colours"
+    names = list(COLOUR_FITS)[: list(COLOUR_FITS).index(richest) + 1]
+    errors = {name: maths.held_out_error(COLOUR_FITS[name], e, o, halves) for name in names}
+    best = min(errors, key=errors.__getitem__)
+    new = maths.recolour(e, fitted := maths.fit_robustly(COLOUR_FITS[best], e, o))
+    if (new - o).abs().mean(1).median().item() > LARGEST_REST:
+        return edited, "colours not matched (outside, edit and original have little in common)"
+    if errors[best] >= (1 - LEAST_GAIN) * errors[NONE]:
+        return edited, "colours left as they are (no tint that holds everywhere outside)"
     levels = ", ".join(f"{name} {255 * x:+.1f}" for name, x in zip("RGB", (new - e).mean(0).tolist(), strict=True))
-    difference = f"{255 * before.mean().item():.1f} to {255 * after.mean().item():.1f}"
-    whole = torch.cat([maths.recolour(edited[..., :3], fitted), edited[..., 3:]], -1)
-    return (
-        whole,
-        f"colours changed by {levels} levels on average, which brings the difference outside from {difference}",
-    )
+    difference = " to ".join(f"{255 * (t - o).abs().mean().item():.1f}" for t in (e, new))
+    whole = torch.cat([maths.recolour_within(edited[..., :3], fitted, e), edited[..., 3:]], -1)
+    note = f"colours changed ({best}) by {levels} levels on average, the difference outside went from {difference}"
+    return whole, note
 
 
 # --------------------------------------------------------------------------------------------------------- the report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import latent_preview
@@ -117,9 +118,8 @@ class FeatureBlend(io.ComfyNode):
                     default=False,
                     advanced=True,
                     tooltip="As PFB-Diff's published code does it: the middle block's input is blended with what it "
-                    "returned, "
-                    "the latent with the noise level just left, and sampling from inverted noise begins one level "
-                    "late. For comparison only.",
+                    "returned, the latent with the noise level just left, and sampling from inverted noise begins one "
+                    "level late. For comparison only.",
                 ),
                 io.Float.Input(
                     "grow_mask",
@@ -411,8 +411,6 @@ class LoadBlendWeights(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file) -> str:
         """Read again when the file changed."""
-        import os
-
         import folder_paths
 
         path = folder_paths.get_full_path(files.SHELF.folder, file)

@@ -1,4 +1,4 @@
-"""Blend weights on disk: one small .safetensors file in models/palimpsest_blend, features and tuning in its header."""
+"""Blend weights on disk: one small .safetensors file in models/palimpsest_blend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHELF = Shelf(
     version=1,
     what=("a file of blend weights", "Save Blend Weights"),
     example="my garden",
-    room="save to another disk",
+    room="clear the temporary files",
 )
 register_folder, listed, new_path = SHELF.register, SHELF.listed, SHELF.new_path
 

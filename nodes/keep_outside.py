@@ -76,7 +76,7 @@ class KeepOutside(io.ComfyNode):
                     default="mean and spread",
                     tooltip="Takes a tint of the whole edit away, found by comparing both pictures outside the mask. "
                     "mean: brightness and tint; mean and spread: contrast as well; linear: colours that were mixed "
-                    "into each other, too. The edit is left alone where its surroundings are another scene.",
+                    "into each other, too. A simpler one, or none, is taken where it holds better outside.",
                 ),
                 io.Combo.Input(
                     "align",

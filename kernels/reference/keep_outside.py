@@ -21,7 +21,7 @@ LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709-6, item 3.2
 LANCZOS_RADIUS = 4
 COARSE, FINE = 512, 1024  # longest side in pixels on which a shift is searched, and on which it is refined
 SEARCHED = 8  # shifts of up to 1 / SEARCHED of each side are found
-SAMPLES = 2**18  # pixels outside that a shift or a colour is fitted to
+SAMPLES = 2**18  # pixels outside that a shift is fitted to
 FEWEST = 256  # pixels outside below which nothing is estimated
 TUKEY = 4.685  # cut-off of the biweight in standard deviations, 95 % efficient for Gaussian errors
 MAD_TO_STD = 1.4826
@@ -248,10 +248,10 @@ def estimate_shift(original: Tensor, edited: Tensor, outside: Tensor) -> Shift |
     return Shift(found.right * finest.scale, found.down * finest.scale, before, after)
 
 
-def sampled(region: Tensor) -> Tensor:
-    """Flat indices of the pixels of a region, every n-th if they are more than SAMPLES."""
+def sampled(region: Tensor, most: int = SAMPLES) -> Tensor:
+    """Flat indices of the pixels of a region, every n-th if they are more than `most`."""
     places = region.flatten().nonzero()[:, 0]
-    return places[:: max(1, -(-len(places) // SAMPLES))]
+    return places[:: max(1, -(-len(places) // most))]
 
 
 def agreement(level: Level, step: Step, region_at: Step) -> float:
@@ -332,12 +332,28 @@ def correlation(first: Tensor, second: Tensor) -> float:
 # --------------------------------------------------------------------------------------------------------- the colour
 
 ColourMap = tuple["Tensor", "Tensor"]
+ColourFit = Callable[["Tensor", "Tensor", "Tensor"], ColourMap]
 
 
 def recolour(colours: Tensor, fitted: ColourMap) -> Tensor:
     """c' = A c + b for colours (..., 3), with A (3, 3) and b (3)."""
     matrix, offset = (t.to(colours) for t in fitted)
     return colours @ matrix.T + offset
+
+
+def recolour_within(colours: Tensor, fitted: ColourMap, seen: Tensor) -> Tensor:
+    """recolour, but no channel changes by more than it does for any of the colours seen (P, 3).
+
+    So a map is not carried on to colours far from those that it was made from.
+    """
+    change = recolour(seen, fitted) - seen
+    low, high = change.amin(0).to(colours), change.amax(0).to(colours)
+    return colours + (recolour(colours, fitted) - colours).clamp(low, high)
+
+
+def fit_nothing(edited: Tensor, original: Tensor, weights: Tensor) -> ColourMap:
+    """A = 1, b = 0."""
+    return torch.eye(3).to(edited), torch.zeros(3).to(edited)
 
 
 def fit_mean(edited: Tensor, original: Tensor, weights: Tensor) -> ColourMap:
@@ -372,7 +388,7 @@ def fit_linear(edited: Tensor, original: Tensor, weights: Tensor) -> ColourMap:
     return matrix, mean_o - matrix @ mean_e
 
 
-def fit_robustly(fit: Callable[[Tensor, Tensor, Tensor], ColourMap], edited: Tensor, original: Tensor) -> ColourMap:
+def fit_robustly(fit: ColourFit, edited: Tensor, original: Tensor) -> ColourMap:
     """A colour fit that a minority of pixels which differ for another reason cannot draw aside.
 
     Iteratively reweighted least squares with Tukey's biweight (Beaton and Tukey 1974), 15 rounds. Colours (P, 3) of the
@@ -384,6 +400,18 @@ def fit_robustly(fit: Callable[[Tensor, Tensor, Tensor], ColourMap], edited: Ten
         fitted = fit(e, o, weights)
         weights = biweight((recolour(e, fitted) - o).norm(dim=1))
     return fitted
+
+
+def held_out_error(fit: ColourFit, edited: Tensor, original: Tensor, halves: list[Tensor]) -> float:
+    """Mean absolute error of a robust fit on pixels that it was not made from.
+
+    halves: (P) bool each; every one of them and every complement is left out once.
+    """
+    errors = []
+    for half in [*halves, *(~half for half in halves)]:
+        fitted = fit_robustly(fit, edited[~half], original[~half])
+        errors.append((recolour(edited[half].double(), fitted) - original[half]).abs().mean().item())
+    return sum(errors) / len(errors)
 
 
 def biweight(residuals: Tensor, typical: Tensor | None = None) -> Tensor:

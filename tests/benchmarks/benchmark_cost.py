@@ -26,7 +26,7 @@ pocket_host.import_host()
 import comfy.k_diffusion.sampling  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfyui_version  # noqa: E402
-from benchmarks import counting, counting_masks  # noqa: E402
+from benchmarks import counting, counting_blends, counting_masks  # noqa: E402
 from benchmarks.counting import STEPS, Calls, Family  # noqa: E402
 from palimpsest.nodes.kv_inversion import ApplyKV, TuneKV  # noqa: E402
 from palimpsest.nodes.patches import inversion  # noqa: E402
@@ -77,6 +77,10 @@ ROWS = [
     Row("Apply KV, extend", call("extend")),
     Row("Apply KV outside its percents", call("outside"), goal=1.005),
     *(Row(f"Cross-Attention Mask, {name}", call(name), goal=1.005) for name in counting_masks.MASKED),
+    *(
+        Row(f"Feature Blend, {name}", call(name), goal=counting_blends.GOALS.get(name, counting_blends.CACHED_GOAL))
+        for name in counting_blends.BLENDED
+    ),
     Row("tuning, an iteration", call("iteration"), predicted={"SD 1.5": (2.14, 0.75), "SDXL": (15.2, 0.68)}),
     Row("tuning, an iteration, nothing cached", call("iteration uncached"),
         predicted={"SD 1.5": (2.79, 0.98), "SDXL": (20.2, 0.91)}),
@@ -146,6 +150,8 @@ def measure(family: Family, device: torch.device, options: argparse.Namespace) -
         steps = {"plain": sample(model), "inversion": sample(model, 1.0)}
         steps |= {name: sample(apply(kv, **chosen)) for name, chosen in counting.APPLIED.items()}
         steps |= {name: sample(counting_masks.masked(model, family, name)) for name in counting_masks.MASKED}
+        for name in counting_blends.BLENDED:
+            steps[name] = sample(counting_blends.blended(model, family, trajectory, name))
         few, many = 2, 2 + options.iterations
         tunings = {"": {}, " bare": {"keep_source": False}, " uncached": {"patched": uncached}}
         runs = steps | {f"{n}{name}": tune(n, **chosen) for name, chosen in tunings.items() for n in (few, many)}
@@ -173,11 +179,12 @@ def count(family: Family) -> tuple[dict[str, counting.Cost], dict[str, float]]:
     calls = Calls(model, family)
     masked = {name: counting_masks.masked(model, family, name) for name in counting_masks.MASKED}
     masked = {name: counting_masks.later_step(patched, family) for name, patched in masked.items()}
+    blended = {name: counting_blends.step(calls, name) for name in counting_blends.BLENDED}
     names = ["plain", "inversion", *counting.APPLIED, *(f"{part}{kind}" for kind in ("", " bare", " uncached")
                                                         for part in ("step", "iteration"))]  # fmt: skip
     sizes = {FULL: calls.bytes(keep_source=False), f"rank {RANK}": calls.bytes(keep_source=False, rank=RANK)}
     sizes |= {f"{FULL}, source kept": calls.bytes(), f"rank {RANK}, source kept": calls.bytes(rank=RANK)}
-    return {name: calls[name] for name in names} | masked, sizes
+    return {name: calls[name] for name in names} | masked | blended, sizes
 
 
 HEAD = ("", "TFLOP", "GB", "ops", "waits", "saved GB", "copied GB", "H200 ms", "4090 ms", "ratio", "goal", "predicted",
