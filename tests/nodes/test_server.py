@@ -55,3 +55,44 @@ def test_a_wrong_size_is_one_sentence_in_the_editor(client, edit):
     nodes["sample kv"]["inputs"]["latent_image"] = ["empty", 0]
     with pytest.raises(ExecutionFailed, match="tuned to a latent of 16 x 16, sampling runs at 24 x 16"):
         client.queue(nodes)
+
+
+def words_seen(seed: int, threshold: float) -> dict:
+    """A drawn picture, and where its words acted."""
+    return {
+        "checkpoint": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": demo.POCKET}},
+        "empty": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "words": {
+            "class_type": "PalimpsestSelectWords",
+            "inputs": {"clip": ["checkpoint", 1], "text": world.caption(SCENE), "words": "*"},
+        },
+        "map": {
+            "class_type": "PalimpsestAttentionMap",
+            "inputs": {"model": ["checkpoint", 0], "tokens": ["words", 0], "layers": "all", "start_percent": 0.0,
+                       "end_percent": 1.0},
+        },
+        "sample": {
+            "class_type": "KSampler",
+            "inputs": {"model": ["map", 0], "positive": ["words", 1], "negative": ["words", 1],
+                       "latent_image": ["empty", 0], "seed": seed, "steps": 2, "cfg": 1.0, "sampler_name": "euler",
+                       "scheduler": "normal", "denoise": 1.0},
+        },
+        "read": {
+            "class_type": "PalimpsestReadAttentionMap",
+            "inputs": {"record": ["map", 1], "samples": ["sample", 0], "words": "", "levels": "all", "start": 0.0,
+                       "end": 1.0, "normalise": "each word by itself", "threshold": threshold, "clean": 2,
+                       "opacity": 1.0, "label": False},
+        },
+        "preview": {"class_type": "PreviewImage", "inputs": {"images": ["read", 0]}},
+    }  # fmt: skip
+
+
+def test_a_record_is_read_again_from_the_hosts_cache_run_by_run(client):
+    first = client.images(client.queue(words_seen(seed=1, threshold=0.3)), "preview")
+    second = client.images(client.queue(words_seen(seed=2, threshold=0.3)), "preview")
+    again = client.images(client.queue(words_seen(seed=2, threshold=0.4)), "preview")
+    back = client.images(client.queue(words_seen(seed=1, threshold=0.4)), "preview")
+    drawn = [[demo.picture(image).tolist() for image in images] for images in (first, second, again, back)]
+    assert drawn[0] != drawn[1]
+    assert drawn[2] == drawn[1]
+    assert drawn[3] == drawn[0]
