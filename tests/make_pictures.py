@@ -1,6 +1,6 @@
 """Draw the pictures that the pack ships: the example input, the help pages' pictures, the workflows' thumbnails.
 
-    python tests/make_pictures.py example                       tests/data/input/*.png
+    python tests/make_pictures.py example                       tests/data/input/*
     python tests/make_pictures.py docs --demo output/demo       web/docs/<NodeId>/*.jpg and workflows/*.jpg
     python tests/make_pictures.py knobs                         the same, of settings side by side
     python tests/make_pictures.py thumbnails [FOLDER]           workflows/*.jpg of the regions, by running them in full
@@ -27,6 +27,7 @@ ROOT = TESTS.parent
 EXAMPLE = TESTS / "data" / "input" / "palimpsest_example.png"
 SECOND_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_2")
 MASKED_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_masked")
+WALK = EXAMPLE.with_name("palimpsest_walk.webp")
 EXAMPLE_SEED = (world.HELD_OUT_SEED, 138)
 EXAMPLE_CAPTION = "a red cat standing on the right in the snow"
 EXAMPLE_EDIT = {"pose": "sitting"}
@@ -75,6 +76,20 @@ def second_scene() -> world.Scene:
     return world.edit(example_scene(), **SECOND)
 
 
+def walk_scene() -> world.Scene:
+    """The scene of the example clip: the second animal, in another place."""
+    return world.edit(second_scene(), place="park")
+
+
+def draw_walk() -> Path:
+    """A walk cycle of 8 frames, exact to the pixel, as an animated picture."""
+    from benchmarks import walks
+
+    first, *others = (Image.fromarray(walks.render(*frame)[0]) for frame in walks.frames(walk_scene(), 8))
+    first.save(WALK, save_all=True, append_images=others, duration=125, loop=0, lossless=True)
+    return WALK
+
+
 def draw_examples() -> list[Path]:
     EXAMPLE.parent.mkdir(parents=True, exist_ok=True)
     for path, scene in ((EXAMPLE, example_scene()), (SECOND_EXAMPLE, second_scene())):
@@ -82,7 +97,7 @@ def draw_examples() -> list[Path]:
     picture, mask = world.render(example_scene(), with_mask=True)
     masked = np.dstack([picture, 255 - 255 * np.asarray(mask > 0, dtype=np.uint8)])  # as the mask editor saves
     Image.fromarray(masked).save(MASKED_EXAMPLE)
-    return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE]
+    return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE, draw_walk()]
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:

@@ -245,7 +245,7 @@ def keep_everything_else() -> dict:
         "keep": keep_outside([960, 80], "image.MASK"),
         "save": kept([960, 420]),
         "before": report([1420, 80], "decode.IMAGE", "keep.mask", RECOLOURED, "What the edit alone keeps"),
-        "after": report([1420, 620], "keep.image", "keep.mask", RECOLOURED, "What is kept in the end"),
+        "after": report([1840, 80], "keep.image", "keep.mask", RECOLOURED, "What is kept in the end"),
         "start": note("Start here", [-480, 40], [440, 360], START_KEEP),
     }
     groups = [
