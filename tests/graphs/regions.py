@@ -116,6 +116,7 @@ def mask_words(at: list[int], tokens: str, mask: str, model: str = "checkpoint.M
 
 def blend(at: list[int], model: str, mask: str, weights: str | None = None, **widgets) -> dict:
     inputs = {"model": model, "trajectory": "invert.trajectory", "positive": "source.CONDITIONING", "mask": mask}
+    widgets = {"control_after_generate": "fixed", **widgets}
     return {"type": "PalimpsestFeatureBlend", "at": at, "size": [380, 400], "widgets": widgets,
             "inputs": inputs | ({"blend_weights": weights} if weights else {})}  # fmt: skip
 
@@ -250,7 +251,7 @@ def keep_everything_else() -> dict:
     }
     groups = [
         group("1 Any edit", "yours", 0, 920),
-        group("2 Only the mask changes", "edit", 940, 900),
+        group("2 Only the mask changes", "edit", 940, 1320),
     ]
     return {"nodes": nodes, "groups": groups}
 
@@ -286,6 +287,7 @@ def learn_blend() -> dict:
         **photo(),
         "edit": text("The picture as it should be", [480, 500], RECOLOURED),
         "tune": {"type": "PalimpsestTuneFeatureBlend", "at": [940, 80], "size": [380, 380],
+                 "widgets": {"control_after_generate": "fixed"},
                  "inputs": {"model": "checkpoint.MODEL", "trajectory": "invert.trajectory",
                             "positive": "source.CONDITIONING", "target_positive": "edit.CONDITIONING",
                             "negative": "negative.CONDITIONING", "mask": "image.MASK"}},
