@@ -578,7 +578,7 @@ def prepare_base(base: Path, pack: Path, models: Path | None) -> None:
             if file.is_file() and not file.name.startswith("."):
                 link_file(file, base / "models" / file.relative_to(models))
     for picture in (ROOT / "tests" / "data" / "input").glob("*"):
-        if picture.suffix in {".png", ".jpg"}:
+        if picture.suffix in {".png", ".jpg", ".webp"}:
             shutil.copy2(picture, base / "input" / picture.name)
 
 

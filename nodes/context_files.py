@@ -19,6 +19,14 @@ SHELF = Shelf(
     example="my clip",
     room="save with precision float16",
 )
+LORAS = Shelf(
+    folder="loras",
+    format="lora",
+    version=1,
+    what=("a LoRA", "Train Context Adapter"),
+    example="my clip",
+    room="train with a lower lora_rank",
+)
 register_folder, listed, new_path = SHELF.register, SHELF.listed, SHELF.new_path
 
 
@@ -26,6 +34,15 @@ def save(adapter: ContextAdapter, path: Path, dtype: torch.dtype = torch.float32
     """Write an adapter so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
     tensors = {name: tensor.to(dtype) for name, tensor in adapter.weights().items()}
     SHELF.write(path, tensors, {"config": json.dumps(asdict(adapter.config)), "info": json.dumps(adapter.info)})
+
+
+def save_lora(lora: dict[str, torch.Tensor], name: str) -> None:
+    """Write the LoRA that an adapter was trained with to the host's own folder, for its loaders; an empty one is not.
+
+    Raises OSError with a way out when the disk is full.
+    """
+    if lora:
+        LORAS.write(LORAS.new_path(name), lora, {})
 
 
 def load(path: str) -> ContextAdapter:

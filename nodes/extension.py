@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import feature_blend_files, kv_files
+from . import context_files, feature_blend_files, kv_files
 from .attention_map import AttentionMap, FindWords, ReadAttentionMap
+from .context import ContextSampler, LoadContextAdapter, SaveContextAdapter
 from .cross_attention_mask import CrossAttentionMask
 from .edit_report import EditReport
 from .feature_blend import FeatureBlend, LoadBlendWeights, SaveBlendWeights, TuneFeatureBlend
@@ -13,11 +14,13 @@ from .inversion import Invert
 from .keep_outside import KeepOutside
 from .kv_inversion import ApplyKV, LoadKV, PromptLines, SaveKV, TuneKV
 from .select_words import SelectWords
+from .train_context import TrainContextAdapter
+from .video import AttentionFusion, VideoAttention
 
 
 def register_folders() -> None:
     """Tell the host about every folder of ours; before the first node list is built, for loaders list their files."""
-    for files in (kv_files, feature_blend_files):
+    for files in (kv_files, feature_blend_files, context_files):
         files.register_folder()
 
 
@@ -34,5 +37,7 @@ class Palimpsest(ComfyExtension):
             *(Invert, TuneKV, ApplyKV, SaveKV, LoadKV, PromptLines),
             *(SelectWords, CrossAttentionMask, AttentionMap, FindWords, ReadAttentionMap),
             *(FeatureBlend, TuneFeatureBlend, SaveBlendWeights, LoadBlendWeights, KeepOutside),
+            *(TrainContextAdapter, SaveContextAdapter, LoadContextAdapter, ContextSampler),
+            *(VideoAttention, AttentionFusion),
             EditReport,
         ]

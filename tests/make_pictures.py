@@ -3,7 +3,9 @@
     python tests/make_pictures.py example                       tests/data/input/*
     python tests/make_pictures.py docs --demo output/demo       web/docs/<NodeId>/*.jpg and workflows/*.jpg
     python tests/make_pictures.py knobs                         the same, of settings side by side
-    python tests/make_pictures.py thumbnails [FOLDER]           workflows/*.jpg of the regions, by running them in full
+    python tests/make_pictures.py thumbnails [FOLDER] [--of clip]
+                                                                workflows/*.jpg except KV Inversion's, by running them
+                                                                in full
 
 The demo's folder holds source.png, ddim.png (sampled from the inverted noise with the source's prompt, nothing
 learned), tuned.png (the same with the tuned keys and values), prompt_swap.png (edit prompt, nothing learned), kv.png
@@ -290,17 +292,17 @@ def draw_two(studio: Studio, kv, noise: dict) -> tuple[Image.Image, Image.Image]
     return picture, studio.draw(model, positive, {"samples": torch.cat([left_noise["samples"], noise["samples"]], -1)})
 
 
-def draw_thumbnails(everything: Path | None) -> list[Path]:
-    """Run every workflow of the regions in the host, and draw what it saves; all its pictures go into a folder, too."""
+def draw_thumbnails(everything: Path | None, of: str) -> list[Path]:
+    """Run workflows in the host, and draw what each saves first; all its pictures go into a folder, too."""
     import api
     from conftest import dev
-    from graphs import regions
+    from graphs import context, regions
     from shipped_workflows import api_form, provide_files
 
     written = []
     with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
         client = api.ApiClient(host.url)
-        for name in regions.GRAPHS:
+        for name in (name for name in (*regions.GRAPHS, *context.GRAPHS) if of in name):
             prompt = api_form(name)
             provide_files(client, prompt)
             entry = client.queue(prompt)
@@ -310,11 +312,13 @@ def draw_thumbnails(everything: Path | None) -> list[Path]:
                 for key, pictures in shown.items():
                     for i, data in enumerate(pictures):
                         (everything / f"{name}.{prompt[key]['class_type']}.{key}.{i}.png").write_bytes(data)
-            (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
-            picture = Image.open(io.BytesIO(shown[saved][0])).convert("RGB")
-            square = picture.crop((0, 0, picture.width, picture.width)) if picture.height >= picture.width else picture
-            source = Image.open(EXAMPLE).convert("RGB")
-            written.append(save(thumbnail(square, source), ROOT / "workflows" / f"{name}.jpg"))
+            saved = next(key for key, node in prompt.items() if node["class_type"] in ("SaveImage", "SaveAnimatedWEBP"))
+            pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in shown[saved]]
+            loaded = [node["inputs"]["image"] for node in prompt.values() if node["class_type"] == "LoadImage"]
+            picture = grid(pictures) if len(pictures) == 4 else pictures[0].crop((0, 0, *[pictures[0].width] * 2))
+            source = Image.open(EXAMPLE.with_name(loaded[0])).convert("RGB") if loaded else None
+            drawn = thumbnail(picture, source) if source else enlarged(picture, THUMBNAIL)
+            written.append(save(drawn, ROOT / "workflows" / f"{name}.jpg"))
     return written
 
 
@@ -343,6 +347,7 @@ def main() -> None:
     commands.add_parser("knobs")
     thumbnails = commands.add_parser("thumbnails")
     thumbnails.add_argument("folder", type=Path, nargs="?")
+    thumbnails.add_argument("--of", default="", help="only workflows with this in their name")
     docs = commands.add_parser("docs")
     docs.add_argument("--demo", type=Path, default=ROOT / "output" / "demo")
     options = parser.parse_args()
@@ -350,7 +355,7 @@ def main() -> None:
         "example": draw_examples,
         "knobs": draw_knobs,
         "docs": lambda: draw_docs(options.demo),
-        "thumbnails": lambda: draw_thumbnails(options.folder),
+        "thumbnails": lambda: draw_thumbnails(options.folder, options.of),
     }
     for path in draw[options.command]():
         print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.1f} kB")

@@ -13,6 +13,7 @@ SHORT = {"steps": 4, "inner_steps": 2}  # set in every node that has them, so th
 MAKES_TUNING = "Edit an action in a photo (KV Inversion)"
 MAKERS = {  # node that loads a file: workflow that writes it
     "PalimpsestLoadKV": MAKES_TUNING,
+    "PalimpsestLoadContextAdapter": "Align a picture with its prompt (Context)",
     "PalimpsestLoadBlendWeights": "Learn how much of the photo flows back (Regions)",
 }
 

@@ -165,14 +165,15 @@ def edit_clip() -> dict:
                   "inputs": {"model": "checkpoint.MODEL"}},
         "invert": {**invert([480, 400]), "inputs": invert([0, 0])["inputs"] | {"model": "video.MODEL"}},
         "fusion": {"type": "PalimpsestAttentionFusion", "at": [940, 80], "size": [380, 480],
-                   "widgets": {"source_text": CLIP_SOURCE, "edit_text": CLIP_EDIT},
+                   "widgets": {"source_text": CLIP_SOURCE, "edit_text": CLIP_EDIT, "self_until": 0.8,
+                               "cross_until": 0.8},
                    "inputs": {"model": "video.MODEL", "trajectory": "invert.trajectory", "clip": "checkpoint.CLIP"}},
         "sample": sampler([940, 800], "fusion.MODEL", "fusion.positive", "invert.noise"),
         "decode": decode([1380, 80], "sample.LATENT"),
         "save": {"type": "SaveAnimatedWEBP", "title": "The edited clip", "at": [1380, 210], "size": [380, 480],
                  "widgets": {"filename_prefix": "palimpsest_clip", "fps": 8.0, "lossless": True, "quality": 90,
                              "method": "default"}, "inputs": {"images": "decode.IMAGE"}},
-        "report": {"type": "PalimpsestEditReport", "at": [1380, 760], "size": [380, 460],
+        "report": {"type": "PalimpsestEditReport", "at": [1820, 80], "size": [380, 460],
                    "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "clip_of_frames": True},
                    "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE"}},
         "start": note("Start here", [-480, 40], [440, 320], START_CLIP),
@@ -180,7 +181,7 @@ def edit_clip() -> dict:
     }  # fmt: skip
     groups = [
         group("1 Your clip, as it is", "yours", 0, 900),
-        group("2 Edit it", "edit", 920, 880),
+        group("2 Edit it", "edit", 920, 1320),
     ]
     return {"nodes": nodes, "groups": groups}
 

@@ -1,0 +1,525 @@
+"""The Context-Aware Sampler with a trained adapter against plain DDIM, and clips edited by prompt, on drawn scenes.
+
+    python dev.py bench context                               tables, JSON and contact sheet
+    python dev.py bench context --parts pictures --guidance 3 some of it
+    python dev.py bench context --sweep                       what else was tried, at one guidance
+
+Pictures (the paper's figure 10 in small): an adapter is trained by Train Context Adapter on drawn pictures with their
+captions, of scenes that are not among those measured. Then every held-out caption is sampled from the same noise with
+the host's plain DDIM and with the context-aware sampler, over guidance. attributes: share of what the captions tell
+that the judge reads off the pictures; "all": of pictures with nothing wrong. distance: Frechet distance between the
+pictures and drawn pictures of other held-out scenes (through the autoencoder, as every sample goes), of the judge's
+last features on their first principal axes, as a share of their variance; that of drawn pictures of the measured
+scenes is the floor.
+
+Clips: drawn walk cycles of 8 frames, inverted with their caption and drawn by another colour or another place. A clip's
+adapter is trained on that clip and its caption alone (one-shot, video form). edited, followed: as the judge reads them,
+mean over frames. features: cosine similarity of the judge's features of frames in a row, as CLIP-temp. flicker: how
+much a frame's error against the ideal edit's frame changes to the next frame; 0 where only the animal's own motion is
+left. Pixels are in 0..1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pocket_host
+import torch
+
+pocket_host.import_host()
+import comfy.samplers  # noqa: E402 (the host is importable from here on)
+import comfy.sd  # noqa: E402
+import walks  # noqa: E402
+from benchmark_edits import table, without_nan  # noqa: E402
+from comfy_extras.nodes_custom_sampler import SamplerCustom  # noqa: E402
+from palimpsest.nodes import context_files  # noqa: E402
+from palimpsest.nodes.context import ContextSampler  # noqa: E402
+from palimpsest.nodes.inversion import Invert  # noqa: E402
+from palimpsest.nodes.train_context import TrainContextAdapter  # noqa: E402
+from palimpsest.nodes.video import AttentionFusion, VideoAttention  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from pocket import judge as judging  # noqa: E402
+from pocket import metrics, world  # noqa: E402
+from scenes import another, defaults, drawn  # noqa: E402
+
+TRAINING_SEED = 5  # scenes of this seed are trained on; the held-out ones have world.HELD_OUT_SEED
+RECIPE = {"steps": 300, "learning_rate": 1e-3, "batch_size": 4, "validate_every": 0, "rescue_filename": ""}
+ONE_SHOT = {
+    "steps": 40,
+    "learning_rate": 5e-4,
+    "batch_size": 8,
+    "validate_every": 0,
+    "rescue_filename": "",
+    "video": True,
+}
+VARIANTS = {"x0_hat": {"train_on": "x0_hat"}, "x0": {"train_on": "x0", "steps": 250}}
+SWEEP = {  # name: (how the adapter is trained, strength)
+    "x0_hat, strength 0.5": ({"train_on": "x0_hat"}, 0.5),
+    "x0_hat, strength 2": ({"train_on": "x0_hat"}, 2.0),
+    "x0, strength 0.5": ({"train_on": "x0"}, 0.5),
+    "x0_hat, SNR limit 1": ({"train_on": "x0_hat", "snr_limit": 1.0}, 1.0),
+    "x0_hat, SNR limit 100": ({"train_on": "x0_hat", "snr_limit": 100.0}, 1.0),
+    "x0_hat, medium": ({"train_on": "x0_hat", "size": "medium"}, 1.0),
+    "x0_hat, LoRA on to_q": ({"train_on": "x0_hat", "train_unet": "LoRA on to_q"}, 1.0),
+}
+REFERENCE = 192  # drawn pictures that the distance is measured to
+AXES = 32  # principal axes of the Frechet distance
+PICTURE_COLUMNS = {"all": "all right", **{name: name for name in world.CAPTIONED}, "mean": "attributes",
+                   "distance": "distance"}  # fmt: skip
+CLIP_COLUMNS = {"edited": "edited", "followed": "prompt followed", "features": "features", "flicker": "flicker",
+                "ideal": "PSNR to ideal", "background": "background dB", "seconds": "s"}  # fmt: skip
+DIGITS = {"distance": 3, "features": 4, "flicker": 4, "ideal": 2, "background": 1, "seconds": 0}
+CLIP_STEPS, CLIP_GUIDANCE, KINDS = 12, 3.0, ("colour", "place")
+SHOWN = 8  # pictures in a row of the contact sheet
+COLOURS = [(120, 120, 120), (66, 120, 190), (200, 80, 50), (70, 150, 80), (150, 90, 170)]
+
+
+class Pocket:
+    """The pocket model, its judge, and the host's sampling."""
+
+    def __init__(self, narrow: bool):
+        self.model, self.clip, self.vae = pocket_host.load_pocket(narrow)
+        self.judge = judging.load()
+
+    def encode(self, texts: list[str]) -> list:
+        """Texts as one CONDITIONING, a row each."""
+        return [[torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(text)) for text in texts]), {}]]
+
+    def latent(self, pictures: torch.Tensor) -> dict:
+        """Pictures (B, H, W, 3) as a LATENT."""
+        return {"samples": torch.cat([self.vae.encode(part) for part in pictures.split(16)])}
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) in 0..1."""
+        return torch.cat([self.vae.decode(part) for part in latent.split(1)]).clamp(0, 1)
+
+    def levels(self, steps: int) -> torch.Tensor:
+        """The noise levels that every method samples on."""
+        return comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), "normal", steps)
+
+    def sample(
+        self, sampler: Any, positive: list, guidance: float, levels: torch.Tensor, latent: dict,
+        seed: int | None = None, model: Any = None,
+    ) -> dict:  # fmt: skip
+        """The host's SamplerCustom; seed None adds no noise."""
+        return SamplerCustom.execute(
+            model or self.model, seed is not None, seed or 0, guidance, positive, self.nothing, sampler, levels, latent
+        ).args[0]
+
+    @cached_property
+    def nothing(self) -> list:
+        """The empty prompt."""
+        return self.encode([""])
+
+    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+        """What the judge's heads read, (B, 448)."""
+        found = []
+        hook = self.judge.heads["species"].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach()))
+        judging.ask(self.judge, pictures)
+        hook.remove()
+        return torch.cat(found).double()
+
+
+def plain_ddim() -> Any:
+    """The host's own sampler."""
+    return comfy.samplers.sampler_object("ddim")
+
+
+def context_aware(adapter: Any, strength: float = 1.0) -> Any:
+    """The Context-Aware Sampler at its defaults."""
+    chosen = defaults(ContextSampler) | {"adapter_strength": strength}
+    return ContextSampler.execute(context_adapter=adapter, **chosen).args[0]
+
+
+def trained(pocket: Pocket, pictures: torch.Tensor, texts: list[str], model: Any = None, **recipe: Any) -> tuple:
+    """(adapter, report, seconds of the processor, LoRA) of Train Context Adapter at its defaults except `recipe`."""
+    began = time.process_time()
+    adapter, _, report, lora = TrainContextAdapter.execute(
+        model or pocket.model, pocket.latent(pictures), pocket.encode(texts),
+        **defaults(TrainContextAdapter) | recipe,
+    ).args  # fmt: skip
+    return adapter, report, time.process_time() - began, lora
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Mean and covariance of drawn pictures' features on their first principal axes."""
+
+    axes: torch.Tensor
+    mean: torch.Tensor
+    covariance: torch.Tensor
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> Reference:
+        """From features (B, F)."""
+        centred = features - features.mean(0)
+        axes = torch.linalg.svd(centred, full_matrices=False)[2][:AXES].T
+        return cls(axes, (features @ axes).mean(0), torch.cov((features @ axes).T))
+
+    def distance(self, features: torch.Tensor) -> float:
+        """|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) (arXiv:1706.08500, eq. 6), in units of the reference's variance."""
+        projected = features @ self.axes
+        mean, covariance = projected.mean(0), torch.cov(projected.T)
+        root = torch.linalg.eigvals(self.covariance @ covariance).real.clamp(min=0).sqrt().sum()
+        gap = (mean - self.mean).pow(2).sum()
+        spread = self.covariance.trace()
+        return float((gap + covariance.trace() + spread - 2 * root) / spread)
+
+
+def picture_scores(pocket: Pocket, reference: Reference, pictures: torch.Tensor, scenes: list) -> dict[str, float]:
+    """What is measured of pictures drawn by captions; see the top of this file."""
+    told = metrics.attribute_success(pocket.judge, pictures, scenes)
+    mean = sum(told[name] for name in world.CAPTIONED) / len(world.CAPTIONED)
+    return told | {"mean": mean, "distance": reference.distance(pocket.features(pictures))}
+
+
+def training_set(count: int) -> tuple[torch.Tensor, list[str]]:
+    """Drawn pictures and captions that are not among the held-out ones."""
+    scenes = [world.sample_scene(np.random.default_rng([TRAINING_SEED, i])) for i in range(count)]
+    return drawn(scenes)[0], [world.caption(scene) for scene in scenes]
+
+
+def kept_as(folder: str, recipe: str) -> Path:
+    """The file of an adapter of this recipe."""
+    return Path(folder) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.safetensors"
+
+
+def remembered(folder: str, recipe: str) -> tuple | None:
+    """What an earlier run trained by the same recipe, as `trained` returns it."""
+    if not folder or not kept_as(folder, recipe).exists():
+        return None
+    adapter = context_files.load(str(kept_as(folder, recipe)))
+    return adapter, adapter.info.pop("report"), adapter.info.pop("processor seconds"), {}
+
+
+def remember(folder: str, recipe: str, found: tuple) -> None:
+    """Keep an adapter for the next run; one that belongs to a LoRA is trained again."""
+    adapter, report, seconds, lora = found
+    if folder and not lora:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        told = replace(adapter, info=adapter.info | {"report": report, "processor seconds": seconds})
+        context_files.save(told, kept_as(folder, recipe))
+
+
+def draw_captions(pocket: Pocket, sampler: Any, scenes: list, guidance: float, steps: int, model=None) -> torch.Tensor:
+    """A picture by every scene's caption, from noise that is the same for every sampler."""
+    parts = []
+    for first in range(0, len(scenes), 16):
+        some = scenes[first : first + 16]
+        latent = {"samples": torch.zeros(len(some), 4, 16, 16)}
+        prompt = pocket.encode([world.caption(scene) for scene in some])
+        parts.append(pocket.sample(sampler, prompt, guidance, pocket.levels(steps), latent, first, model)["samples"])
+    return pocket.decode(torch.cat(parts))
+
+
+def bench_pictures(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
+    """Every sampler at every guidance: numbers, pictures of the contact sheet, how the adapters were trained."""
+    scenes = world.held_out_scenes(options.first + options.count)[options.first :]
+    others = world.held_out_scenes(1000 + REFERENCE)[1000:]
+    through = pocket.decode(pocket.latent(drawn(others)[0])["samples"])
+    reference = Reference.of(pocket.features(through))
+    floor = pocket.decode(pocket.latent(drawn(scenes)[0])["samples"])
+    pictures, texts = training_set(options.training)
+    samplers, how, models = {"plain DDIM": plain_ddim()}, {}, {}
+    wanted = {name: (VARIANTS[name], 1.0) for name in options.variants} | (SWEEP if options.sweep else {})
+    known: dict[str, tuple] = {}
+    for name, (changes, strength) in wanted.items():
+        recipe = RECIPE | changes | ({"steps": options.training_steps} if options.training_steps else {})
+        key = json.dumps(recipe, sort_keys=True)
+        if key not in known:
+            known[key] = remembered(options.adapters, key) or trained(pocket, pictures, texts, **recipe)
+            remember(options.adapters, key, known[key])
+        adapter, report, seconds, lora = known[key]
+        label = f"context-aware, {name}"
+        samplers[label] = context_aware(adapter, strength)
+        if lora:
+            models[label] = comfy.sd.load_lora_for_models(pocket.model, None, lora, 1.0, 0.0)[0]
+        how[label] = {"report": report, "processor seconds": seconds, "strength": strength, **recipe}
+        print(f"{label}: {report}, {seconds:.0f} s of the processor", flush=True)
+    rows, shown = {}, {}
+    for guidance in options.guidance:
+        for name, sampler in samplers.items():
+            found = draw_captions(pocket, sampler, scenes, guidance, options.steps, models.get(name))
+            rows[f"{name}, guidance {guidance:g}"] = numbers = picture_scores(pocket, reference, found, scenes)
+            shown[f"{name}\nguidance {guidance:g}"] = found[:SHOWN]
+            print(f"{name}, guidance {guidance:g}: {numbers}", flush=True)
+    rows["drawn pictures through the autoencoder"] = picture_scores(pocket, reference, floor, scenes)
+    return {"rows": rows, "training": how, "shown": shown}
+
+
+# --------------------------------------------------------------------------------------------------------------- clips
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit of one clip."""
+
+    kind: str
+    source: world.Scene
+    target: world.Scene
+    pictures: torch.Tensor
+    ideal: torch.Tensor
+    masks: torch.Tensor
+    target_masks: torch.Tensor
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """Walk cycles of held-out scenes in which the animal stands, each with another colour and with another place."""
+    standing = [s for s in world.held_out_scenes(400)[options.first :] if s.pose == "standing"][: options.clips]
+    found = []
+    for i, source in enumerate(standing):
+        pictures, masks = walks.clip(source)
+        for kind in KINDS:
+            target = world.edit(source, **{kind: another(source, kind, i)})
+            ideal, target_masks = walks.clip(target)
+            found.append(Job(kind, source, target, pictures, ideal, masks, target_masks))
+    return found
+
+
+@dataclass
+class ClipEditor:
+    """One edit of one clip by the methods, each of which adds to the one before."""
+
+    pocket: Pocket
+    job: Job
+    adapters: dict[tuple, Any]  # of this clip, by the model they were trained with
+
+    @cached_property
+    def latent(self) -> dict:
+        return self.pocket.latent(self.job.pictures)
+
+    @cached_property
+    def texts(self) -> tuple[str, str]:
+        """Captions of the source and of the edit."""
+        return world.caption(self.job.source), world.caption(self.job.target)
+
+    @cached_property
+    def across(self) -> Any:
+        """The model with Video Attention."""
+        return VideoAttention.execute(self.pocket.model, **defaults(VideoAttention)).args[0]
+
+    def prompt(self, text: str) -> list:
+        return self.pocket.encode([text])
+
+    def inverted(self, model: Any) -> tuple[Any, dict]:
+        """(trajectory, noise) by Invert Picture."""
+        return Invert.execute(
+            model, self.latent, self.prompt(self.texts[0]), CLIP_STEPS, 1.0, "normal", "next noise level", 0.0
+        ).args[:2]
+
+    def sampled(self, model: Any, positive: list, noise: dict, sampler: Any = None) -> torch.Tensor:
+        levels = self.pocket.levels(CLIP_STEPS)
+        sampler = sampler or plain_ddim()
+        return self.pocket.sample(sampler, positive, CLIP_GUIDANCE, levels, noise, model=model)["samples"]
+
+    def fused(self, trajectory: Any) -> tuple[Any, list]:
+        """(model, edit's prompt) with Attention Fusion after Video Attention."""
+        chosen = defaults(AttentionFusion) | {"source_text": self.texts[0], "edit_text": self.texts[1]}
+        return AttentionFusion.execute(self.across, trajectory, self.pocket.clip, **chosen).args[:2]
+
+    def per_frame(self) -> torch.Tensor:
+        """Invert, and draw the new prompt; every frame by itself."""
+        return self.sampled(self.pocket.model, self.prompt(self.texts[1]), self.inverted(self.pocket.model)[1])
+
+    def attention(self) -> torch.Tensor:
+        """The same, frames looking at one another."""
+        return self.sampled(self.across, self.prompt(self.texts[1]), self.inverted(self.across)[1])
+
+    def fusion(self) -> torch.Tensor:
+        """And the source's attention fused."""
+        trajectory, noise = self.inverted(self.across)
+        return self.sampled(*self.fused(trajectory), noise)
+
+    def by_context(self, model: Any, editing: Any, positive: list) -> torch.Tensor:
+        """Inverted and drawn by the context-aware sampler, with an adapter trained on the clip."""
+        key = self.job.source, model is self.pocket.model
+        if key not in self.adapters:
+            self.adapters[key], report, *_ = trained(self.pocket, self.job.pictures, [self.texts[0]], model, **ONE_SHOT)
+            print(f"adapter of {self.texts[0]!r}: {report}", flush=True)
+        adapter = self.adapters[key]
+        sampler, upward = context_aware(adapter), self.pocket.levels(CLIP_STEPS).flip(0)
+        noise = self.pocket.sample(sampler, self.prompt(self.texts[0]), 1.0, upward, self.latent, model=model)
+        return self.sampled(editing, positive, noise, sampler)
+
+    def context(self) -> torch.Tensor:
+        """And the context adapter."""
+        model, positive = self.fused(self.inverted(self.across)[0])
+        return self.by_context(self.across, model, positive)
+
+    def context_alone(self) -> torch.Tensor:
+        """Per frame, with the context adapter."""
+        return self.by_context(self.pocket.model, self.pocket.model, self.prompt(self.texts[1]))
+
+
+CLIP_METHODS: dict[str, Callable[[ClipEditor], torch.Tensor]] = {
+    "per frame": ClipEditor.per_frame,
+    "+ Video Attention": ClipEditor.attention,
+    "+ Attention Fusion": ClipEditor.fusion,
+    "+ context adapter": ClipEditor.context,
+    "per frame, context adapter alone": ClipEditor.context_alone,
+}
+
+
+def clip_scores(pocket: Pocket, frames: torch.Tensor, job: Job) -> dict[str, float]:
+    """What is measured of an edited clip; see the top of this file."""
+    told = metrics.attribute_success(pocket.judge, frames, [job.target] * len(frames))
+    features = pocket.features(frames)
+    error = frames - job.ideal
+    outside = 1 - torch.maximum(job.masks, job.target_masks)
+    return {
+        "edited": told[job.kind],
+        "followed": sum(told[name] for name in world.CAPTIONED) / len(world.CAPTIONED),
+        "features": float(torch.cosine_similarity(features[1:], features[:-1]).mean()),
+        "flicker": float((error[1:] - error[:-1]).abs().mean()),
+        "ideal": float(metrics.psnr(frames, job.ideal).mean()),
+        "background": float(metrics.psnr(frames, job.pictures, outside).mean()) if job.kind == "colour" else math.nan,
+    }
+
+
+def bench_clips(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
+    """Every method on every clip: mean numbers for each kind of edit, and the first clip's frames."""
+    rows, shown = {kind: {} for kind in KINDS}, {}
+    found: dict[tuple[str, str], list[dict]] = {}
+    adapters: dict[tuple, Any] = {}
+    for number, job in enumerate(jobs(options)):
+        through = pocket.decode(pocket.latent(job.ideal)["samples"])
+        results = {"ideal edit through the autoencoder": (through, math.nan)}
+        for name, method in CLIP_METHODS.items():
+            began = time.process_time()
+            frames = pocket.decode(method(ClipEditor(pocket, job, adapters)))
+            results[name] = frames, time.process_time() - began
+        for name, (frames, seconds) in results.items():
+            numbers = clip_scores(pocket, frames, job) | {"seconds": seconds}
+            found.setdefault((job.kind, name), []).append(numbers)
+            print(f"clip {number}, {job.kind}, {name}: {numbers}", flush=True)
+            if number < len(KINDS):
+                shown.setdefault(f"source, {job.kind}", job.pictures)
+                shown[f"{name}\n{job.kind}"] = frames
+    for (kind, name), several in found.items():
+        rows[kind][name] = {key: sum(one[key] for one in several) / len(several) for key in CLIP_COLUMNS}
+    return {"rows": rows, "shown": shown}
+
+
+# ----------------------------------------------------------------------------------------------------------- reporting
+
+
+def curves(rows: dict[str, dict[str, float]], width: int, height: int = 300) -> Image.Image:
+    """The paper's figure 10: attributes over distance, one line for each sampler, a dot for each guidance."""
+    lines: dict[str, list] = {}
+    for name, row in rows.items():
+        sampler, _, guidance = name.rpartition(", guidance ")
+        if sampler:
+            lines.setdefault(sampler, []).append((row["distance"], row["all"], guidance))
+    xs, ys = ([point[i] for points in lines.values() for point in points] for i in (0, 1))
+    sheet, font = Image.new("RGB", (width, height), "white"), ImageFont.load_default(13)
+    pen, left, right, top, bottom = ImageDraw.Draw(sheet), 60, width - 260, 30, height - 40
+    (x0, x1), (y0, y1) = ((min(v), max(v) if max(v) > min(v) else min(v) + 1) for v in (xs, ys))
+    pen.rectangle((left, top, right, bottom), outline=(205, 205, 205))
+    pen.text((left, 8), "pictures with all attributes right, over the distance to drawn pictures", "black", font)
+    for y in (y0, y1):
+        pen.text((4, bottom - (y - y0) / (y1 - y0) * (bottom - top) - 8), f"{y:.3f}", "black", font)
+    for x in (x0, x1):
+        pen.text((left + (x - x0) / (x1 - x0) * (right - left) - 12, bottom + 6), f"{x:.2f}", "black", font)
+    for number, (name, points) in enumerate(lines.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        spots = [
+            (left + (x - x0) / (x1 - x0) * (right - left), bottom - (y - y0) / (y1 - y0) * (bottom - top))
+            for x, y, _ in points
+        ]
+        if len(spots) > 1:
+            pen.line(spots, fill=colour, width=2)
+        for (x, y), (*_, guidance) in zip(spots, points, strict=True):
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+            pen.text((x + 5, y - 14), guidance, fill=colour, font=font)
+        pen.text((right + 12, top + 18 * number), name, fill=colour, font=font)
+    return sheet
+
+
+def contact_sheet(shown: dict[str, torch.Tensor], rows: dict | None, path: Path) -> None:
+    """The curves, and a row of pictures for each entry."""
+    left, size, font = 230, 96, ImageFont.load_default(13)
+    width = left + SHOWN * size
+    plot = curves(rows, width) if rows else None
+    head = plot.height if plot else 0
+    sheet = Image.new("RGB", (width, head + len(shown) * size), "white")
+    if plot:
+        sheet.paste(plot, (0, 0))
+    pen = ImageDraw.Draw(sheet)
+    for r, (name, pictures) in enumerate(shown.items()):
+        pen.multiline_text((6, head + r * size + size // 2 - 16), name, fill="black", font=font)
+        for c, image in enumerate((pictures[:SHOWN] * 255).round().byte().numpy()):
+            small = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
+            sheet.paste(small, (left + c * size, head + r * size))
+    sheet.save(path, quality=88)
+
+
+def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    from comfyui_version import __version__ as comfyui
+
+    return {
+        **{name: value for name, value in vars(options).items() if name != "output"},
+        "recipe": RECIPE, "one-shot recipe": ONE_SHOT, "clip steps": CLIP_STEPS, "clip guidance": CLIP_GUIDANCE,
+        "device": str(pocket.model.load_device), "machine": platform.machine(), "cores": os.cpu_count(),
+        "torch": torch.__version__, "ComfyUI": comfyui, "Python": platform.python_version(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Parse, run, print, write output/bench."""
+    parser = argparse.ArgumentParser(prog="python dev.py bench context", description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", choices=("pictures", "clips"), nargs="+", default=["pictures", "clips"])
+    parser.add_argument("--first", type=int, default=32, help="held-out scenes from here on")
+    parser.add_argument("--count", type=int, default=64, help="captions that are drawn")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 3.0, 5.0, 9.0])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--training", type=int, default=96, help="pictures that are trained on")
+    parser.add_argument("--training-steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--adapters", default="", metavar="FOLDER", help="keep trained adapters, and use those kept")
+    parser.add_argument("--variants", choices=VARIANTS, nargs="*", default=list(VARIANTS))
+    parser.add_argument("--sweep", action="store_true", help="more adapters and strengths")
+    parser.add_argument("--clips", type=int, default=3)
+    parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", default="output/bench")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        pocket = Pocket(not options.full_width)
+        numbers, text, shown = setting(options, pocket), [], {}
+        if "pictures" in options.parts:
+            found = bench_pictures(pocket, options)
+            shown |= found.pop("shown")
+            numbers["pictures"] = found
+            text += ["### pictures", "", table(PICTURE_COLUMNS, found["rows"], lambda c: DIGITS.get(c, 3)), ""]
+        if "clips" in options.parts:
+            found = bench_clips(pocket, options)
+            shown |= found.pop("shown")
+            numbers["clips"] = found["rows"]
+            for kind, rows in found["rows"].items():
+                text += [f"### clips, {kind}", "", table(CLIP_COLUMNS, rows, lambda c: DIGITS.get(c, 3)), ""]
+        print("\n" + "\n".join(text))
+        (output / "context.md").write_text("\n".join(text), encoding="utf-8")
+        (output / "context.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")
+        contact_sheet(shown, numbers.get("pictures", {}).get("rows"), output / "context.jpg")
+
+
+if __name__ == "__main__":
+    main()
