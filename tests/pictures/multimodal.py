@@ -1,0 +1,75 @@
+"""Draw the pictures of the help pages of Load Multimodal Encoder and Multimodal Prompt: what the encoder is shown.
+
+python tests/pictures/multimodal.py
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
+
+import pocket_host  # noqa: E402
+
+pocket_host.import_host()
+
+import torch  # noqa: E402
+from make_pictures import CELL, ROOT, row, save  # noqa: E402
+from palimpsest.nodes.patches.interleaved import cut_out, squared  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+from pocket import world  # noqa: E402
+
+SCENE, SIDE, PATCH = 5, 512, 14
+DETAIL = {16: "16 tokens: 56 px", 64: "64: 112 px", 324: "324: 252 px", 1296: "1296: 504 px"}
+
+
+def drawn() -> tuple[torch.Tensor, torch.Tensor]:
+    """A drawn picture (H, W, 3) that is wider than high, and the mask (1, H, W) of its animal."""
+    picture, mask = world.render(world.held_out_scenes(SCENE + 1)[SCENE], SIDE, with_mask=True)
+    part = slice(SIDE // 6, SIDE)
+    return torch.from_numpy(picture)[part].float() / 255, torch.from_numpy(mask)[None, part].float()
+
+
+def to_image(shown: torch.Tensor) -> Image.Image:
+    """What the encoder is shown, (1, 3, side, side) in -1..1, as large as a cell of the page."""
+    pixels = ((shown[0].movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    return Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
+
+
+def with_grid(picture: Image.Image, tokens: int) -> Image.Image:
+    """A picture under the grid of its tokens."""
+    grid, draw = math.isqrt(tokens), ImageDraw.Draw(picture)
+    for i in range(1, grid):
+        at = round(i * CELL / grid)
+        draw.line([(at, 0), (at, CELL)], fill=(255, 255, 255))
+        draw.line([(0, at), (CELL, at)], fill=(255, 255, 255))
+    return picture
+
+
+def at(picture: torch.Tensor, tokens: int) -> Image.Image:
+    """A picture as Idefics2 is shown it for so many tokens."""
+    return to_image(squared(picture, math.isqrt(tokens) * PATCH))
+
+
+def main() -> None:
+    """Write web/docs/PalimpsestLoadMultimodalEncoder and web/docs/PalimpsestMultimodalPrompt."""
+    picture, mask = drawn()
+    removed, kept = (cut_out(picture, mask, "image1", remove) for remove in (True, False))
+    cells = {
+        "PalimpsestMultimodalPrompt/masks": [(at(picture, 1296), "without a mask"), (at(kept, 1296), "background kept"),
+                                             (at(removed, 1296), "background removed")],
+        "PalimpsestMultimodalPrompt/tokens": [(at(removed, tokens), label) for tokens, label in DETAIL.items()],
+        "PalimpsestLoadMultimodalEncoder/patches": [(with_grid(at(removed, tokens), tokens), f"{tokens} tokens")
+                                                    for tokens in (64, 324, 1296)],
+    }  # fmt: skip
+    for name, pictures in cells.items():
+        path = ROOT / "web" / "docs" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print(save(row(pictures), path))
+
+
+if __name__ == "__main__":
+    main()
