@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from comfy_api.latest import io
 
 from . import multimodal_files as files
@@ -105,6 +107,17 @@ class LoadMultimodalEncoder(io.ComfyNode):
                 "Idefics2 or SmolVLM (config.json, tokenizer, .safetensors), and refresh."
             )
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, connector, lora, **_) -> str:
+        """Read again when a file changed."""
+        import folder_paths
+
+        parts = {files.SHELF.folder: connector, "loras": lora}
+        chosen = [folder_paths.get_full_path(kind, name) for kind, name in parts.items() if name != NONE]
+        if folder in files.found():
+            chosen += sorted(str(path) for path in files.folder_path(folder).glob("*.*"))
+        return " ".join(f"{path} {os.path.getmtime(path)}" for path in chosen if path)
 
     @classmethod
     def execute(cls, folder, connector, perceiver, dtype, lora, lora_strength) -> io.NodeOutput:

@@ -1,6 +1,7 @@
 """Multimodal prompts: folders of vision-language models, what they make of words and pictures, the two nodes."""
 
 import json
+import os
 
 import comfy.model_management
 import comfy.samplers
@@ -619,3 +620,13 @@ def test_inputs_are_left_as_they_were(encoder):
     prompt(encoder, model=unet, images={"image1": image})
     assert torch.equal(image, before)
     assert repr(unet.model_options) == options
+
+
+def test_a_connector_written_anew_is_read_again(models, vlms):
+    path = multimodal_files.new_path("rewritten")
+    multimodal_files.save(connector(vlms()), path)
+    chosen = {"folder": "idefics2", "connector": path.name, "lora": "none", "dtype": "auto"}
+    first = LoadMultimodalEncoder.fingerprint_inputs(**chosen)
+    assert LoadMultimodalEncoder.fingerprint_inputs(**chosen) == first
+    os.utime(path, (1, 1))
+    assert LoadMultimodalEncoder.fingerprint_inputs(**chosen) != first
