@@ -1,0 +1,72 @@
+"""Draw the pictures of the help pages of Build Multimodal Dataset and Train Multimodal Encoder.
+
+python tests/pictures/multimodal_training.py
+
+The training is a few steps of a small random language model, to show what the node gives; it draws nothing yet.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
+
+import pocket_host  # noqa: E402
+
+pocket_host.import_host()
+
+import numpy as np  # noqa: E402
+import tiny_vlm  # noqa: E402
+import torch  # noqa: E402
+from make_pictures import ROOT, save  # noqa: E402
+from palimpsest.nodes.patches import (  # noqa: E402
+    interleaved_dataset,
+    multimodal_plot,
+    multimodal_training,
+    vision_language,
+)
+from palimpsest.nodes.patches.multimodal import MultimodalEncoder  # noqa: E402
+from pocket import world  # noqa: E402
+
+SCENES, SHOWN, STEPS = 12, 4, 24
+DOCS = ROOT / "web" / "docs"
+
+
+def drawn_dataset(folder: Path) -> interleaved_dataset.Dataset:
+    """Drawn animals, cut out by the masks that the renderer knows."""
+    pictures, captions, masks, words = [], [], [], []
+    for scene in world.held_out_scenes(SCENES):
+        picture, mask = world.render(scene, with_mask=True)
+        pictures.append(torch.from_numpy(np.asarray(picture)).float() / 255)
+        masks.append(torch.from_numpy(np.asarray(mask))[None])
+        captions.append(world.caption(scene))
+        words.append((scene.species,))
+    folder.mkdir()
+    finder = interleaved_dataset.ByMask(masks, words)
+    recipe = interleaved_dataset.Recipe(least_side=20)
+    return interleaved_dataset.build(folder, pictures, captions, finder, recipe)[0]
+
+
+def main() -> None:
+    """Write web/docs/PalimpsestBuildMultimodalDataset/*.jpg and web/docs/PalimpsestTrainMultimodal/*.jpg."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        dataset = drawn_dataset(Path(place) / "animals")
+        sheet = interleaved_dataset.to_image(interleaved_dataset.overview(dataset, SHOWN)[0])
+        print(save(sheet, DOCS / "PalimpsestBuildMultimodalDataset" / "contact_sheet.jpg"))
+        vlm = vision_language.load(tiny_vlm.write(Path(place) / "vlm"), "float32")
+        model, _, vae = pocket_host.load_pocket(narrow=True)
+        settings = multimodal_training.TrainSettings(
+            steps=STEPS, batch=2, tokens=16, depth=2, connector_rate=1e-3, warmup=4, preview_every=0, save_every=0
+        )
+        trained = multimodal_training.train(model, vae, MultimodalEncoder(vlm), dataset, settings)
+        print(multimodal_training.describe(trained))
+        plot = interleaved_dataset.to_image(multimodal_plot.draw(trained.history)[0])
+        print(save(plot, DOCS / "PalimpsestTrainMultimodal" / "plot.jpg"))
+
+
+if __name__ == "__main__":
+    main()
