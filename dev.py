@@ -573,10 +573,10 @@ def prepare_base(base: Path, pack: Path, models: Path | None) -> None:
     for name in ("custom_nodes", "models/checkpoints", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
     link_folder(pack, base / "custom_nodes" / PACK)
-    if models:
-        for file in models.rglob("*"):
+    for folder in (models, ROOT / "tests" / "pocket" / "models"):
+        for file in folder.rglob("*") if folder else ():
             if file.is_file() and not file.name.startswith("."):
-                link_file(file, base / "models" / file.relative_to(models))
+                link_file(file, base / "models" / file.relative_to(folder))
     for picture in (ROOT / "tests" / "data" / "input").glob("*"):
         if picture.suffix in {".png", ".jpg", ".webp"}:
             shutil.copy2(picture, base / "input" / picture.name)

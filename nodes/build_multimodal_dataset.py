@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from . import multimodal_dataset_files
+from . import multimodal_dataset_files, sockets
 from .patches import host, interleaved_dataset, open_detection
 from .patches.interleaved_dataset import PEOPLE, ByBox, ByDetector, ByMask, Recipe
 
-MULTIMODAL_DATASET = io.Custom("PALIMPSEST_MULTIMODAL_DATASET")
 BOXES = io.Custom("BOUNDING_BOX")
 
 
@@ -36,7 +35,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     tooltip="The pictures, of any sizes: a batch, or a list as Load Image-Text (from Folder) gives it. "
-                    "A few hundred teach one kind of thing, the paper has five million.",
+                    "The paper has five million. All are in memory while the node runs.",
                 ),
                 io.String.Input(
                     "captions",
@@ -49,7 +48,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                     "detector",
                     options=multimodal_dataset_files.detector_names(),
                     tooltip="A GroundingDINO folder in models/open_detectors, which finds what the captions name, and "
-                    "heads; half a second a picture on a GPU. none: boxes or masks are connected instead.",
+                    "heads: one or two calls of it a picture. none: boxes or masks are connected instead.",
                 ),
                 io.String.Input(
                     "words",
@@ -90,7 +89,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="A crop of more of its picture than this is dropped, for it would give the answer away. "
-                    "0.75 is the paper's; 0.5 to 0.9 are useful.",
+                    "0.75 (default) is the paper's.",
                 ),
                 io.Int.Input(
                     "most_crops",
@@ -150,8 +149,8 @@ class BuildMultimodalDataset(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="How sure the detector must be of a box. 0.35 (its authors' value); 0.25 finds more and "
-                    "errs more.",
+                    tooltip="How sure the detector must be of a box. 0.35 (default) is its authors' value; less finds "
+                    "more and errs more.",
                 ),
                 io.Float.Input(
                     "text_threshold",
@@ -178,7 +177,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                 ),
             ],
             outputs=[
-                MULTIMODAL_DATASET.Output(
+                sockets.MultimodalDataset.Output(
                     display_name="dataset",
                     tooltip="For Train Multimodal Encoder, which can choose it from its list later on as well.",
                 ),
@@ -269,11 +268,11 @@ def comma(text: str) -> tuple[str, ...]:
 
 
 def one_by_one(images: list) -> list[torch.Tensor]:
-    """Pictures (H, W, 3) of a list of batches. Raises ValueError for none, and for NaN."""
-    pictures = [picture[..., :3].float().cpu() for batch in images for picture in batch]
+    """Pictures (H, W, 3) of a list of batches: the host's own memory. Raises ValueError for none, and for NaN."""
+    pictures = [picture[..., :3] for batch in images for picture in batch]
     if not pictures or not all(torch.isfinite(picture).all() for picture in pictures):
         raise ValueError("images has no pictures, or NaN in them: look at the node that makes them.")
-    return [picture.clamp(0, 1) for picture in pictures]
+    return pictures
 
 
 def for_each(texts: list[str], pictures: int, what: str) -> list[str]:

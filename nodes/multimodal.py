@@ -7,9 +7,9 @@ import os
 from comfy_api.latest import io
 
 from . import multimodal_files as files
+from . import sockets
 from .patches import host, interleaved, multimodal, vision_language
 
-MULTIMODAL_ENCODER = io.Custom("PALIMPSEST_MULTIMODAL_ENCODER")
 MOST_PICTURES = 10
 NONE = "none"
 PERCEIVER = {"as trained": None, "bypassed": False, "kept": True}
@@ -35,9 +35,9 @@ class LoadMultimodalEncoder(io.ComfyNode):
             node_id="PalimpsestLoadMultimodalEncoder",
             display_name="Load Multimodal Encoder",
             category="palimpsest/multimodal",
-            description="Loads a vision-language model (Idefics2, Idefics3, SmolVLM) from a folder on this machine, "
-            "and the trained connector that makes prompts for SD 1.5 or SDXL of what it sees and reads.",
-            search_aliases=["mumu", "idefics2", "smolvlm", "vlm", "image prompt", "multimodal"],
+            description="Loads a vision-language model (Idefics2, Idefics3, SmolVLM, Qwen2.5-VL) from a folder on "
+            "this machine, and the trained connector that makes prompts for SD 1.5 or SDXL of what it sees and reads.",
+            search_aliases=["mumu", "idefics2", "smolvlm", "qwen", "vlm", "image prompt", "multimodal"],
             inputs=[
                 io.Combo.Input(
                     "folder",
@@ -55,23 +55,24 @@ class LoadMultimodalEncoder(io.ComfyNode):
                     "perceiver",
                     options=list(PERCEIVER),
                     advanced=True,
-                    tooltip="Idefics2 only. bypassed: up to 1296 tokens a picture, which keep faces and patterns. "
-                    "kept: 64 tokens, a faster step and less detail. as trained (default): what the connector learned "
-                    "with; bypassed without one.",
+                    tooltip="Idefics2 only. bypassed: as many tokens a picture as you choose; the paper takes 324 and "
+                    "1296. kept: 64 tokens, which the paper found too few for details. as trained (default): what the "
+                    "connector learned with; bypassed without one.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=list(vision_language.DTYPES),
                     advanced=True,
                     tooltip="Precision of the vision-language model. auto (default): bfloat16 where the GPU has it. "
-                    "float32 doubles its memory and changes pictures by rounding only.",
+                    "float32 doubles its memory.",
                 ),
                 io.Combo.Input(
                     "lora",
                     options=[NONE, *lora_files()],
                     advanced=True,
-                    tooltip="A LoRA of the vision-language model itself, from models/loras, as Train Multimodal writes "
-                    "beside the connector. none (default): the model as it is. One for the U-Net belongs in Load LoRA.",
+                    tooltip="A LoRA of the vision-language model itself, from models/loras, as Train Multimodal "
+                    "Encoder writes beside the connector. none (default): the model as it is. One for the U-Net "
+                    "belongs in Load LoRA.",
                 ),
                 io.Float.Input(
                     "lora_strength",
@@ -84,7 +85,7 @@ class LoadMultimodalEncoder(io.ComfyNode):
                 ),
             ],
             outputs=[
-                MULTIMODAL_ENCODER.Output(
+                sockets.MultimodalEncoder.Output(
                     display_name="multimodal_encoder",
                     tooltip="For Multimodal Prompt, or to train a connector. The host moves it in and out of the GPU "
                     "as it does text encoders.",
@@ -173,7 +174,7 @@ class MultimodalPrompt(io.ComfyNode):
                     tooltip="The checkpoint that samples, of the family that the connector was trained for; LoRAs and "
                     "patches are kept.",
                 ),
-                MULTIMODAL_ENCODER.Input(
+                sockets.MultimodalEncoder.Input(
                     "multimodal_encoder", tooltip="From Load Multimodal Encoder, with a connector."
                 ),
                 io.String.Input(
@@ -223,9 +224,9 @@ class MultimodalPrompt(io.ComfyNode):
                 io.Combo.Input(
                     "tokens_per_picture",
                     options=TOKENS,
-                    tooltip="How finely each picture is seen: 324 keeps shapes and colours, 1024 faces and patterns. "
-                    "Each token costs memory and time in every step. as trained (default): what the connector learned "
-                    "with.",
+                    tooltip="How finely each picture is seen. The paper takes 324, for faces 1296, and finds that "
+                    "quality saturates near 1000. Each token costs memory and time in every step. as trained "
+                    "(default): what the connector learned with.",
                 ),
                 io.Combo.Input(
                     "background",
@@ -245,7 +246,7 @@ class MultimodalPrompt(io.ComfyNode):
                 io.Model.Output(
                     display_name="model",
                     tooltip="The model, which keeps the long prompt's keys and values over the steps: a step with 1000 "
-                    "tokens then costs 3 % more than a plain one, and pictures are the same bit for bit.",
+                    "tokens of SDXL then costs 4 % more than a plain one, and pictures are the same bit for bit.",
                 ),
                 io.Conditioning.Output(
                     display_name="positive", tooltip="The prompt with its pictures, for any sampler, area or mask."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import multimodal_files
-from .patches.multimodal_training import Snapshot
+from .patches.multimodal_learner import Snapshot
 from .storage import Shelf
 
 STATES = Shelf(

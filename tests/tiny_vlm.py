@@ -19,6 +19,8 @@ SPECIAL = {
     "idefics3": ["<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"],
 }
 SPECIAL["smolvlm"] = SPECIAL["idefics3"]
+SPECIAL["qwen2_5_vl"] = ["<unk>", "<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+IMAGE = {"qwen2_5_vl": "<|image_pad|>"}
 EYE = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -51,9 +53,10 @@ def tokenizer(kind: str):
     if kind == "idefics2":
         first = ("<s>", vocabulary["<s>"])
         core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[first])
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
-    )
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    if kind == "qwen2_5_vl":
+        ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    made = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **ends)
     made.add_special_tokens({"additional_special_tokens": SPECIAL[kind][3:]})
     return made
 
@@ -63,7 +66,8 @@ def config(kind: str, tokenizer):
     import transformers
 
     text = TEXT | {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    common = {"image_token_id": tokenizer.convert_tokens_to_ids("<image>"), "vision_config": dict(EYE)}
+    image = tokenizer.convert_tokens_to_ids(IMAGE.get(kind, "<image>"))
+    common = {"image_token_id": image, "vision_config": dict(EYE)}
     if kind == "idefics2":
         perceiver = {
             "hidden_size": TEXT["hidden_size"],
@@ -75,6 +79,15 @@ def config(kind: str, tokenizer):
         }
         mistral = text | {"model_type": "mistral", "sliding_window": None}
         return transformers.Idefics2Config(text_config=mistral, perceiver_config=perceiver, **common)
+    if kind == "qwen2_5_vl":
+        eye = {
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 7, "window_size": 28,
+            "fullatt_block_indexes": [1], "out_hidden_size": TEXT["hidden_size"],
+        }  # fmt: skip
+        turns = {"type": "mrope", "mrope_section": [2, 1, 1]}
+        return transformers.Qwen2_5_VLConfig(
+            text_config=text | {"rope_scaling": turns}, vision_config=eye, image_token_id=image
+        )
     family = transformers.Idefics3Config if kind == "idefics3" else transformers.SmolVLMConfig
     return family(text_config=text | {"model_type": "llama"}, scale_factor=2, pad_token_id=0, **common)
 
@@ -85,7 +98,7 @@ def write(folder: Path, kind: str = "idefics2", seed: int = 0) -> Path:
 
     made = tokenizer(kind)
     torch.manual_seed(seed)
-    classes = {"idefics2": "Idefics2", "idefics3": "Idefics3", "smolvlm": "SmolVLM"}
+    classes = {"idefics2": "Idefics2", "idefics3": "Idefics3", "smolvlm": "SmolVLM", "qwen2_5_vl": "Qwen2_5_VL"}
     model = getattr(transformers, f"{classes[kind]}ForConditionalGeneration")(config(kind, made))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -428,14 +428,16 @@ def build(
     heads: Callable[[Tensor], list[tuple[Box, float]]] | None = None,
     tell: Callable[[int, str], None] = lambda done, text: None,
 ) -> tuple[Dataset, Counted]:
-    """Write a dataset of pictures (H, W, 3) in 0..1 and their captions; returns it and what was kept and dropped.
+    """Write a dataset of pictures (H, W, 3) and their captions; returns it and what was kept and dropped.
 
+    Pictures are taken one after the other, held to 0..1, and not kept.
     wholes: kinds of WHOLES to draw; depths: a depth map (H, W, 3) for each picture, or none at all; heads: finds heads
     in a picture, for crops of `people`. tell is called with the number of pictures done, and may raise to stop.
     """
     counted, records = Counted(), []
     digits = max(5, len(str(len(pictures))))
-    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for index, (given, caption) in enumerate(zip(pictures, captions, strict=True)):
+        picture = given.float().cpu().clamp(0, 1)  # here, so that no second copy of all of them is held
         tell(index, f"picture {index + 1} of {len(pictures)}, {counted.kept} crops")
         name, (height, width) = f"{index + 1:0{digits}}", picture.shape[:2]
         kept = []

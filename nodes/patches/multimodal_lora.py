@@ -16,6 +16,7 @@ from . import host, tuning_runtime
 # The layers that Idefics2's authors train in their own LoRA recipe, without the perceiver.
 LANGUAGE = re.compile(
     r"(text_model|language_model|modality_projection)(?!.*perceiver)(.*\.(q|k|v|o|gate|up|down)_proj|.*\.proj)$"
+    r"|^visual\.merger\.mlp\.\d+$"
 )
 UNET = re.compile(r"\.transformer_blocks\.\d+\.attn[12]\.to_(q|k|v|out\.0)$")
 
@@ -70,7 +71,7 @@ def linear_layers(network: nn.Module, pattern: re.Pattern) -> list[tuple[str, in
 
 def unet_factors(model: Any, rank: int, seed: int) -> Factors:
     """Factors for every attention projection of a host MODEL."""
-    return Factors(linear_layers(host.require_unet(model, "Train Multimodal"), UNET), rank, seed)
+    return Factors(linear_layers(host.require_unet(model, "Train Multimodal Encoder"), UNET), rank, seed)
 
 
 def unet_file(factors: Factors) -> dict[str, Tensor]:
@@ -145,9 +146,8 @@ def acting(model: nn.Module, factors: Factors | None) -> Iterator[None]:
 
 
 @contextmanager
-def run_again(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Within, transformers' own gradient checkpointing runs in the language model, and no dropout."""
-    text = model.text_model
+def run_again(text: nn.Module, wanted: bool) -> Iterator[None]:
+    """Within, transformers' own gradient checkpointing runs in a language model, and no dropout."""
     if not wanted:
         yield
         return
@@ -164,11 +164,3 @@ def run_again(model: nn.Module, wanted: bool) -> Iterator[None]:
             module.training = training
             for hook in module._forward_hooks.keys() - hooks:  # transformers leaves one on the token table
                 del module._forward_hooks[hook]
-
-
-def make_ordinary(model: nn.Module) -> None:
-    """Let autograd save the weights of a vision-language model that was moved in inference mode: same memory."""
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_inference():
-                setattr(module, name, nn.Parameter(tuning_runtime.alias(parameter), requires_grad=False))

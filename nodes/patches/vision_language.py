@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import tuning_runtime
 from .interleaved import Picture, Prompt, squared
 
 BOUNDARY, IMAGE, GLOBAL = "<fake_token_around_image>", "<image>", "<global-img>"
@@ -25,43 +26,106 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # ---- families -------------------------------------------------------------------------------------------------------
 
 
-def projected(model: Any, seen: Tensor, patches: Tensor, perceiver: bool) -> Tensor:
+def siglip(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the eye of the Idefics models sees (n, patches, D), and which patches are there: all of them."""
+    side = pixels.shape[-1] // model.config.vision_config.patch_size
+    patches = torch.ones(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
+    return model.vision_model(pixel_values=pixels, patch_attention_mask=patches).last_hidden_state, patches
+
+
+def projected(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
     """Idefics2: a token a patch; or, through its perceiver, as many as that has latents."""
+    seen, patches = siglip(model, pixels)
     if perceiver:
         return model.connector(seen, attention_mask=patches.flatten(1))
     return model.connector.modality_projection(seen)
 
 
-def shuffled(model: Any, seen: Tensor, patches: Tensor, perceiver: bool) -> Tensor:
+def shuffled(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
     """Idefics3, SmolVLM: scale x scale patches become the channels of one token (pixel shuffle)."""
-    return model.connector(seen)
+    return model.connector(siglip(model, pixels)[0])
+
+
+def merged(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
+    """Qwen2.5-VL: merge x merge patches become one token; a still picture is a film of equal ones, a patch deep."""
+    eye = model.config.vision_config
+    patch, merge, count = eye.patch_size, eye.spatial_merge_size, len(pixels)
+    rows = pixels.shape[-1] // patch
+    parts = pixels.unflatten(3, (rows // merge, merge, patch)).unflatten(2, (rows // merge, merge, patch))
+    parts = parts.permute(0, 2, 5, 3, 6, 1, 4, 7)[..., None, :, :]  # tokens, patches in a token, channels, pixels
+    films = parts.expand(*parts.shape[:-3], eye.temporal_patch_size, patch, patch).reshape(count * rows**2, -1)
+    found = model.visual(films, grid_thw=torch.tensor([[1, rows, rows]] * count, device=pixels.device))
+    found = getattr(found, "pooler_output", found)  # until transformers 4 it is given back as it is
+    return found.reshape(count, (rows // merge) ** 2, -1)
+
+
+def with_clips_contrast(pixels: Tensor) -> Tensor:
+    """Pictures (n, 3, H, W) in -1..1 as CLIP's were normalised, which Qwen2.5-VL was trained with."""
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    return ((pixels + 1) / 2 - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(deviation)[:, None, None]
+
+
+def places_in_line(layouts: Sequence[Sequence[Span]], length: int) -> None:
+    """One token behind the other, as transformers counts them where nothing is said."""
+    return
+
+
+def places_in_pictures(layouts: Sequence[Sequence[Span]], length: int) -> Tensor:
+    """Qwen2.5-VL: places in time, row and column (3, prompts, length) of tokens.
+
+    They rise together, but for a picture's tokens, which have one time, and their own row and column from there on;
+    what follows goes on behind its last row.
+    """
+    found = torch.zeros(3, len(layouts), length, dtype=torch.long)
+    for number, spans in enumerate(layouts):
+        begin = 0
+        for span in spans:
+            places = torch.arange(span.tokens).expand(3, -1).clone()
+            if span.picture is not None:
+                side = math.isqrt(span.tokens - 2)  # a mark before and a mark behind
+                token = torch.arange(side**2)
+                places[:, 1:-1] = 1 + torch.stack([torch.zeros_like(token), token // side, token % side])
+                places[:, -1] = 1 + side
+            found[:, number, span.start : span.end] = begin + places
+            begin += int(places[0, -1]) + 1
+    return found
 
 
 @dataclass(frozen=True)
 class Family:
     """How a kind of model is shown a picture.
 
-    before, after: what its text says around a picture's tokens. features: (model, what its eye saw (n, patches, D),
-    patches (n, rows, columns) all True, perceiver) -> (n, tokens, hidden width). has_perceiver: it may be left out.
+    before, after: what its text says around a picture's tokens, each of which is `image`. look: (model, pictures
+    (n, 3, side, side), perceiver) -> (n, tokens, hidden width). scale: patches along the side of a token, of its
+    configuration. has_perceiver: it may be left out. tokens: a picture where nothing else is said, None: `most`; most:
+    None: as many as its eye was trained on. normalised: pictures in -1..1 as its eye wants them. text: the name of its
+    language model. places: where the tokens of prompts stand for it.
     """
 
     name: str
     before: str
     after: str
-    features: Callable[[Any, Tensor, Tensor, bool], Tensor]
-    has_perceiver: bool
-    tokens: int | None  # a picture where nothing else is said; None: as many as its eye was trained on
-
-    def scale(self, config: Any) -> int:
-        """Patches along the side of a token."""
-        return 1 if self.has_perceiver else config.scale_factor
+    look: Callable[[Any, Tensor, bool], Tensor]
+    scale: Callable[[Any], int]
+    has_perceiver: bool = False
+    tokens: int | None = None
+    most: int | None = None
+    image: str = IMAGE
+    text: str = "text_model"
+    normalised: Callable[[Tensor], Tensor] = lambda pixels: pixels
+    places: Callable[[Sequence[Sequence[Span]], int], Tensor | None] = places_in_line
 
 
 FAMILIES = {
-    "idefics2": Family("Idefics2", BOUNDARY, BOUNDARY, projected, True, 324),
-    "idefics3": Family("Idefics3", BOUNDARY + GLOBAL, BOUNDARY, shuffled, False, None),
-    "smolvlm": Family("SmolVLM", BOUNDARY + GLOBAL, BOUNDARY, shuffled, False, None),
-}
+    "idefics2": Family("Idefics2", BOUNDARY, BOUNDARY, projected, lambda config: 1, True, 324),
+    "idefics3": Family("Idefics3", BOUNDARY + GLOBAL, BOUNDARY, shuffled, lambda config: config.scale_factor),
+    "smolvlm": Family("SmolVLM", BOUNDARY + GLOBAL, BOUNDARY, shuffled, lambda config: config.scale_factor),
+    "qwen2_5_vl": Family(
+        "Qwen2.5-VL", "<|vision_start|>", "<|vision_end|>", merged,
+        lambda config: config.vision_config.spatial_merge_size, tokens=324, most=16384, image="<|image_pad|>",
+        text="language_model", normalised=with_clips_contrast, places=places_in_pictures,
+    ),  # most: of its own processor's largest picture
+}  # fmt: skip
 
 
 # ---- folders --------------------------------------------------------------------------------------------------------
@@ -134,8 +198,11 @@ def load(folder: Path, dtype: str = "auto", perceiver: bool = False) -> VisionLa
 
     with torch.inference_mode(False), torch.no_grad():
         model, tokenizer = read(folder, DTYPES[dtype]())
+        if not hasattr(model, family.text):
+            raise ValueError(f"{family.name} needs transformers 4.52 or later: update it.")
         held = Held(hosted(model.eval().requires_grad_(False)))
-    unknown = [t for t in (IMAGE, BOUNDARY) if tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id)]
+    marks = (family.image, family.after)
+    unknown = [t for t in marks if tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id)]
     if unknown:
         raise ValueError(f"the tokenizer of {folder.name} does not know {unknown[0]}: copy the model's folder again.")
     patcher = comfy.model_patcher.CoreModelPatcher(
@@ -256,6 +323,11 @@ class VisionLanguage:
         return self.patcher.model.model
 
     @property
+    def text(self) -> Any:
+        """Its language model."""
+        return getattr(self.model, self.family.text)
+
+    @property
     def config(self) -> Any:
         """transformers' configuration."""
         return self.model.config
@@ -274,10 +346,8 @@ class VisionLanguage:
     def mark(self) -> str:
         """What tells models apart whose hidden states a connector cannot exchange."""
         text, eye = self.config.text_config, self.config.vision_config
-        return (
-            f"{self.config.model_type} {text.hidden_size}x{text.num_hidden_layers} eye "
-            f"{eye.hidden_size}x{eye.num_hidden_layers}"
-        )
+        layers = getattr(eye, "depth", None) or eye.num_hidden_layers
+        return f"{self.config.model_type} {text.hidden_size}x{text.num_hidden_layers} eye {eye.hidden_size}x{layers}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -291,6 +361,8 @@ class VisionLanguage:
 
     def most_tokens(self) -> int:
         """Tokens of the largest picture its eye can take in."""
+        if self.family.most is not None:
+            return self.family.most
         eye = self.config.vision_config
         return (eye.image_size // eye.patch_size // self.family.scale(self.config)) ** 2
 
@@ -330,23 +402,24 @@ class VisionLanguage:
         device = self.patcher.load_device
         for module in self.model.modules():  # what the host leaves behind when it streams the rest
             if not hasattr(module, "comfy_cast_weights"):
-                for parameter in module.parameters(recurse=False):
-                    parameter.data = parameter.data.to(device)
+                for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                    tensor.data = tensor.data.to(device)
 
     def tokenised(self, prompt: Prompt) -> tuple[list[int], list[Span]]:
         """(ids, layout) of a prompt. An empty one is the tokenizer's first token alone.
 
         Raises ValueError for more tokens than the model can read, and for text that holds the picture token itself.
         """
-        text, pictures = "", [part for part in prompt if isinstance(part, Picture)]
+        family, text, pictures = self.family, "", [part for part in prompt if isinstance(part, Picture)]
         counts = [self.default_tokens() if p.tokens is None else p.tokens for p in pictures]
         sides = [self.side(count) for count in counts]
         expanded = iter(counts)
         for part in prompt:
-            if isinstance(part, str) and IMAGE in part:
-                raise ValueError(f"the text holds {IMAGE}, which names no picture: write <image1>, <image2>, ...")
-            shown = part if isinstance(part, str) else self.family.before + IMAGE * next(expanded) + self.family.after
-            text += shown
+            if isinstance(part, str) and family.image in part:
+                raise ValueError(
+                    f"the text holds {family.image}, which names no picture: write <image1>, <image2>, ..."
+                )
+            text += part if isinstance(part, str) else family.before + family.image * next(expanded) + family.after
         ids = self.tokenizer(text)["input_ids"] or [self.first_token()]
         if len(ids) > self.limit:
             shown = ", ".join(f"{p.name} {count}" for p, count in zip(pictures, counts, strict=True))
@@ -363,7 +436,7 @@ class VisionLanguage:
 
     def layout(self, ids: list[int], pictures: list[Picture], counts: list[int], sides: list[int]) -> list[Span]:
         """Which tokens are text and which are pictures, each with the marks around it."""
-        image = self.tokenizer.convert_tokens_to_ids(IMAGE)
+        image = self.tokenizer.convert_tokens_to_ids(self.family.image)
         before, after = (
             len(self.tokenizer(mark, add_special_tokens=False)["input_ids"])
             for mark in (self.family.before, self.family.after)
@@ -376,41 +449,52 @@ class VisionLanguage:
             spans.append(Span(first - before, at, picture, side))
         return [*spans, Span(at, len(ids))] if at < len(ids) else spans
 
-    def hidden_states(self, prompts: Sequence[Prompt]) -> Hidden:
-        """What the language model thinks of prompts, without a gradient; shorter ones are padded at their end.
+    def hidden_states(self, prompts: Sequence[Prompt], gradient: bool = False) -> Hidden:
+        """What the language model thinks of prompts; shorter ones are padded at their end.
 
-        Pictures of one size are looked at together. Raises ValueError as tokenised does.
+        Pictures of one size are looked at together. gradient: keep what autograd needs of all but the eye, where it is
+        switched on. Raises ValueError as tokenised does.
         """
         read = [self.tokenised(prompt) for prompt in prompts]
-        length = max(len(ids) for ids, _ in read)
+        layouts, length = tuple(tuple(spans) for _, spans in read), max(len(ids) for ids, _ in read)
         self.load(len(prompts) * length)
         model, device = self.model, self.patcher.load_device
         padding = self.tokenizer.pad_token_id
         padding = self.first_token() if padding is None else padding
         ids = torch.tensor([row + [padding] * (length - len(row)) for row, _ in read], device=device)
         mask = torch.tensor([[i < len(row) for i in range(length)] for row, _ in read], device=device)
-        with torch.no_grad():
+        there, places = None if bool(mask.all()) else mask.long(), self.family.places(layouts, length)
+        where = {} if places is None else {"position_ids": places.to(device)}
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
+            if torch.is_grad_enabled():
+                make_ordinary(model)
             embedded = model.get_input_embeddings()(ids).to(self.dtype)
-            image = mask & (ids == self.tokenizer.convert_tokens_to_ids(IMAGE))
-            looked = self.look([(span.picture, span.side) for _, spans in read for span in spans if span.picture])
+            image = mask & (ids == self.tokenizer.convert_tokens_to_ids(self.family.image))
+            looked = self.look([(span.picture, span.side) for spans in layouts for span in spans if span.picture])
             if looked:
-                embedded = embedded.clone()
-                embedded[image] = torch.cat(looked).to(embedded)
-            there = None if bool(mask.all()) else mask.long()
-            states = model.text_model(inputs_embeds=embedded, attention_mask=there, use_cache=False).last_hidden_state
-        return Hidden(states, mask, tuple(tuple(spans) for _, spans in read))
+                embedded = embedded.masked_scatter(image[..., None], torch.cat(looked).to(embedded))
+            if torch.is_grad_enabled() and not embedded.requires_grad:  # gradient checkpointing follows nothing else
+                embedded = embedded.detach().requires_grad_(True)
+            text = self.text(inputs_embeds=embedded, attention_mask=there, use_cache=False, **where)
+        return Hidden(text.last_hidden_state, mask, layouts)
 
     def look(self, pictures: list[tuple[Picture, int]]) -> list[Tensor]:
         """What stands for pictures in the language model, in their order: (tokens, hidden width) each."""
-        model, device = self.model, self.patcher.load_device
-        patch, found = self.config.vision_config.patch_size, {}
+        family, device, found = self.family, self.patcher.load_device, {}
         for side in sorted({side for _, side in pictures}):
             which = [i for i, (_, other) in enumerate(pictures) if other == side]
-            pixels = torch.cat([squared(pictures[i][0].pixels.to(device), side) for i in which]).to(self.dtype)
-            patches = torch.ones(len(which), side // patch, side // patch, dtype=torch.bool, device=device)
-            seen = model.vision_model(pixel_values=pixels, patch_attention_mask=patches).last_hidden_state
-            found |= dict(zip(which, self.family.features(model, seen, patches, self.perceiver), strict=True))
+            pixels = torch.cat([squared(pictures[i][0].pixels.to(device), side) for i in which])
+            seen = family.look(self.model, family.normalised(pixels).to(self.dtype), self.perceiver)
+            found |= dict(zip(which, seen, strict=True))
         return [found[i] for i in range(len(pictures))]
+
+
+def make_ordinary(model: nn.Module) -> None:
+    """Let autograd save the weights of a model that was moved in inference mode: same memory."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_inference():
+                setattr(module, name, nn.Parameter(tuning_runtime.alias(parameter), requires_grad=False))
 
 
 def with_lora(vlm: VisionLanguage, weights: dict[str, Tensor], strength: float, name: str) -> VisionLanguage:

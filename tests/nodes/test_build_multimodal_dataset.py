@@ -9,7 +9,7 @@ import tiny_detector
 import tiny_models
 import torch
 from palimpsest.nodes import multimodal_dataset_files
-from palimpsest.nodes.build_multimodal_dataset import BuildMultimodalDataset
+from palimpsest.nodes.build_multimodal_dataset import BuildMultimodalDataset, one_by_one
 from palimpsest.nodes.patches import interleaved_dataset, open_detection
 from palimpsest.nodes.patches.interleaved_dataset import STAGES, Found, Recipe
 from palimpsest.nodes.patches.open_detection import Detection
@@ -119,6 +119,16 @@ def test_several_pictures_come_as_a_batch_or_a_list_with_lines_or_entries():
     assert [c.word for c in batch.records[1].crops] == ["dog", "man"]
     one_each = build(images=[pictures], captions=captions, masks=[masks()[:1].repeat(3, 1, 1)], words="man")[0]
     assert [len(r.crops) for r in one_each.records] == [1, 1, 1]
+
+
+def test_pictures_are_held_once_and_written_one_after_another():
+    """No second copy of a large set; what lies outside of 0..1 is cut off when its turn comes."""
+    batch = tiny_models.picture(3) * 2 - 0.5
+    assert [picture.data_ptr() for picture in one_by_one([batch])] == [picture.data_ptr() for picture in batch]
+    kept = batch.clone()
+    dataset = build(images=[batch], captions=[CAPTION] * 3, masks=[masks()] * 3)[0]
+    assert torch.equal(batch, kept)
+    torch.testing.assert_close(dataset.picture(1), batch[1].clamp(0, 1), atol=0.51 / 255, rtol=0)
 
 
 def test_small_and_large_crops_are_dropped_and_counted():

@@ -19,8 +19,8 @@ from palimpsest.nodes.patches.multimodal import Connector, Reads, join
 from safetensors.torch import load_file, save_file
 
 WIDTH = tiny_models.SD15["context_dim"]
-KINDS = ["idefics2", "idefics3", "smolvlm"]
-SIDE = {"idefics2": 28, "idefics3": 56, "smolvlm": 56}  # pixels of 16 tokens
+KINDS = ["idefics2", "idefics3", "smolvlm", "qwen2_5_vl"]
+SIDE = {"idefics2": 28, "idefics3": 56, "smolvlm": 56, "qwen2_5_vl": 56}  # pixels of 16 tokens
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ def drop_a_weight(folder):
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
         (lambda f: set_config(f, auto_map={"AutoModel": "code.Model"}), "program code of its own"),
-        (lambda f: set_config(f, model_type="llama"), "type 'llama'.*Idefics2, Idefics3 and SmolVLM"),
+        (lambda f: set_config(f, model_type="llama"), "type 'llama'.*Idefics2, Idefics3, SmolVLM and Qwen2.5-VL"),
         (to_pickle, "pytorch_model.bin, a format that can run code"),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
         (drop_a_weight, "incomplete, 1 of its weights.*gate_proj"),
@@ -202,7 +202,7 @@ def test_a_folder_that_is_no_such_model_is_refused(models, tmp_path, change, say
 
 def test_folders_are_listed_by_name_also_one_deeper(models):
     tiny_vlm.write(models / "models" / "maker" / "small", "smolvlm")
-    assert multimodal_files.folders() == ["idefics2", "idefics3", "maker/small", "smolvlm"]
+    assert multimodal_files.folders() == ["idefics2", "idefics3", "maker/small", "qwen2_5_vl", "smolvlm"]
     assert multimodal_files.folder_path("maker/small") == models / "models" / "maker" / "small"
     with pytest.raises(ValueError, match=r"has no model folder '../idefics2'"):
         multimodal_files.folder_path("../idefics2")
@@ -213,6 +213,23 @@ def test_the_weights_are_the_folders_own(models, vlms):
     loaded = vlms().patcher.model.state_dict()
     assert {key for key in saved if key != "lm_head.weight"} == set(loaded)
     assert all(torch.equal(loaded[key], saved[key]) for key in loaded)
+
+
+def test_qwens_published_layout_of_weights_is_read(models, vlms, tmp_path):
+    """Its authors' files name the eye visual.*, the language model model.*."""
+    import shutil
+
+    folder = shutil.copytree(models / "models" / "qwen2_5_vl", tmp_path / "published")
+    weights = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    assert {"visual.patch_embed.proj.weight", "model.embed_tokens.weight"} <= weights.keys()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    found = vision_language.load(folder, "float32").patcher.model.state_dict()
+    wanted = vlms("qwen2_5_vl").patcher.model.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -261,6 +278,30 @@ def test_hidden_states_are_those_of_transformers_own_forward(models, vlms, kind,
     assert found.mask.all()
 
 
+@pytest.mark.parametrize("sides", [(4, 2), (2,), ()])
+def test_qwens_hidden_states_are_those_of_its_own_processor_and_forward(models, vlms, sides):
+    """Pictures of several sizes among words, in 4 x 4 and 2 x 2 tokens, normalised and cut up by transformers."""
+    import inspect
+
+    import transformers
+
+    vlm = vlms("qwen2_5_vl")
+    shown = [Picture(picture(seed=i)[0], side**2) for i, side in enumerate(sides)]
+    parts = [part for each in shown for part in ("a ", each, " dog")]
+    ids, _ = vlm.tokenised((*parts, " in the snow"))
+    model = transformers.AutoModel.from_pretrained(models / "models" / "qwen2_5_vl").float()
+    given = {"input_ids": torch.tensor([ids])}
+    if shown:
+        squares = [interleaved.squared(each.pixels, vlm.side(each.tokens))[0] / 2 + 0.5 for each in shown]
+        processor = transformers.Qwen2VLImageProcessor(patch_size=7, min_pixels=1, do_rescale=False)
+        given |= dict(processor(squares, return_tensors="pt", input_data_format="channels_first"))
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+        given["mm_token_type_ids"] = (given["input_ids"] == model.config.image_token_id).int()
+    found = vlm.hidden_states([(*parts, " in the snow")])
+    wanted = model(**given, use_cache=False).last_hidden_state
+    torch.testing.assert_close(found.states, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layout_names_every_token(vlms, kind):
     vlm = vlms(kind)
@@ -268,15 +309,16 @@ def test_a_layout_names_every_token(vlms, kind):
     ids, spans = vlm.tokenised(("a ", shown[0], " dog ", shown[1], " style"))
     assert [span.start for span in spans[1:]] == [span.end for span in spans[:-1]]
     assert (spans[0].start, spans[-1].end) == (0, len(ids))
-    image = vlm.tokenizer.convert_tokens_to_ids("<image>")
+    image = vlm.tokenizer.convert_tokens_to_ids(vlm.family.image)
     counts = [ids[span.start : span.end].count(image) for span in spans]
     assert [count for count in counts if count] == [16, 4]
     assert [span.picture for span in spans if span.picture] == shown
     assert spans[1].side == SIDE[kind]
 
 
-def test_prompts_in_one_batch_are_those_one_by_one(vlms):
-    vlm, shown = vlms(), Picture(picture()[0], 16)
+@pytest.mark.parametrize("kind", ["idefics2", "qwen2_5_vl"])
+def test_prompts_in_one_batch_are_those_one_by_one(vlms, kind):
+    vlm, shown = vlms(kind), Picture(picture()[0], 16)
     prompts = [("a ", shown, " dog"), ("a red cat sitting",), (), ("a ", Picture(picture(seed=2)[0], 4), " man")]
     together = vlm.hidden_states(prompts)
     for row, each in enumerate(prompts):

@@ -13,10 +13,17 @@ import tiny_vlm
 import torch
 from palimpsest.kernels.reference.connector import ConnectorConfig
 from palimpsest.nodes import multimodal_files, multimodal_training_files
-from palimpsest.nodes.patches import interleaved_dataset, multimodal_lora, multimodal_training, vision_language
+from palimpsest.nodes.patches import (
+    interleaved_dataset,
+    multimodal_lessons,
+    multimodal_lora,
+    multimodal_training,
+    vision_language,
+)
 from palimpsest.nodes.patches.interleaved_dataset import STAGES, ByMask, Recipe
 from palimpsest.nodes.patches.multimodal import Connector, MultimodalEncoder, Reads
-from palimpsest.nodes.patches.multimodal_training import Lessons, Process, TrainSettings
+from palimpsest.nodes.patches.multimodal_learner import Process
+from palimpsest.nodes.patches.multimodal_lessons import Lessons, TrainSettings
 from palimpsest.nodes.train_multimodal import TrainMultimodal
 
 import nodes
@@ -146,9 +153,9 @@ def fit(vlm, dataset, family="sd15", prediction="EPS", model=None, **changes):
 @pytest.mark.parametrize(("family", "prediction"), [("sd15", "EPS"), ("sdxl", "EPS"), ("sd15", "V_PREDICTION")])
 def test_one_picture_learned_by_heart_lowers_the_loss(vlms, dataset, family, prediction, monkeypatch):
     """On the same noise every time, so that the loss has nothing else to fall by."""
-    chance_of = multimodal_training.chance_of
+    chance_of = multimodal_lessons.chance_of
     monkeypatch.setattr(
-        multimodal_training, "chance_of",
+        multimodal_lessons, "chance_of",
         lambda seed, what, *rest: chance_of(seed, what, 0, rest[-1]) if what == "row" else chance_of(seed, what, *rest),
     )  # fmt: skip
     one = replace(dataset, records=dataset.records[:1])
@@ -169,7 +176,7 @@ def loud(model):
                 parameter.mul_(4)
 
 
-@pytest.mark.parametrize("kind", ["idefics2", "smolvlm"])
+@pytest.mark.parametrize("kind", ["idefics2", "smolvlm", "qwen2_5_vl"])
 def test_all_three_parts_learn_and_the_files_say_the_same(vlms, dataset, folder, kind):
     model, vlm = tiny_models.unet(), vlms(kind)
     encoder, changed, samples, plot, report = train(vlm, dataset, model=model, train_unet=True, train_language=True)
@@ -238,7 +245,7 @@ def test_the_loss_is_the_published_one_by_hand(vlms, dataset, prediction, monkey
         ours = plain(self, lesson)
         for chance, state in zip(lesson.noise, given, strict=True):
             chance.set_state(state)
-        clean = torch.stack([self.latent(r) for r in lesson.records])
+        clean = torch.stack([self.encoders.latent(r) for r in lesson.records])
         noise = torch.stack([torch.randn(c.shape, generator=g) for c, g in zip(clean, lesson.noise, strict=True)])
         place = ((1 - lesson.shares) * 1000).long()
         sigma = model.model.model_sampling.sigmas[place].clone()
@@ -268,7 +275,7 @@ def test_rows_of_other_lengths_are_predicted_as_each_by_itself(vlms, dataset, mo
 
     def losses(self, lesson):
         ours = plain(self, lesson)
-        found.append((self.together, bool(lesson.hidden.mask.all()), ours.detach().clone()))
+        found.append((self.unet.together, bool(lesson.hidden.mask.all()), ours.detach().clone()))
         return ours
 
     plain = multimodal_training.Fit.losses
@@ -393,6 +400,15 @@ def test_the_node_goes_on_from_its_file(vlms, dataset, folder):
         train(vlms(), dataset, resume=name, depth=2)
 
 
+def test_a_training_goes_on_with_another_dataset(vlms, dataset, tmp_path):
+    """As large sets are trained on, that were built in parts."""
+    other = built(tmp_path / "others", 3, height=48)
+    first = fit(vlms(), dataset, steps=2)
+    second = fit(vlms(), other, steps=2, state=first.snapshot.state)
+    assert second.history.steps == 4
+    assert second.snapshot.info["dataset"] == "others"
+
+
 def test_processes_share_a_batch_row_by_row(dataset):
     alone = Lessons(dataset, settings_of(batch=4), TOKENS, dict.fromkeys(range(4), (8, 8)))
     parts = [Lessons(dataset, settings_of(), TOKENS, dict.fromkeys(range(4), (8, 8)), rank, 2) for rank in (0, 1)]
@@ -429,7 +445,9 @@ def test_cancelling_keeps_what_was_learned(vlms, dataset, folder, monkeypatch):
 
     def stop(self, number, lessons):
         if number == 3:
-            kept["weights"] = torch.cat([p.detach().flatten().clone() for p in self.network.state_dict().values()])
+            kept["weights"] = torch.cat(
+                [p.detach().flatten().clone() for p in self.learner.network.state_dict().values()]
+            )
             raise comfy.model_management.InterruptProcessingException
         step(self, number, lessons)
 
@@ -498,7 +516,7 @@ def test_a_connector_for_another_model_and_a_dataset_without_people_are_refused(
 def test_stage_two_shows_one_person_in_a_prompt(dataset):
     stage = STAGES[list(STAGES)[1]]
     for number in range(8):
-        prompt = dataset.draw(number % 4, stage, TOKENS, multimodal_training.chance_of(number))
+        prompt = dataset.draw(number % 4, stage, TOKENS, multimodal_lessons.chance_of(number))
         pictures = [part for part in prompt if not isinstance(part, str)]
         assert [each.name for each in pictures] == ["man"]
 

@@ -29,6 +29,7 @@ from palimpsest.nodes.patches import (  # noqa: E402
     vision_language,
 )
 from palimpsest.nodes.patches.multimodal import MultimodalEncoder  # noqa: E402
+from palimpsest.nodes.patches.multimodal_lessons import TrainSettings  # noqa: E402
 from pocket import world  # noqa: E402
 
 SCENES, SHOWN, STEPS = 12, 4, 24
@@ -59,7 +60,7 @@ def main() -> None:
         print(save(sheet, DOCS / "PalimpsestBuildMultimodalDataset" / "contact_sheet.jpg"))
         vlm = vision_language.load(tiny_vlm.write(Path(place) / "vlm"), "float32")
         model, _, vae = pocket_host.load_pocket(narrow=True)
-        settings = multimodal_training.TrainSettings(
+        settings = TrainSettings(
             steps=STEPS, batch=2, tokens=16, depth=2, connector_rate=1e-3, warmup=4, preview_every=0, save_every=0
         )
         trained = multimodal_training.train(model, vae, MultimodalEncoder(vlm), dataset, settings)

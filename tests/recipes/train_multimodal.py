@@ -48,14 +48,14 @@ def new_accelerator(cpu: bool) -> Any:
     return accelerate.Accelerator(cpu=cpu)
 
 
-def accelerated(accelerator: Any, training: Any) -> Any:
+def accelerated(accelerator: Any, process: type) -> Any:
     """A Process of the training that shares its batch with those of an accelerator."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    class Accelerated(training.Process):
+    class Accelerated(process):
         """One of several processes."""
 
         def prepare(self, network, optimise):
@@ -137,16 +137,18 @@ def main() -> None:
     from palimpsest.nodes import multimodal_training_files as files
     from palimpsest.nodes.patches import interleaved_dataset, multimodal_training, vision_language
     from palimpsest.nodes.patches.multimodal import join
+    from palimpsest.nodes.patches.multimodal_learner import Process
+    from palimpsest.nodes.patches.multimodal_lessons import CLIP_TEXT, TrainSettings
 
-    chosen = arguments(multimodal_training.TrainSettings)
+    chosen = arguments(TrainSettings)
     folder_paths.models_dir = str(chosen.out)
     folder_paths.folder_names_and_paths["loras"] = ([str(chosen.out / "loras")], {".safetensors"})
     multimodal_files.register_folder()
     files.register_folder()
-    names = {field.name for field in fields(multimodal_training.TrainSettings)}
-    settings = multimodal_training.TrainSettings(**{k: v for k, v in vars(chosen).items() if k in names})
+    names = {field.name for field in fields(TrainSettings)}
+    settings = TrainSettings(**{k: v for k, v in vars(chosen).items() if k in names})
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
-        str(chosen.checkpoint), output_vae=True, output_clip=settings.pooled == multimodal_training.CLIP_TEXT
+        str(chosen.checkpoint), output_vae=True, output_clip=settings.pooled == CLIP_TEXT
     )
     vlm = vision_language.load(chosen.encoder, chosen.dtype, chosen.perceiver)
     encoder = join(vlm, multimodal_files.load(str(chosen.connector)) if chosen.connector else None)
@@ -162,7 +164,7 @@ def main() -> None:
         if place is not None:
             print(text, flush=True)
 
-    process = accelerated(accelerator, multimodal_training)
+    process = accelerated(accelerator, Process)
     trained = multimodal_training.train(
         model, vae, encoder, dataset, settings, clip, state, tell=tell, save=save, process=process
     )
