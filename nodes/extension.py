@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import context_files, feature_blend_files, kv_files
+from . import (
+    context_files,
+    feature_blend_files,
+    kv_files,
+    multimodal_dataset_files,
+    multimodal_files,
+    multimodal_training_files,
+)
 from .attention_map import AttentionMap, FindWords, ReadAttentionMap
+from .build_multimodal_dataset import BuildMultimodalDataset
 from .context import ContextSampler, LoadContextAdapter, SaveContextAdapter
 from .cross_attention_mask import CrossAttentionMask
 from .edit_report import EditReport
@@ -13,14 +21,17 @@ from .feature_blend import FeatureBlend, LoadBlendWeights, SaveBlendWeights, Tun
 from .inversion import Invert
 from .keep_outside import KeepOutside
 from .kv_inversion import ApplyKV, LoadKV, PromptLines, SaveKV, TuneKV
+from .multimodal import LoadMultimodalEncoder, MultimodalPrompt
 from .select_words import SelectWords
 from .train_context import TrainContextAdapter
+from .train_multimodal import TrainMultimodal
 from .video import AttentionFusion, VideoAttention
 
 
 def register_folders() -> None:
     """Tell the host about every folder of ours; before the first node list is built, for loaders list their files."""
-    for files in (kv_files, feature_blend_files, context_files):
+    learned = (kv_files, feature_blend_files, context_files, multimodal_files, multimodal_training_files)
+    for files in (*learned, multimodal_dataset_files):
         files.register_folder()
 
 
@@ -39,5 +50,6 @@ class Palimpsest(ComfyExtension):
             *(FeatureBlend, TuneFeatureBlend, SaveBlendWeights, LoadBlendWeights, KeepOutside),
             *(TrainContextAdapter, SaveContextAdapter, LoadContextAdapter, ContextSampler),
             *(VideoAttention, AttentionFusion),
+            *(LoadMultimodalEncoder, MultimodalPrompt, BuildMultimodalDataset, TrainMultimodal),
             EditReport,
         ]

@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCALES = ROOT / "locales"
-CATEGORIES = {name: name for name in ("palimpsest", "inversion", "regions", "context", "evaluate")}
+CATEGORIES = {name: name for name in ("palimpsest", "inversion", "regions", "context", "multimodal", "evaluate")}
 
 
 def schemas() -> list[Any]:

@@ -296,13 +296,13 @@ def draw_thumbnails(everything: Path | None, of: str) -> list[Path]:
     """Run workflows in the host, and draw what each saves first; all its pictures go into a folder, too."""
     import api
     from conftest import dev
-    from graphs import context, regions
+    from graphs import context, multimodal, regions
     from shipped_workflows import api_form, provide_files
 
     written = []
     with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
         client = api.ApiClient(host.url)
-        for name in (name for name in (*regions.GRAPHS, *context.GRAPHS) if of in name):
+        for name in (name for name in (*regions.GRAPHS, *context.GRAPHS, *multimodal.GRAPHS) if of in name):
             prompt = api_form(name)
             provide_files(client, prompt)
             entry = client.queue(prompt)

@@ -16,13 +16,13 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from graphs import context, kv_inversion, regions
+from graphs import context, kv_inversion, multimodal, regions
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
 API = ROOT / "tests" / "data" / "api"
 
-GRAPHS = kv_inversion.GRAPHS | regions.GRAPHS | context.GRAPHS
+GRAPHS = kv_inversion.GRAPHS | regions.GRAPHS | context.GRAPHS | multimodal.GRAPHS
 
 
 def author(url: str, description: dict, browser) -> dict:
