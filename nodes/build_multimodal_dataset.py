@@ -65,6 +65,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                 BOXES.Input(
                     "boxes",
                     optional=True,
+                    extra_dict={"forceInput": True},  # the editor would send a box of its own where none is connected
                     tooltip="Where the words are, in place of the detector: for each picture a list of boxes, one for "
                     "each word, or with labels that are words of the caption.",
                 ),
