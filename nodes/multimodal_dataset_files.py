@@ -7,7 +7,7 @@ from pathlib import Path
 
 DATASETS = "multimodal_datasets"  # in the host's output folder, and in its input folder
 DETECTORS = "open_detectors"  # in the host's models folder
-NO_DATASET = "no dataset in output/multimodal_datasets"
+CONNECTED = "(the connected one)"
 NO_DETECTOR = "none"
 
 
@@ -38,8 +38,8 @@ def datasets() -> dict[str, Path]:
 
 
 def dataset_names() -> list[str]:
-    """Names of the datasets, as a node offers them; a sentence where there are none."""
-    return sorted(datasets()) or [NO_DATASET]
+    """Names of the datasets, as a node offers them, after "(the connected one)"."""
+    return [CONNECTED, *sorted(datasets())]
 
 
 def dataset_path(name: str) -> Path:

@@ -15,7 +15,15 @@ from pathlib import Path
 
 GOLDEN = Path(__file__).resolve().parent / "data" / "object_info.json"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-LISTED_BY_HOST = {"scheduler", "file"}  # combos whose choices are not the pack's own
+LISTED_BY_HOST = {
+    "scheduler",
+    "file",
+    "folder",
+    "connector",
+    "lora",
+    "detector",
+    "resume",
+}  # combos whose choices are not the pack's own
 
 
 def read() -> dict:

@@ -85,7 +85,7 @@ def test_a_folder_of_pictures_and_lines_that_can_be_read_again(folders):
     assert sheet.shape[0] == 1
     assert sheet.std() > 0.05
     assert report.startswith("test_00001: 1 pictures, 2 crops")
-    assert multimodal_dataset_files.dataset_names() == ["test_00001"]
+    assert multimodal_dataset_files.dataset_names() == [multimodal_dataset_files.CONNECTED, "test_00001"]
     assert multimodal_dataset_files.dataset_path("test_00001") == folder
     assert build(masks=[masks()])[0].folder.name == "test_00002"
 

@@ -70,7 +70,7 @@ def test_what_a_picture_looks_like_can_be_read_off_its_tokens(vlm, data):
 
 
 def test_lessons_hold_crops_of_the_very_picture_and_are_the_same_for_a_step(data):
-    first, again = (learning.lesson(data, 3, 64, 0, {"64": 1.0}) for _ in range(2))
+    first, again = (learning.lesson(data, 3, learning.Recipe(batch=64), kinds={"64": 1.0}) for _ in range(2))
     assert first.captions == again.captions and first.indices == again.indices
     empty = [made == () for made in first.prompts]
     assert 0 < sum(empty) < 20

@@ -44,10 +44,11 @@ def test_a_saved_tuning_needs_neither_its_picture_nor_its_inversion():
 
 
 def pictures_wanted(prompt: dict) -> tuple[int, tuple[int, int]]:
-    """(number, size) of the edited pictures that a graph saves: one a line, and sources side by side."""
+    """(number, size) of the pictures that each save node writes: one a line or empty latent, sources side by side."""
     lines = [line for node in nodes_of(prompt, "PalimpsestPromptLines") for line in node["lines"].splitlines()]
+    drawn = sum(node["batch_size"] for node in nodes_of(prompt, "EmptyLatentImage"))
     side_by_side = len(nodes_of(prompt, "LatentConcat")) + 1
-    return len(lines) or 1, (128 * side_by_side, 128)
+    return len(lines) or drawn or 1, (128 * side_by_side, 128)
 
 
 def source_of(prompt: dict, node_id: str) -> str:
@@ -62,12 +63,12 @@ def test_a_workflow_runs_headless(client, name):
     provide_files(client, prompt)
     entry = client.queue(prompt)
     count, size = pictures_wanted(prompt)
-    (saved,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+    saved = [key for key, node in prompt.items() if node["class_type"] in ("SaveImage", "SaveAnimatedWEBP")]
     previews = [key for key, node in prompt.items() if node["class_type"] in ("PreviewImage", "MaskPreview")]
-    assert len(client.images(entry, saved)) == count
-    for node_id in [saved, *previews]:
+    assert {len(client.images(entry, key)) for key in saved} == {count}
+    for node_id in [*saved, *previews]:
         for data in client.images(entry, node_id):
             picture = Image.open(io.BytesIO(data)).convert("RGB")
             if source_of(prompt, node_id) in ("VAEDecode", "PalimpsestKeepOutside"):  # others are maps and plots
-                assert picture.size == (size if node_id == saved else (128, 128))
+                assert picture.size == (size if node_id in saved else (128, 128))
             assert all(low < high for low, high in picture.getextrema()), "a picture of one colour"

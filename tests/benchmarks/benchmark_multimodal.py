@@ -1,0 +1,363 @@
+"""Pictures as words on the pocket model: a connector trained on crops of drawn scenes, asked for animals it never saw.
+
+    python dev.py bench multimodal                            train (35 minutes), table, JSON and contact sheet
+    python dev.py bench multimodal --trained FOLDER           measure what an earlier run has trained, or exported
+    python dev.py bench multimodal --minutes 5 --count 8      some of it
+
+A tiny random vision-language model of Idefics2's layout is written and never trained; a connector and a LoRA on the
+U-Net learn from drawn scenes, each with a prompt that holds the animal cut out of that very picture (and, one time in
+four, an edge of it in place of the words for the place). See multimodal_pocket.
+
+Measured on held-out animals: one is cut out of its picture and asked for by "a <image1> dog sitting on the left in the
+park", with another pose, another side and another place than it was cut from. No colour is told. So everything the
+picture must give (colour, coat, collar) comes from one picture and everything else from words, or, in the row of two
+pictures, the place from a second picture of another animal: compositions that no training prompt held. The rows
+without a picture are told the colour, too. All rows of a scene begin with the same noise; Multimodal Prompt makes the
+conditioning, the host's KSampler samples.
+
+words: share of species, pose, side and place that the judge reads off the picture. colour: of the coat. identity:
+metrics.identity against the drawn answer, 1 where the animal is the same and 0.40 for a stranger of the same caption.
+hidden and palette are its parts: the judge's probability of what no caption tells (pattern, second colour, collar,
+facing, socks, tail tip), and the colours within the animal as distributions. pattern, second colour, collar, facing:
+share of single answers that are right.
+texture: scenes.texture_similarity. The last row is the drawn answer itself through the autoencoder: the best there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pocket_host
+import torch
+
+pocket_host.import_host()
+import comfy.samplers  # noqa: E402 (the host is importable from here on)
+import comfy.sd  # noqa: E402
+import multimodal_pocket as learning  # noqa: E402
+from benchmark_edits import table, without_nan  # noqa: E402
+from palimpsest.nodes import multimodal_files  # noqa: E402
+from palimpsest.nodes.multimodal import MultimodalPrompt  # noqa: E402
+from palimpsest.nodes.patches import vision_language  # noqa: E402
+from palimpsest.nodes.patches.interleaved import cut_out, squared  # noqa: E402
+from palimpsest.nodes.patches.multimodal import MultimodalEncoder, join  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from pocket import judge as judging  # noqa: E402
+from pocket import metrics, world  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from scenes import another, defaults, drawn, mean, texture_similarity  # noqa: E402
+
+import nodes as host_nodes  # noqa: E402
+
+TOLD = ("species", "pose", "side", "place")
+COLUMNS = {
+    "words": "words", "colour": "colour", "identity": "identity", "hidden": "hidden", "palette": "palette",
+    "pattern": "pattern", "second": "second colour", "collar": "collar", "facing": "facing", "texture": "texture",
+    "tokens": "tokens",
+}  # fmt: skip
+SHOWN = 10  # scenes of the contact sheet
+
+
+# ---- the model and what is trained for it ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Pocket:
+    """The pocket model, plain and with the trained LoRA, its judge, and the trained encoder."""
+
+    plain: Any
+    model: Any
+    clip: Any
+    vae: Any
+    judge: Any
+    encoder: MultimodalEncoder
+
+
+def train(options: argparse.Namespace, work: Path, model: Any, vae: Any) -> dict[str, Any]:
+    """Write vision-language model, connector and LoRA into a folder, or go on with what was begun there."""
+    recipe = learning.Recipe(
+        minutes=options.minutes, warm_minutes=options.warm_minutes, steps=options.steps, scenes=options.scenes,
+        seed=options.seed,
+        noise=options.noise,
+        by_picture=options.by_picture,
+    )  # fmt: skip
+    began = time.process_time()
+    folder = work / learning.VLM
+    if not folder.exists():
+        learning.write_vlm(folder)
+    vlm = vision_language.load(folder, "float32")
+    data = learning.Data.draw(model, vae, recipe.scenes, work / "scenes.safetensors")
+    trainer = learning.Trainer(model, vlm, data, recipe, work)
+    trainer.load_state()
+
+    def tell(text: str) -> None:
+        print(text, flush=True)
+
+    if trainer.warm_step == 0:
+        trainer.warm_up(tell)
+        trainer.save_state()
+    trainer.fit(tell)
+    connector, lora = trainer.result()
+    multimodal_files.save(connector, work / learning.CONNECTOR, torch.float16)
+    save_file({name: tensor.half() for name, tensor in lora.items()}, work / learning.LORA)
+    return {**vars(recipe), "processor seconds": time.process_time() - began, "steps taken": trainer.step,
+            "warm-up steps": trainer.warm_step, "losses": thinned(trainer.losses)}  # fmt: skip
+
+
+def thinned(losses: list[tuple[str, float]], parts: int = 12) -> dict[str, list[float]]:
+    """The mean loss of each kind over twelve parts of a training."""
+    found = {}
+    for kind in learning.KINDS:
+        values = [loss for name, loss in losses if name == kind]
+        found[kind] = [float(part.mean()) for part in np.array_split(values, parts) if len(part)]
+    return found
+
+
+def load(work: Path, model: Any, clip: Any, vae: Any) -> Pocket:
+    """The pocket model with what was trained."""
+    vlm = vision_language.load(work / learning.VLM, "float32")
+    encoder = join(vlm, multimodal_files.load(str(work / learning.CONNECTOR)))
+    trained, _ = comfy.sd.load_lora_for_models(model, None, load_file(work / learning.LORA), 1.0, 0.0)
+    return Pocket(model, trained, clip, vae, judging.load(), encoder)
+
+
+# ---- what is asked --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A held-out animal, the scene it is asked for in, and a picture of another animal at that place."""
+
+    source: world.Scene
+    answer: world.Scene
+    elsewhere: world.Scene
+    picture: torch.Tensor  # of the source, (1, 128, 128, 3)
+    mask: torch.Tensor  # (1, 128, 128)
+    place: torch.Tensor  # the edge of the picture of `elsewhere`
+    seed: int
+
+
+BACKGROUND = ("place", "horizon", "prop", "prop_s", "bgtint")
+
+
+def questions(first: int, count: int) -> list[Question]:
+    """Held-out animals in another pose, on the other side, at another place: that of the scene after them."""
+    scenes = world.held_out_scenes(first + count + 20)[first:]
+    found = []
+    for i, source in enumerate(scenes[:count]):
+        elsewhere = next(scene for scene in scenes[i + 1 :] if scene.place != source.place)
+        side = "left" if source.side == "right" else "right"
+        changes = {name: getattr(elsewhere, name) for name in BACKGROUND}
+        answer = world.edit(source, pose=another(source, "pose", i), side=side, **changes)
+        (picture, other), masks = drawn([source, elsewhere])
+        place = learning.edge(other, elsewhere)[None]
+        found.append(Question(source, answer, elsewhere, picture[None], masks[:1], place, first + i))
+    return found
+
+
+Conditioned = tuple[Any, list, list, int]  # model, positive, negative, tokens
+
+
+def by_text(pocket: Pocket, question: Question) -> Conditioned:
+    """The pocket model as it is, with its text encoder and the whole caption."""
+    positive, negative = (
+        [[pocket.clip.encode_from_tokens(pocket.clip.tokenize(text)), {}]]
+        for text in (world.caption(question.answer), "")
+    )
+    return pocket.plain, positive, negative, positive[0][0].shape[1]
+
+
+@dataclass(frozen=True)
+class ByPicture:
+    """Multimodal Prompt with so many tokens a picture. two: the place by a picture; pooled: one vector a picture."""
+
+    tokens: int
+    two: bool = False
+    pooled: bool = False
+
+    def __call__(self, pocket: Pocket, question: Question) -> Conditioned:
+        """The animal cut out of its picture, asked for by words or by words and a second picture."""
+        before, behind = learning.told(question.answer, place=not self.two)
+        images = {"image1": question.picture} | ({"image2": question.place} if self.two else {})
+        text = f"{before} <image1> {behind}" + (" <image2>" if self.two else "")
+        return prompted(pocket, text, images, {"mask1": question.mask}, self.tokens, self.pooled)
+
+
+def by_words(pocket: Pocket, question: Question) -> Conditioned:
+    """Multimodal Prompt without a picture: the whole caption."""
+    return prompted(pocket, " ".join(learning.told(question.answer, colour=True)), {}, {}, 64, False)
+
+
+def prompted(pocket: Pocket, text: str, images: dict, masks: dict, tokens: int, pooled: bool) -> Conditioned:
+    """What Multimodal Prompt gives at its defaults."""
+    encoder = pocket.encoder
+    if pooled:
+        encoder = replace(encoder, vlm=learning.OneVector.of(encoder.vlm))
+    chosen = defaults(MultimodalPrompt) | {
+        "text": text, "images": images, "masks": masks, "tokens_per_picture": str(tokens),
+    }  # fmt: skip
+    model, positive, negative, _ = MultimodalPrompt.execute(pocket.model, encoder, **chosen).args
+    return model, positive, negative, positive[0][0].shape[1]
+
+
+METHODS: dict[str, Callable[[Pocket, Question], Conditioned]] = {
+    "words alone, the pocket model as it is": by_text,
+    "words alone, trained": by_words,
+    "picture as one pooled vector": ByPicture(256, pooled=True),
+    "16 tokens a picture": ByPicture(16),
+    "64 tokens a picture": ByPicture(64),
+    "256 tokens a picture": ByPicture(256),
+    "two pictures, 64 tokens each": ByPicture(64, two=True),
+}
+CEILING = "the drawn answer through the autoencoder"
+
+
+# ---- drawing and measuring ------------------------------------------------------------------------------------------
+
+
+def draw(pocket: Pocket, question: Question, conditioned: Conditioned, options: argparse.Namespace) -> torch.Tensor:
+    """A picture (1, 128, 128, 3) by the host's KSampler."""
+    model, positive, negative, _ = conditioned
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    sampled = host_nodes.KSampler().sample(
+        model, question.seed, options.steps_sampled, options.guidance, "ddim", "normal", positive, negative, latent
+    )[0]  # fmt: skip
+    return pocket.vae.decode(sampled["samples"]).clamp(0, 1)
+
+
+def scores(pocket: Pocket, pictures: torch.Tensor, asked: list[Question]) -> dict[str, float]:
+    """Everything measured of the pictures of a method; see the top of this file."""
+    answers = [question.answer for question in asked]
+    ideals, masks = drawn(answers)
+    read = metrics.attribute_success(pocket.judge, pictures, answers)
+    same = metrics.identity(pocket.judge, pictures, answers)
+    return {
+        "words": sum(read[name] for name in TOLD) / len(TOLD),
+        **{name: read[name] for name in (*TOLD, "colour")},
+        "identity": mean(same["score"]),
+        **{name: mean(same[name]) for name in ("hidden", "palette", "pattern", "second", "collar", "facing", "socks",
+                                               "tailtip")},
+        "texture": mean(texture_similarity(pocket.judge, pictures, ideals, masks)),
+    }  # fmt: skip
+
+
+def measure(pocket: Pocket, options: argparse.Namespace) -> tuple[dict[str, dict], dict[str, torch.Tensor]]:
+    """(numbers, pictures) of every method."""
+    asked = questions(options.first, options.count)
+    rows, shown = {}, {}
+    for name in options.methods or METHODS:
+        began, found, tokens = time.process_time(), [], []
+        for question in asked:
+            conditioned = METHODS[name](pocket, question)
+            tokens.append(conditioned[-1])
+            found.append(draw(pocket, question, conditioned, options))
+        pictures = torch.cat(found)
+        rows[name] = scores(pocket, pictures, asked) | {"tokens": sum(tokens) / len(tokens)}
+        rows[name]["seconds"] = (time.process_time() - began) / len(asked)
+        shown[name] = pictures[:SHOWN]
+        print(name, {k: round(v, 3) for k, v in rows[name].items()}, flush=True)
+    ideals, _ = drawn([question.answer for question in asked])
+    through = torch.cat([pocket.vae.decode(pocket.vae.encode(part)) for part in ideals.split(8)]).clamp(0, 1)
+    rows[CEILING] = scores(pocket, through, asked) | {"tokens": torch.nan, "seconds": torch.nan}
+    some = asked[:SHOWN]
+    asked_by = {"<image1>": torch.cat([shown_as(cut_out(q.picture[0], q.mask, "image1", True)) for q in some]),
+                "<image2>, in the row of two pictures": torch.cat([shown_as(q.place[0]) for q in some])}  # fmt: skip
+    return rows, {**asked_by, **shown, CEILING: through[:SHOWN]}
+
+
+def shown_as(picture: torch.Tensor) -> torch.Tensor:
+    """A picture (H, W, 3) as the encoder is shown it, (1, 128, 128, 3)."""
+    return (squared(picture, 128).movedim(1, -1) + 1) / 2
+
+
+def contact_sheet(rows: dict[str, torch.Tensor], asked: list[Question], path: Path) -> None:
+    """A row of pictures for each entry, under what each scene was asked by."""
+    left, size, head, font = 190, 112, 58, ImageFont.load_default(12)
+    count = len(next(iter(rows.values())))
+    sheet = Image.new("RGB", (left + count * size, head + len(rows) * size), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, question in enumerate(asked[:count]):
+        answer = question.answer
+        lines = (
+            "a <image1>",
+            f"{answer.species} {answer.pose}",
+            f"on the {answer.side}",
+            world.PLACE_PHRASES[answer.place],
+        )
+        pen.multiline_text((left + column * size + 4, 0), "\n".join(lines), fill="black", font=font, spacing=1)
+    for r, (name, pictures) in enumerate(rows.items()):
+        label = textwrap.fill(name, 26)
+        pen.multiline_text((6, head + r * size + size // 2 - 14), label, fill="black", font=font)
+        for column, image in enumerate((pictures * 255).round().byte().numpy()):
+            small = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
+            sheet.paste(small, (left + column * size, head + r * size))
+    sheet.save(path, quality=90)
+
+
+def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    from comfyui_version import __version__ as comfyui
+
+    left_out = ("output", "trained", "work", "export")
+    return {
+        **{name: value for name, value in vars(options).items() if name not in left_out},
+        "connector": pocket.encoder.require_connector().info,
+        "connector's weights": pocket.encoder.require_connector().parameters,
+        "machine": platform.machine(), "torch": torch.__version__, "ComfyUI": comfyui,
+        "Python": platform.python_version(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Parse, train, measure, print, write output/bench."""
+    parser = argparse.ArgumentParser(prog="python dev.py bench multimodal", description=__doc__.splitlines()[0])
+    parser.add_argument("--trained", metavar="FOLDER", help="or exported file: measure it, train nothing")
+    parser.add_argument("--export", metavar="FILE", help="write what was trained as one small .safetensors file")
+    parser.add_argument("--work", metavar="FOLDER", help="for the training, which goes on where it stopped")
+    parser.add_argument("--minutes", type=float, default=32.0, help="of training through the U-Net")
+    parser.add_argument("--warm-minutes", type=float, default=3.0, help="of training the connector on the text encoder")
+    parser.add_argument("--steps", type=int, default=0, help="of training through the U-Net, instead of minutes")
+    parser.add_argument("--scenes", type=int, default=1280, help="drawn scenes that are trained on")
+    parser.add_argument("--noise", type=float, default=2.2, help="median of the noise levels that are trained on")
+    parser.add_argument("--by-picture", type=float, default=0.25, help="share of prompts with a picture of the place")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=32, help="held-out scenes from here on")
+    parser.add_argument("--count", type=int, default=32, help="held-out animals that are asked for")
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--steps-sampled", type=int, default=10)
+    parser.add_argument("--methods", choices=METHODS, nargs="+", help="some of the rows")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", default="output/bench")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    work = Path(options.trained or options.work or output / "multimodal_training")
+    if work.is_file():
+        exported, work = work, output / "multimodal_exported"
+        learning.unpack(exported, work)
+    model, clip, vae = pocket_host.load_pocket()
+    trained = {} if options.trained else train(options, work, model, vae)
+    if options.export:
+        learning.export(work, Path(options.export))
+    with torch.inference_mode():
+        pocket = load(work, model, clip, vae)
+        rows, shown = measure(pocket, options)
+    text = table(COLUMNS, rows, lambda column: 0 if column == "tokens" else 2)
+    print("\n" + text)
+    numbers = setting(options, pocket) | {"training": trained, "rows": rows}
+    (output / "multimodal.md").write_text(text + "\n", encoding="utf-8")
+    (output / "multimodal.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")
+    contact_sheet(shown, questions(options.first, options.count), output / "multimodal.jpg")
+
+
+if __name__ == "__main__":
+    main()
