@@ -261,7 +261,8 @@ def recoloured(original: Tensor, edited: Tensor, outside: Tensor, richest: str) 
     levels = ", ".join(f"{name} {255 * x:+.1f}" for name, x in zip("RGB", (new - e).mean(0).tolist(), strict=True))
     difference = " to ".join(f"{255 * (t - o).abs().mean().item():.1f}" for t in (e, new))
     whole = torch.cat([maths.recolour_within(edited[..., :3], fitted, e), edited[..., 3:]], -1)
-    note = f"colours changed ({best}) by {levels} levels on average, the difference outside went from {difference}"
+    gain = f"which brings the difference outside from {difference}"
+    note = f"colours changed ({best}) by {levels} levels on average, {gain}"
     return whole, note
 
 
