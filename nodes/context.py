@@ -225,19 +225,12 @@ class LoadContextAdapter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file) -> str:
         """Read again when the file changed."""
-        import os
-
-        import folder_paths
-
-        path = folder_paths.get_full_path(context_files.SHELF.folder, file)
-        return f"{file} {os.path.getmtime(path) if path else 'missing'}"
+        return context_files.SHELF.fingerprint(file)
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         """Load and check."""
-        import folder_paths
-
-        adapter = context_files.load(folder_paths.get_full_path_or_raise(context_files.SHELF.folder, file))
+        adapter = context_files.load(context_files.SHELF.path(file))
         report = describe(adapter)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(adapter, report)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .patches.context_adapter import AdapterConfig, ContextAdapter, build
-from .storage import Shelf
+from .storage import Shelf, filled
 
 SHELF = Shelf(
     folder="context_adapters",
@@ -52,17 +52,5 @@ def load(path: str) -> ContextAdapter:
 
 def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> ContextAdapter:
     """An adapter from a file's header and tensors; raises KeyError, TypeError, ValueError where they disagree."""
-    config, info = AdapterConfig(**json.loads(header["config"])), json.loads(header["info"])
-    expected = {name: tensor.shape for name, tensor in build(config, device="meta").state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != expected:
-        odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        raise ValueError(f"{len(odd)} of its tensors do not fit its layout, {odd[0]} for one.")
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
-        raise ValueError(f"its tensors should share one type of number, they have {sorted(map(str, dtypes))}.")
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError("it holds NaN or infinite values.")
-    network = build(config, dtypes.pop())
-    network.load_state_dict(tensors)
-    return ContextAdapter.of(network, info)
+    network = filled(build, AdapterConfig(**json.loads(header["config"])), tensors)
+    return ContextAdapter.of(network, json.loads(header["info"]))

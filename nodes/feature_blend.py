@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import latent_preview
@@ -411,17 +410,12 @@ class LoadBlendWeights(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file) -> str:
         """Read again when the file changed."""
-        import folder_paths
-
-        path = folder_paths.get_full_path(files.SHELF.folder, file)
-        return f"{file} {os.path.getmtime(path) if path else 'missing'}"
+        return files.SHELF.fingerprint(file)
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         """Load and check."""
-        import folder_paths
-
-        weights = files.load(folder_paths.get_full_path_or_raise(files.SHELF.folder, file))
+        weights = files.load(files.SHELF.path(file))
         report = f"{weights}; {describe(weights)}"
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(weights, report)

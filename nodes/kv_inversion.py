@@ -510,19 +510,12 @@ class LoadKV(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file) -> str:
         """Read again when the file changed."""
-        import os
-
-        import folder_paths
-
-        path = folder_paths.get_full_path(kv_files.SHELF.folder, file)
-        return f"{file} {os.path.getmtime(path) if path else 'missing'}"
+        return kv_files.SHELF.fingerprint(file)
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         """Load and check."""
-        import folder_paths
-
-        kv = kv_files.load(folder_paths.get_full_path_or_raise(kv_files.SHELF.folder, file))
+        kv = kv_files.load(kv_files.SHELF.path(file))
         report = describe(kv)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(kv, report, {"samples": kv.noise.clone()})

@@ -136,7 +136,7 @@ def load(folder, connector, perceiver, dtype, lora, lora_strength) -> multimodal
 
     trained = None
     if connector != NONE:
-        trained = files.load(folder_paths.get_full_path_or_raise(files.SHELF.folder, connector))
+        trained = files.load(files.SHELF.path(connector))
     if perceiver is None:
         perceiver = trained is not None and trained.reads.perceiver
     vlm = vision_language.load(files.folder_path(folder), dtype, perceiver)

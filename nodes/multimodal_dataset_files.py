@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+
+from . import storage
 
 DATASETS = "multimodal_datasets"  # in the host's output folder, and in its input folder
 DETECTORS = "open_detectors"  # in the host's models folder
@@ -13,20 +14,7 @@ NO_DETECTOR = "none"
 
 def register_folder() -> None:
     """Tell the host about models/open_detectors."""
-    import folder_paths
-
-    path = str(Path(folder_paths.models_dir) / DETECTORS)
-    paths, extensions = folder_paths.folder_names_and_paths.get(DETECTORS, ([], set()))
-    folder_paths.folder_names_and_paths[DETECTORS] = (
-        [*paths, *([] if path in paths else [path])],
-        extensions | {".safetensors"},
-    )
-
-
-def by_name(roots: list[Path], marker: str) -> dict[str, Path]:
-    """Folders that hold a marker file, by name, directly in some roots or one folder deeper; the first root wins."""
-    files = [(root, file) for root in roots for deep in ("*", "*/*") for file in root.glob(f"{deep}/{marker}")]
-    return {file.parent.relative_to(root).as_posix(): file.parent for root, file in reversed(files)}
+    storage.register_folder(DETECTORS)
 
 
 def datasets() -> dict[str, Path]:
@@ -34,7 +22,7 @@ def datasets() -> dict[str, Path]:
     import folder_paths
 
     roots = (folder_paths.get_output_directory(), folder_paths.get_input_directory())
-    return by_name([Path(root) / DATASETS for root in roots], "dataset.json")
+    return storage.folders_with("dataset.json", (Path(root) / DATASETS for root in roots))
 
 
 def dataset_names() -> list[str]:
@@ -58,9 +46,7 @@ def new_dataset(prefix: str) -> Path:
     """A new folder output/multimodal_datasets/<prefix>_00001. Raises ValueError for a prefix without a letter."""
     import folder_paths
 
-    name = re.sub(r"[^\w\-. ]", "", prefix).strip(". ")[:80]
-    if not name:
-        raise ValueError(f"folder name {prefix!r} has no letters or digits: write a name such as 'my pictures'.")
+    name = storage.safe_name(prefix, "folder", "my pictures")
     root, number = Path(folder_paths.get_output_directory()) / DATASETS, 1
     while (root / f"{name}_{number:05}").exists():
         number += 1
@@ -71,11 +57,7 @@ def new_dataset(prefix: str) -> Path:
 
 def detectors() -> dict[str, Path]:
     """Detector folders by name."""
-    import folder_paths
-
-    if DETECTORS not in folder_paths.folder_names_and_paths:
-        return {}
-    return by_name([Path(path) for path in folder_paths.get_folder_paths(DETECTORS)], "config.json")
+    return storage.model_folders(DETECTORS)
 
 
 def detector_names() -> list[str]:

@@ -23,11 +23,7 @@ STATES = Shelf(
 )
 LORAS = Shelf("loras", "pt", 1, ("a LoRA", "Train Multimodal Encoder"), "mumu sdxl", "train without LoRAs")
 NEW = "(new)"
-
-
-def register_folder() -> None:
-    """Tell the host about models/multimodal_training."""
-    STATES.register()
+register_folder = STATES.register
 
 
 def listed() -> list[str]:

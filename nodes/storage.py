@@ -1,4 +1,4 @@
-"""A folder of .safetensors files under the host's models: listed, written whole, read with care."""
+"""Folders under the host's models: registered, listed; files of them written whole, read with care."""
 
 from __future__ import annotations
 
@@ -7,16 +7,74 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 Thing = TypeVar("Thing")
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+
+def register_folder(name: str) -> None:
+    """Tell the host about models/<name>; only .safetensors files of it are ever listed."""
+    import folder_paths
+
+    path = os.path.join(folder_paths.models_dir, name)
+    paths, extensions = folder_paths.folder_names_and_paths.get(name, ([], set()))
+    folder_paths.folder_names_and_paths[name] = (
+        [*paths, *([] if path in paths else [path])],
+        extensions | {".safetensors"},
+    )
+
+
+def folders_with(marker: str, roots: Iterable[Path | str]) -> dict[str, Path]:
+    """Folders that hold a marker file, by name, directly in some roots or one folder deeper; the first root wins."""
+    files = [
+        (root, file) for root in map(Path, roots) for deep in ("*", "*/*") for file in root.glob(f"{deep}/{marker}")
+    ]
+    return {file.parent.relative_to(root).as_posix(): file.parent for root, file in reversed(files)}
+
+
+def model_folders(name: str) -> dict[str, Path]:
+    """Folders with a config.json in models/<name>, by name; none where the host was not told of it yet."""
+    import folder_paths
+
+    known = name in folder_paths.folder_names_and_paths
+    return folders_with("config.json", folder_paths.get_folder_paths(name)) if known else {}
+
+
+def safe_name(prefix: str, kind: str, example: str) -> str:
+    """A name without what could leave its folder: letters, digits, blank, dash, underscore and dot, at most 80.
+
+    Raises ValueError for a prefix with no letter or digit in it.
+    """
+    name = re.sub(r"[^\w\-. ]", "", prefix).strip(". ")[:80]
+    if not name:
+        raise ValueError(f"{kind} name {prefix!r} has no letters or digits: write a name such as {example!r}.")
+    return name
+
+
+def filled(build: Callable[..., Network], config: Any, tensors: dict[str, Tensor]) -> Network:
+    """build(config, dtype) with a file's tensors in it. Raises ValueError for tensors that are not its own, and NaN."""
+    expected = {name: tensor.shape for name, tensor in build(config, device="meta").state_dict().items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != expected:
+        odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise ValueError(f"{len(odd)} of its tensors do not fit its layout, {odd[0]} for one.")
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+        raise ValueError(f"its tensors should share one type of number, they have {sorted(map(str, dtypes))}.")
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError("it holds NaN or infinite values.")
+    network = build(config, dtypes.pop())
+    network.load_state_dict(tensors)
+    return network
 
 
 @dataclass(frozen=True)
@@ -37,14 +95,7 @@ class Shelf:
 
     def register(self) -> None:
         """Tell the host about the folder; only .safetensors files of it are ever listed."""
-        import folder_paths
-
-        path = os.path.join(folder_paths.models_dir, self.folder)
-        paths, extensions = folder_paths.folder_names_and_paths.get(self.folder, ([], set()))
-        folder_paths.folder_names_and_paths[self.folder] = (
-            [*paths, *([] if path in paths else [path])],
-            extensions | {".safetensors"},
-        )
+        register_folder(self.folder)
 
     def listed(self) -> list[str]:
         """Names of the saved files, as a loader offers them; none where the host was not told of the folder yet."""
@@ -53,16 +104,24 @@ class Shelf:
         known = self.folder in folder_paths.folder_names_and_paths
         return folder_paths.get_filename_list(self.folder) if known else []
 
-    def new_path(self, prefix: str) -> Path:
-        """The first free `<prefix>_00001.safetensors`. Raises ValueError for a prefix with no letter or digit in it.
-
-        Everything but letters, digits, blank, dash, underscore and dot is dropped, so no prefix leaves the folder.
-        """
+    def path(self, file: str) -> str:
+        """Where a listed file lies. Raises FileNotFoundError, as the host's loaders do, for one that is gone."""
         import folder_paths
 
-        name = re.sub(r"[^\w\-. ]", "", prefix).strip(". ")[:80]
-        if not name:
-            raise ValueError(f"file name {prefix!r} has no letters or digits: write a name such as {self.example!r}.")
+        return folder_paths.get_full_path_or_raise(self.folder, file)
+
+    def fingerprint(self, file: str) -> str:
+        """What changes when a file does: for a loader's fingerprint_inputs."""
+        import folder_paths
+
+        path = folder_paths.get_full_path(self.folder, file)
+        return f"{file} {os.path.getmtime(path) if path else 'missing'}"
+
+    def new_path(self, prefix: str) -> Path:
+        """The first free `<prefix>_00001.safetensors`. Raises ValueError as safe_name does."""
+        import folder_paths
+
+        name = safe_name(prefix, "file", self.example)
         folder = Path(folder_paths.get_folder_paths(self.folder)[0])
         folder.mkdir(parents=True, exist_ok=True)
         number = 1

@@ -302,7 +302,6 @@ class TrainMultimodal(io.ComfyNode):
         """Train, save, report."""
         import comfy.sd
         import comfy.utils
-        import folder_paths
 
         settings = TrainSettings(
             stage, steps, batch_size, accumulate, tokens, connector_rate, train_language, language_rate, train_unet,
@@ -312,8 +311,7 @@ class TrainMultimodal(io.ComfyNode):
             dataset = interleaved_dataset.read(multimodal_dataset_files.dataset_path(folder))
         state = None
         if resume != multimodal_training_files.NEW:
-            shelf = multimodal_training_files.STATES.folder
-            state = multimodal_training_files.load(folder_paths.get_full_path_or_raise(shelf, resume))
+            state = multimodal_training_files.load(multimodal_training_files.STATES.path(resume))
         place = multimodal_training_files.Place.new(name, keep_state)
         previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
         progress, shown = comfy.utils.ProgressBar(steps), host.ProgressText(host.node_id(cls))
