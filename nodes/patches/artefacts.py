@@ -47,6 +47,20 @@ class Trajectory:
         """Number of steps T between the T+1 levels."""
         return len(self.sigmas) - 1
 
+    def check_batch(self, x: Tensor) -> None:
+        """Refuse a batch or a picture size other than the trajectory's."""
+        pictures, _, height, width = self.latents.shape[1:]
+        if pictures not in (1, len(x)):
+            raise ValueError(
+                f"the trajectory holds {pictures} pictures, the sampled batch has {len(x)}: sample {pictures} at a "
+                "time, or invert a single picture to use it for any batch."
+            )
+        if (height, width) != tuple(x.shape[-2:]):
+            raise ValueError(
+                f"the trajectory was recorded for a latent of {width} x {height}, sampling runs at {x.shape[-1]} x "
+                f"{x.shape[-2]} (8 pixels each): resize the picture to the inverted size, or invert again."
+            )
+
 
 @dataclass(frozen=True)
 class TunedLayer:

@@ -58,20 +58,6 @@ class Fusion:
         """The kinds of attention that are fused at a noise level."""
         return frozenset(kind for kind, level in self.above.items() if sigma > level)
 
-    def check(self, x: Tensor) -> None:
-        """Refuse a batch or a picture size other than the trajectory's."""
-        pictures, _, height, width = self.reference.latents.shape[1:]
-        if pictures not in (1, len(x)):
-            raise ValueError(
-                f"the trajectory holds {pictures} pictures, the sampled batch has {len(x)}: sample {pictures} at a "
-                "time, or invert a single picture to use it for any batch."
-            )
-        if (height, width) != tuple(x.shape[-2:]):
-            raise ValueError(
-                f"the trajectory was recorded for a latent of {width} x {height}, sampling runs at {x.shape[-1]} x "
-                f"{x.shape[-2]} (8 pixels each): resize the picture to the inverted size, or invert again."
-            )
-
 
 # ---- in a pass of the source -----------------------------------------------------------------------------------------
 
@@ -365,7 +351,7 @@ class BeginSampling:
         latent_image: Any = None, denoise_mask: Any = None, *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         fusion, run = self.fusion, extra_args["model_options"]["transformer_options"][self.fusion.name + ".run"]
-        fusion.check(noise)
+        fusion.reference.check_batch(noise)
         latent = torch.zeros_like(noise) if latent_image is None else latent_image
         fusion.source.begin(guider, run, noise, latent, denoise_mask, extra_args.get("seed"))
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)

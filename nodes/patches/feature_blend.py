@@ -341,20 +341,6 @@ class BlendFeatures:
             grids[name] = host.picture_rows(self.mask, len(x), *x.shape[-2:]).to(x)
         return grids[name]
 
-    def check(self, x: Tensor) -> None:
-        """Refuse a batch or a picture size other than the trajectory's."""
-        pictures, _, height, width = self.reference.latents.shape[1:]
-        if pictures not in (1, len(x)):
-            raise ValueError(
-                f"the trajectory holds {pictures} pictures, the sampled batch has {len(x)}: sample {pictures} at a "
-                "time, or invert a single picture to use it for any batch."
-            )
-        if (height, width) != tuple(x.shape[-2:]):
-            raise ValueError(
-                f"the trajectory was recorded for a latent of {width} x {height}, sampling runs at {x.shape[-1]} x "
-                f"{x.shape[-2]} (8 pixels each): resize the picture to the inverted size, or invert again."
-            )
-
     def target(self, sigma: float, sigma_next: float) -> Tensor:
         """The reference that a step from sigma arrives at outside of the mask."""
         if self.quirks:  # PFB-Diff's code blends with the level just left, as if it were the next
@@ -373,7 +359,7 @@ class BeginSampling:
         latent_image: Any = None, denoise_mask: Any = None, *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         blend, run = self.blend, extra_args["model_options"]["transformer_options"][self.blend.name + ".run"]
-        blend.check(noise)
+        blend.reference.check_batch(noise)
         run.levels = sigmas.tolist()
         inverted = not bool(noise.any())
         latent = torch.zeros_like(noise) if latent_image is None else latent_image
