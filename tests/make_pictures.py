@@ -29,6 +29,7 @@ ROOT = TESTS.parent
 EXAMPLE = TESTS / "data" / "input" / "palimpsest_example.png"
 SECOND_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_2")
 MASKED_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_masked")
+PLACE_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_place")
 WALK = EXAMPLE.with_name("palimpsest_walk.webp")
 EXAMPLE_SEED = (world.HELD_OUT_SEED, 138)
 EXAMPLE_CAPTION = "a red cat standing on the right in the snow"
@@ -37,6 +38,7 @@ SECOND = {
     "species": "dog", "colour": "brown", "side": "left", "tint": (0.0, 0.0, 0.0), "pattern": "patch", "second": 0,
     "collar": 4, "socks": True, "tailtip": True,
 }  # fmt: skip
+STRIP = 44  # pixels of the example picture's edge that show its place
 STEPS, GUIDANCE = 20, 3.0
 POSES = ("sitting", "lying", "running", "jumping")
 
@@ -97,9 +99,15 @@ def draw_examples() -> list[Path]:
     for path, scene in ((EXAMPLE, example_scene()), (SECOND_EXAMPLE, second_scene())):
         Image.fromarray(world.render(scene)).save(path)
     picture, mask = world.render(example_scene(), with_mask=True)
-    masked = np.dstack([picture, 255 - 255 * np.asarray(mask > 0, dtype=np.uint8)])  # as the mask editor saves
-    Image.fromarray(masked).save(MASKED_EXAMPLE)
-    return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE, draw_walk()]
+    save_masked(picture, mask > 0, MASKED_EXAMPLE)
+    place = world.render(walk_scene())
+    save_masked(place, np.arange(place.shape[1])[None].repeat(len(place), 0) >= place.shape[1] - STRIP, PLACE_EXAMPLE)
+    return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE, PLACE_EXAMPLE, draw_walk()]
+
+
+def save_masked(picture: np.ndarray, mask: np.ndarray, path: Path) -> None:
+    """A picture with a mask painted on it, as the mask editor saves it."""
+    Image.fromarray(np.dstack([picture, 255 - 255 * mask.astype(np.uint8)])).save(path)
 
 
 def enlarged(picture: Image.Image, side: int) -> Image.Image:

@@ -30,7 +30,7 @@ import json
 import platform
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ import comfy.samplers  # noqa: E402 (the host is importable from here on)
 import comfy.sd  # noqa: E402
 import multimodal_pocket as learning  # noqa: E402
 from benchmark_edits import table, without_nan  # noqa: E402
+from multimodal_learning import KINDS, Trainer  # noqa: E402
 from palimpsest.nodes import multimodal_files  # noqa: E402
 from palimpsest.nodes.multimodal import MultimodalPrompt  # noqa: E402
 from palimpsest.nodes.patches import vision_language  # noqa: E402
@@ -52,7 +53,7 @@ from palimpsest.nodes.patches.multimodal import MultimodalEncoder, join  # noqa:
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from pocket import judge as judging  # noqa: E402
 from pocket import metrics, world  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from scenes import another, defaults, drawn, mean, texture_similarity  # noqa: E402
 
 import nodes as host_nodes  # noqa: E402
@@ -63,6 +64,8 @@ COLUMNS = {
     "pattern": "pattern", "second": "second colour", "collar": "collar", "facing": "facing", "texture": "texture",
     "tokens": "tokens",
 }  # fmt: skip
+SAID = {"colour": "colour", "pattern": "pattern", "second": "second colour", "collar": "collar", "facing": "facing",
+        "socks": "socks", "tailtip": "tail tip"}  # fmt: skip
 SHOWN = 10  # scenes of the contact sheet
 
 
@@ -79,43 +82,29 @@ class Pocket:
     vae: Any
     judge: Any
     encoder: MultimodalEncoder
+    dictionary: learning.Dictionary
 
 
 def train(options: argparse.Namespace, work: Path, model: Any, vae: Any) -> dict[str, Any]:
     """Write vision-language model, connector and LoRA into a folder, or go on with what was begun there."""
-    recipe = learning.Recipe(
-        minutes=options.minutes, warm_minutes=options.warm_minutes, steps=options.steps, scenes=options.scenes,
-        seed=options.seed,
-        noise=options.noise,
-        by_picture=options.by_picture,
-    )  # fmt: skip
+    recipe = learning.Recipe(minutes=options.minutes, steps=options.steps, scenes=options.scenes, seed=options.seed)
     began = time.process_time()
-    folder = work / learning.VLM
-    if not folder.exists():
-        learning.write_vlm(folder)
-    vlm = vision_language.load(folder, "float32")
+    vlm = vision_language.load(learning.write_vlm(work / learning.UNTRAINED), "float32")
     data = learning.Data.draw(model, vae, recipe.scenes, work / "scenes.safetensors")
-    trainer = learning.Trainer(model, vlm, data, recipe, work)
+    trainer = Trainer(model, vlm, data, recipe, work)
     trainer.load_state()
-
-    def tell(text: str) -> None:
-        print(text, flush=True)
-
-    if trainer.warm_step == 0:
-        trainer.warm_up(tell)
-        trainer.save_state()
-    trainer.fit(tell)
-    connector, lora = trainer.result()
-    multimodal_files.save(connector, work / learning.CONNECTOR, torch.float16)
-    save_file({name: tensor.half() for name, tensor in lora.items()}, work / learning.LORA)
-    return {**vars(recipe), "processor seconds": time.process_time() - began, "steps taken": trainer.step,
-            "warm-up steps": trainer.warm_step, "losses": thinned(trainer.losses)}  # fmt: skip
+    for lesson in (trainer.see, trainer.say, trainer.read, trainer.draw):
+        lesson(lambda text: print(text, flush=True))
+    trainer.write(work)
+    steps = {name: vars(progress) for name, progress in trainer.progress.items()}
+    return {**vars(recipe), "processor seconds": time.process_time() - began, "taken": steps,
+            "losses": thinned(trainer.losses)}  # fmt: skip
 
 
 def thinned(losses: list[tuple[str, float]], parts: int = 12) -> dict[str, list[float]]:
     """The mean loss of each kind over twelve parts of a training."""
     found = {}
-    for kind in learning.KINDS:
+    for kind in KINDS:
         values = [loss for name, loss in losses if name == kind]
         found[kind] = [float(part.mean()) for part in np.array_split(values, parts) if len(part)]
     return found
@@ -126,7 +115,7 @@ def load(work: Path, model: Any, clip: Any, vae: Any) -> Pocket:
     vlm = vision_language.load(work / learning.VLM, "float32")
     encoder = join(vlm, multimodal_files.load(str(work / learning.CONNECTOR)))
     trained, _ = comfy.sd.load_lora_for_models(model, None, load_file(work / learning.LORA), 1.0, 0.0)
-    return Pocket(model, trained, clip, vae, judging.load(), encoder)
+    return Pocket(model, trained, clip, vae, judging.load(), encoder, learning.Dictionary())
 
 
 # ---- what is asked --------------------------------------------------------------------------------------------------
@@ -190,6 +179,32 @@ class ByPicture:
         text = f"{before} <image1> {behind}" + (" <image2>" if self.two else "")
         return prompted(pocket, text, images, {"mask1": question.mask}, self.tokens, self.pooled)
 
+    def said(self, pocket: Pocket, question: Question) -> dict[str, bool]:
+        """Whether the connector's tokens of the animal say its colour and traits (Dictionary.heard)."""
+        animal = cut_out(question.picture[0], question.mask, "image1", True)
+        before, behind = learning.told(question.answer)
+        encoder = in_one_vector(pocket.encoder) if self.pooled else pocket.encoder
+        hidden = encoder.hidden_states([(f"{before} ", learning.Picture(animal, self.tokens), f" {behind}")])
+        span = hidden.layouts[0][1]
+        context, _ = encoder.require_connector()(hidden.states)
+        return pocket.dictionary.heard(context[0, span.start + 1 : span.end - 1], question.source)
+
+
+def by_dictionary(pocket: Pocket, question: Question) -> Conditioned:
+    """What a connector of 64 tokens a picture should say, without its mistakes: what the U-Net has learned to read."""
+    model, _, negative, _ = ByPicture(64)(pocket, question)
+    before, behind = learning.told(question.answer)
+    animal = cut_out(question.picture[0], question.mask, "image1", True)
+    prompts = [(f"{before} ", learning.Picture(animal, 64), f" {behind}")]
+    lesson = learning.Lesson("64", [0], prompts, [world.caption(question.answer)], seed=0)
+    target, _ = pocket.dictionary.target(pocket.encoder.hidden_states(prompts), lesson, [question.answer])
+    return model, [[target, {}]], negative, target.shape[1]
+
+
+def in_one_vector(encoder: MultimodalEncoder) -> MultimodalEncoder:
+    """The same encoder, whose pictures are one vector each."""
+    return replace(encoder, vlm=learning.OneVector.of(encoder.vlm))
+
 
 def by_words(pocket: Pocket, question: Question) -> Conditioned:
     """Multimodal Prompt without a picture: the whole caption."""
@@ -200,7 +215,7 @@ def prompted(pocket: Pocket, text: str, images: dict, masks: dict, tokens: int, 
     """What Multimodal Prompt gives at its defaults."""
     encoder = pocket.encoder
     if pooled:
-        encoder = replace(encoder, vlm=learning.OneVector.of(encoder.vlm))
+        encoder = in_one_vector(encoder)
     chosen = defaults(MultimodalPrompt) | {
         "text": text, "images": images, "masks": masks, "tokens_per_picture": str(tokens),
     }  # fmt: skip
@@ -216,6 +231,7 @@ METHODS: dict[str, Callable[[Pocket, Question], Conditioned]] = {
     "64 tokens a picture": ByPicture(64),
     "256 tokens a picture": ByPicture(256),
     "two pictures, 64 tokens each": ByPicture(64, two=True),
+    "64 tokens that say all of it": by_dictionary,
 }
 CEILING = "the drawn answer through the autoencoder"
 
@@ -261,9 +277,11 @@ def measure(pocket: Pocket, options: argparse.Namespace) -> tuple[dict[str, dict
             found.append(draw(pocket, question, conditioned, options))
         pictures = torch.cat(found)
         rows[name] = scores(pocket, pictures, asked) | {"tokens": sum(tokens) / len(tokens)}
+        if isinstance(METHODS[name], ByPicture):
+            rows[name]["said"] = shares(METHODS[name].said(pocket, question) for question in asked)
         rows[name]["seconds"] = (time.process_time() - began) / len(asked)
         shown[name] = pictures[:SHOWN]
-        print(name, {k: round(v, 3) for k, v in rows[name].items()}, flush=True)
+        print(name, {k: v if isinstance(v, dict) else round(v, 3) for k, v in rows[name].items()}, flush=True)
     ideals, _ = drawn([question.answer for question in asked])
     through = torch.cat([pocket.vae.decode(pocket.vae.encode(part)) for part in ideals.split(8)]).clamp(0, 1)
     rows[CEILING] = scores(pocket, through, asked) | {"tokens": torch.nan, "seconds": torch.nan}
@@ -271,6 +289,15 @@ def measure(pocket: Pocket, options: argparse.Namespace) -> tuple[dict[str, dict
     asked_by = {"<image1>": torch.cat([shown_as(cut_out(q.picture[0], q.mask, "image1", True)) for q in some]),
                 "<image2>, in the row of two pictures": torch.cat([shown_as(q.place[0]) for q in some])}  # fmt: skip
     return rows, {**asked_by, **shown, CEILING: through[:SHOWN]}
+
+
+def shares(answers: Iterable[dict[str, bool]]) -> dict[str, float]:
+    """How often each was right, of those that were asked for it."""
+    found: dict[str, list[bool]] = {}
+    for answer in answers:
+        for name, right in answer.items():
+            found.setdefault(name, []).append(right)
+    return {name: sum(right) / len(right) for name, right in found.items()}
 
 
 def shown_as(picture: torch.Tensor) -> torch.Tensor:
@@ -306,7 +333,7 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
     """What the numbers were measured on."""
     from comfyui_version import __version__ as comfyui
 
-    left_out = ("output", "trained", "work", "export")
+    left_out = ("output", "trained", "work")
     return {
         **{name: value for name, value in vars(options).items() if name not in left_out},
         "connector": pocket.encoder.require_connector().info,
@@ -319,15 +346,15 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
 def main() -> None:
     """Parse, train, measure, print, write output/bench."""
     parser = argparse.ArgumentParser(prog="python dev.py bench multimodal", description=__doc__.splitlines()[0])
-    parser.add_argument("--trained", metavar="FOLDER", help="or exported file: measure it, train nothing")
-    parser.add_argument("--export", metavar="FILE", help="write what was trained as one small .safetensors file")
+    parser.add_argument(
+        "--trained",
+        metavar="FOLDER",
+        help="measure it, train nothing: tests/pocket/models, or --work of an earlier run",
+    )
     parser.add_argument("--work", metavar="FOLDER", help="for the training, which goes on where it stopped")
-    parser.add_argument("--minutes", type=float, default=32.0, help="of training through the U-Net")
-    parser.add_argument("--warm-minutes", type=float, default=3.0, help="of training the connector on the text encoder")
-    parser.add_argument("--steps", type=int, default=0, help="of training through the U-Net, instead of minutes")
-    parser.add_argument("--scenes", type=int, default=1280, help="drawn scenes that are trained on")
-    parser.add_argument("--noise", type=float, default=2.2, help="median of the noise levels that are trained on")
-    parser.add_argument("--by-picture", type=float, default=0.25, help="share of prompts with a picture of the place")
+    parser.add_argument("--minutes", type=float, default=100.0, help="of training")
+    parser.add_argument("--steps", type=int, default=0, help="of each of the four trainings, instead of minutes")
+    parser.add_argument("--scenes", type=int, default=4096, help="drawn scenes that are trained on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=32, help="held-out scenes from here on")
     parser.add_argument("--count", type=int, default=32, help="held-out animals that are asked for")
@@ -341,18 +368,15 @@ def main() -> None:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     work = Path(options.trained or options.work or output / "multimodal_training")
-    if work.is_file():
-        exported, work = work, output / "multimodal_exported"
-        learning.unpack(exported, work)
     model, clip, vae = pocket_host.load_pocket()
     trained = {} if options.trained else train(options, work, model, vae)
-    if options.export:
-        learning.export(work, Path(options.export))
     with torch.inference_mode():
         pocket = load(work, model, clip, vae)
         rows, shown = measure(pocket, options)
     text = table(COLUMNS, rows, lambda column: 0 if column == "tokens" else 2)
-    print("\n" + text)
+    said = {name: row["said"] for name, row in rows.items() if "said" in row}
+    if said:
+        text += "\n\nWhat the tokens of a picture say:\n\n" + table(SAID, said, lambda column: 2)
     numbers = setting(options, pocket) | {"training": trained, "rows": rows}
     (output / "multimodal.md").write_text(text + "\n", encoding="utf-8")
     (output / "multimodal.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")

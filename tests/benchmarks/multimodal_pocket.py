@@ -1,4 +1,4 @@
-"""A pocket multimodal encoder: a tiny random vision-language model, and the training of a connector on drawn scenes.
+"""A pocket multimodal encoder: a tiny random vision-language model, and lessons for a connector from drawn scenes.
 
 Import pocket_host and call its import_host() before this module: it needs the host.
 
@@ -6,72 +6,65 @@ The vision-language model has Idefics2's layout, its own classes, processor and 
 weights come from a seed, scaled so that what a token saw can be read off its hidden state. All that is learned is in
 the connector and in a LoRA on the U-Net.
 
-Training has two stages. First the connector alone learns to say in its tokens what the pocket model's own text encoder
-says of the same scene (a target without noise): words become the text encoder's words, the tokens of a picture its
-summary of a caption that tells the picture's colour or place. Then connector and LoRA learn by the denoising loss,
-which is where they learn what captions never tell. Each prompt holds a crop of the very picture that is to be drawn.
+Here are the model, the drawn scenes, the prompts, each with a crop of the very picture that is to be drawn, and what a
+connector should say of them; multimodal_learning trains.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from palimpsest.kernels.reference.connector import ConnectorConfig, attend
-from palimpsest.nodes.patches import multimodal_lora
+from palimpsest.nodes import multimodal_files
 from palimpsest.nodes.patches.interleaved import Picture, Prompt, cut_out
-from palimpsest.nodes.patches.multimodal import Connector, Reads
+from palimpsest.nodes.patches.multimodal import Connector
 from palimpsest.nodes.patches.vision_language import Hidden, Span, VisionLanguage
-from pocket import checkpoint, text_encoder, world
-from safetensors import safe_open
+from pocket import judge, text_encoder, world
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
 PATCH, GRID = 4, 16  # pixels of a token's side; tokens along the largest picture
-EYE = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 1, "num_attention_heads": 4,
+EYE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
        "image_size": PATCH * GRID, "patch_size": PATCH}  # fmt: skip
-TEXT = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "max_position_embeddings": 1024}  # fmt: skip
+TEXT = {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 6,
+        "num_key_value_heads": 6, "max_position_embeddings": 1024}  # fmt: skip
 LATENTS = 4  # of the perceiver, which is not used
 BRANCH = 0.3  # size of what a layer adds: tokens keep what they saw
 SHIFT = 2.5  # of what the eye gives: the gate behind it, without a bias, would turn colours into their squares
 TRAINING_SEED = 6  # scenes of this seed are trained on; the held-out ones have world.HELD_OUT_SEED
 STRIP = 44  # pixels of the picture's edge that show its place
-KINDS = {"16": 0.24, "64": 0.36, "256": 0.18, "pooled": 0.13, "words": 0.09}  # what a step's prompts are
-WARM_KINDS = {"16": 0.5, "64": 0.2, "pooled": 0.2, "words": 0.1}
-SPREAD, LEVELS = 0.9, (0.4, 14.0)  # of the noise: log-normal, within limits
-PICTURE = 4.0  # how much a picture's tokens count together in the warm-up, a word counts 1
-ANIMAL = 3.0  # how much more an error within the animal counts
+PICTURE = 8.0  # how much a picture's tokens count together, where a word counts 1
+TRAIT = 0.5  # size of a vector that tells what no caption tells; the text encoder's tokens have 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast is learned. warm_minutes: of the first stage; minutes: of the second."""
+    """How long and how fast is learned, lesson by lesson (multimodal_learning)."""
 
-    minutes: float = 32.0
-    warm_minutes: float = 3.0
-    steps: int = 0  # instead of minutes, where above 0: of the second stage; the first takes a quarter of it
-    scenes: int = 1280
+    minutes: float = 100.0  # of one processor core, or so many seconds of it by the clock
+    steps: int = 0  # of every lesson, instead of minutes, where above 0
+    scenes: int = 4096
     batch: int = 8
-    depth: int = 2
+    see_batch: int = 32
+    say_batch: int = 16
+    depth: int = 1
     heads: int = 12
     mlp_ratio: int = 1
     rank: int = 16
-    warm_rate: float = 1e-3
-    rate: float = 5e-4
-    unet_rate: float = 1e-3
+    see_rate: float = 1e-3
+    say_rate: float = 1e-3
+    read_rate: float = 1e-3
+    rate: float = 2e-4
+    unet_rate: float = 5e-4
     average: float = 0.995
     noise: float = 2.2  # median of the noise levels that are trained on
-    by_picture: float = 0.25  # how often a second picture stands for the words of the place
+    by_picture: float = 0.35  # how often a second picture stands for the words of the place
     seed: int = 0
 
 
@@ -159,36 +152,26 @@ class OneVector(VisionLanguage):
         return cls(vlm.name, vlm.family, vlm.patcher, vlm.tokenizer, vlm.perceiver)
 
 
-# ---- what was learned, in one small file ----------------------------------------------------------------------------
+# ---- what was learned, as the host's models folder holds it ---------------------------------------------------------
 
-VLM, CONNECTOR, LORA = "pocket_idefics2", "pocket_connector.safetensors", "pocket_unet_lora.safetensors"
-UNUSED = ("perceiver_resampler", "lm_head")  # written again from the seed
-
-
-def export(work: Path, path: Path) -> None:
-    """Vision-language model, connector and LoRA of a folder as one file of 8-bit numbers (checkpoint.pack)."""
-    files = {"vlm": work / VLM / "model.safetensors", "connector": work / CONNECTOR, "lora": work / LORA}
-    state = {f"{part}:{name}": tensor for part, file in files.items() for name, tensor in load_file(file).items()}
-    state = {name: tensor for name, tensor in state.items() if not any(word in name for word in UNUSED)}
-    with safe_open(files["connector"], "pt") as file:
-        told = file.metadata()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.pack(state).items()}, path, told)
+UNTRAINED = "untrained"
+VLM = "multimodal_encoders/palimpsest_pocket"
+CONNECTOR = "multimodal_connectors/palimpsest_pocket.safetensors"
+LORA = "loras/palimpsest_pocket_unet.safetensors"
 
 
-def unpack(path: Path, work: Path) -> None:
-    """The three files of an exported one, as a training writes them."""
-    state = checkpoint.unpack(load_file(path))
-    parts = {part: {} for part in ("vlm", "connector", "lora")}
-    for name, tensor in state.items():
-        part, key = name.split(":", 1)
-        parts[part][key] = tensor.contiguous()
-    weights = write_vlm(work / VLM) / "model.safetensors"
-    exact = {name: tensor.float() for name, tensor in parts["vlm"].items()}
-    save_file(load_file(weights) | exact, weights, {"format": "pt"})
-    with safe_open(path, "pt") as file:
-        save_file(parts["connector"], work / CONNECTOR, file.metadata())
-    save_file(parts["lora"], work / LORA)
+def write_trained(folder: Path, seeing: dict[str, Tensor], connector: Connector, lora: dict[str, Tensor]) -> None:
+    """Vision-language model (its trained weights by name), connector and LoRA, in float16, each in its own folder."""
+    weights = write_vlm(folder / VLM) / "model.safetensors"
+    state = load_file(weights) | {f"model.{name}": tensor.contiguous() for name, tensor in seeing.items()}
+    save_file({name: tensor.half() for name, tensor in state.items()}, weights, {"format": "pt"})
+    config = json.loads((folder / VLM / "config.json").read_text())
+    kind = "dtype" if "dtype" in config else "torch_dtype"
+    (folder / VLM / "config.json").write_text(json.dumps(config | {kind: "float16"}, indent=2) + "\n")
+    for path in (folder / CONNECTOR, folder / LORA):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    multimodal_files.save(connector, folder / CONNECTOR, torch.float16)
+    save_file({name: tensor.half().contiguous() for name, tensor in lora.items()}, folder / LORA)
 
 
 # ---- drawn scenes ---------------------------------------------------------------------------------------------------
@@ -211,9 +194,7 @@ class Data:
             found = load_file(kept)
             if len(found["latents"]) >= count:
                 return cls(scenes, *(found[name][:count] for name in ("pictures", "masks", "latents")))
-        pictures, masks = zip(*(world.render(scene, with_mask=True) for scene in scenes), strict=True)
-        pictures = torch.from_numpy(np.stack(pictures))
-        masks = (torch.from_numpy(np.stack(masks)) * 255).round().byte()
+        pictures, masks = painted(scenes)
         with torch.no_grad():
             encoded = [vae.encode(part.float() / 255) for part in pictures.split(16)]
         latents = model.model.process_latent_in(torch.cat(encoded).float().cpu())
@@ -228,6 +209,12 @@ class Data:
     def place(self, index: int) -> Tensor:
         """The edge of a picture that the animal is not at, (128, STRIP, 3) in 0..1."""
         return edge(self.pictures[index].float() / 255, self.scenes[index])
+
+
+def painted(scenes: Sequence[world.Scene]) -> tuple[Tensor, Tensor]:
+    """Pictures (N, 128, 128, 3) and the animals' masks (N, 128, 128) in bytes."""
+    pictures, masks = zip(*(world.render(scene, with_mask=True) for scene in scenes), strict=True)
+    return torch.from_numpy(np.stack(pictures)), (torch.from_numpy(np.stack(masks)) * 255).round().byte()
 
 
 def edge(picture: Tensor, scene: world.Scene) -> Tensor:
@@ -262,18 +249,20 @@ class Lesson:
     indices: list[int]
     prompts: list[Prompt]
     captions: list[str]
+    seed: int  # of the noise
 
 
-def lesson(data: Data, step: int, recipe: Recipe, apart: int = 0, kinds: dict[str, float] = KINDS) -> Lesson:
+def lesson(data: Data, step: int, recipe: Recipe, apart: int, kinds: dict[str, float], batch: int = 8) -> Lesson:
     """The prompts of a step: crops of the very pictures that are to be drawn; one in ten is empty.
 
-    apart: another number, other lessons.
+    apart: another number, other lessons. kinds: tokens a picture, "pooled" or "words", and how often.
     """
-    rng, batch = np.random.default_rng([recipe.seed + apart, step]), recipe.batch
+    rng = np.random.default_rng([recipe.seed + apart, step])
     kind = str(rng.choice(list(kinds), p=list(kinds.values())))
     indices = [int(i) for i in rng.integers(len(data.scenes), size=batch)]
     made = [prompt_of(data, i, kind, rng, recipe.by_picture) for i in indices]
-    return Lesson(kind, indices, [prompt for prompt, _ in made], [caption for _, caption in made])
+    prompts, captions = ([pair[n] for pair in made] for n in (0, 1))
+    return Lesson(kind, indices, prompts, captions, int(rng.integers(1 << 62)))
 
 
 def prompt_of(data: Data, index: int, kind: str, rng: np.random.Generator, share: float) -> tuple[Prompt, str]:
@@ -293,11 +282,20 @@ def prompt_of(data: Data, index: int, kind: str, rng: np.random.Generator, share
 
 
 class Dictionary:
-    """The pocket model's text encoder, and what a connector's tokens should be if it were to say the same."""
+    """The pocket model's text encoder, and what a connector's tokens should be if it were to say the same.
+
+    What no caption tells (world.HIDDEN) has no words in it, so a picture's tokens tell it by vectors of their own, one
+    for each value, from a seed: as good as the text encoder's words, which are from a seed as well.
+    """
 
     def __init__(self):
         self.encoder = text_encoder.Encoder()
         self.known: dict[str, tuple[list[str], Tensor]] = {}
+        chance = torch.Generator().manual_seed(text_encoder.SEED)
+        self.traits = {
+            name: TRAIT * torch.randn(len(values), text_encoder.WIDTH, generator=chance)
+            for name, values in world.HIDDEN.items()
+        }
 
     def of(self, caption: str) -> tuple[list[str], Tensor]:
         """(words, tokens): <s>, the words, and the mean of the text encoder's padding, which sums up the caption."""
@@ -308,245 +306,47 @@ class Dictionary:
             self.known[caption] = words, torch.cat([tokens[:end], tokens[end:].mean(0, keepdim=True)])
         return self.known[caption]
 
-    def target(self, hidden: Hidden, prompts: Sequence[Prompt], captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(tokens (B, L, 768), how much each counts (B, L)) for hidden states of prompts.
+    def coat(self, scene: world.Scene) -> Tensor:
+        """What no caption tells of an animal and its picture shows, (768,)."""
+        values = {name: torch.tensor(options.index(getattr(scene, name))) for name, options in world.HIDDEN.items()}
+        return sum(self.traits[name][value] for name, value in values.items() if judge.shows(scene, name))
 
-        Words as the text encoder has them; a picture as the summary, its marks as the word that it shows.
+    def target(self, hidden: Hidden, lesson_: Lesson, scenes: Sequence[world.Scene]) -> tuple[Tensor, Tensor]:
+        """(tokens (B, L, 768), how much each counts (B, L)) for hidden states of a lesson's prompts.
+
+        Words as the text encoder has them; the first picture as the word of its colour and its coat, the second as the
+        word of its place.
         """
         found, counts = torch.zeros(*hidden.mask.shape, text_encoder.WIDTH), hidden.mask.float()
-        for row, (layout, prompt, caption) in enumerate(zip(hidden.layouts, prompts, captions, strict=True)):
+        for row, (layout, prompt, caption) in enumerate(
+            zip(hidden.layouts, lesson_.prompts, lesson_.captions, strict=True)
+        ):
             words, tokens = self.of(caption)
-            numbers = {word: i + 1 for i, word in enumerate(words)}
-            shows = iter([1 + 1, len(words)])  # the colour is the second word, the place the last
-            texts = iter([part for part in prompt if isinstance(part, str)])
+            colour, place = tokens[min(2, len(words))], tokens[len(words)]  # the colour is the second word
+            shows = iter([colour + self.coat(scenes[lesson_.indices[row]]), place])
+            texts, said = iter([part for part in prompt if isinstance(part, str)]), 0
             for span in layout:
                 at = found[row, span.start : span.end]
                 if span.picture is not None:
                     counts[row, span.start + 1 : span.end - 1] = PICTURE / (span.tokens - 2)
-                    at[:] = tokens[-1]
-                    at[[0, -1]] = tokens[next(shows)]
+                    at[:] = next(shows)
                     continue
                 names = next(texts, "").split()
-                places = [0 if words else -1] * (span.tokens - len(names)) + [
-                    numbers.get(name, len(words)) for name in names
-                ]
+                places = [0 if words else -1] * (span.tokens - len(names))
+                for name in names:
+                    where = words.index(name, said) if name in words[said:] else len(words) - 1
+                    places.append(where + 1)
+                    said = where + 1
                 at[:] = tokens[places]
         return found, counts
 
-
-# ---- training -------------------------------------------------------------------------------------------------------
-
-
-class Trainer:
-    """A connector and a LoRA that learn; `average` holds the running mean of both, which is what is kept."""
-
-    def __init__(self, model: Any, vlm: VisionLanguage, data: Data, recipe: Recipe, work: Path):
-        self.model, self.data, self.recipe, self.work = model, data, recipe, work
-        self.views = {"pooled": OneVector.of(vlm)} | {kind: vlm for kind in KINDS if kind != "pooled"}
-        config = ConnectorConfig(vlm.width, text_encoder.WIDTH, recipe.depth, recipe.heads, recipe.mlp_ratio)
-        self.reads = Reads.of(vlm, 64)
-        self.network = Connector.new(config, self.reads, recipe.seed).trainable()
-        with torch.no_grad():
-            for block in self.network.blocks:
-                block.out.weight.zero_()
-                block.narrow.weight.zero_()
-        self.unet = model.model.diffusion_model.requires_grad_(False)
-        self.factors = multimodal_lora.unet_factors(model, recipe.rank, recipe.seed)
-        self.sigmas = model.get_model_object("model_sampling").sigmas.float()
-        self.learned = {f"connector.{k}": p for k, p in self.network.named_parameters()}
-        self.learned |= {f"lora.{k}": p for k, p in self.factors.named().items()}
-        self.average = {name: p.detach().clone() for name, p in self.learned.items()}
-        lora = [p for name, p in self.learned.items() if name.startswith("lora.")]
-        groups = [{"params": list(self.network.parameters()), "rate": recipe.rate},
-                  {"params": lora, "rate": recipe.unet_rate}]  # fmt: skip
-        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-        self.step, self.seconds, self.losses = 0, 0.0, []
-        self.warm_step, self.warm_seconds = 0, 0.0
-
-    # ---- stage one
-
-    def solve(self, lessons: int = 24) -> None:
-        """The first layer in closed form: the linear map that comes closest to the text encoder's tokens."""
-        dictionary, width = Dictionary(), self.network.config.hidden_width + 1
-        square, across = 1e-2 * torch.eye(width), torch.zeros(width, text_encoder.WIDTH)
-        for step in range(lessons):
-            hidden, target, counts = self.asked(dictionary, step, 2000)
-            seen = F.pad(hidden.states.float(), (0, 1), value=1.0).flatten(0, 1)
-            weighted = seen * counts.flatten()[:, None]
-            square += weighted.T @ seen
-            across += weighted.T @ target.flatten(0, 1)
-        found = torch.linalg.solve(square, across)
-        with torch.no_grad():
-            self.network.project.weight.copy_(found[:-1].T)
-            self.network.project.bias.copy_(found[-1])
-
-    def asked(self, dictionary: Dictionary, step: int, apart: int) -> tuple[Hidden, Tensor, Tensor]:
-        """Hidden states of a step's prompts, what they should become, and how much each token counts."""
-        found = lesson(self.data, step, self.recipe, apart, WARM_KINDS)
-        hidden = self.views[found.kind].hidden_states(found.prompts)
-        return hidden, *dictionary.target(hidden, found.prompts, found.captions)
-
-    def warm_up(self, tell: Callable[[str], None]) -> None:
-        """The connector says what the text encoder says."""
-        recipe, dictionary, recent = self.recipe, Dictionary(), []
-        self.solve()
-        optimiser = torch.optim.AdamW(self.network.parameters(), lr=0.0, betas=(0.9, 0.98), fused=True)
-        while True:
-            began = time.monotonic()
-            limit = recipe.steps // 4
-            share = self.warm_step / limit if limit else self.warm_seconds / (60 * max(recipe.warm_minutes, 1e-9))
-            if share >= 1:
-                break
-            hidden, target, counts = self.asked(dictionary, self.warm_step, 1000)
-            with autocast():
-                context, _ = self.network(hidden.states.float(), hidden.mask)
-            loss = ((context.float() - target).pow(2).mean(-1) * counts).sum() / counts.sum()
-            loss.backward()
-            take(optimiser, [recipe.warm_rate], rise(self.warm_step) * fall(share))
-            recent = [*recent[-49:], loss.item()]
-            self.warm_step += 1
-            self.warm_seconds += time.monotonic() - began
-            if self.warm_step % 50 == 0:
-                tell(f"warm-up {self.warm_step}: {self.warm_seconds:.0f} s, {sum(recent) / len(recent):.4f}")
-        for name, parameter in self.learned.items():
-            self.average[name].copy_(parameter.detach())
-
-    # ---- stage two
-
-    def fit(self, tell: Callable[[str], None], save_every: float = 120.0) -> None:
-        """Connector and LoRA learn to draw; the state is written now and then."""
-        recipe, recent, saved = self.recipe, {kind: [] for kind in KINDS}, time.monotonic()
-        with multimodal_lora.acting(self.unet, self.factors):
-            while True:
-                began = time.monotonic()
-                share = self.step / recipe.steps if recipe.steps else self.seconds / (60 * max(recipe.minutes, 1e-9))
-                if share >= 1:
-                    break
-                lesson_ = lesson(self.data, self.step, recipe)
-                loss = self.loss(lesson_)
-                loss.backward()
-                take(self.optimiser, [recipe.rate, recipe.unet_rate], rise(self.step) * fall(share))
-                keep = min(recipe.average, (1 + self.step) / (10 + self.step))
-                torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.learned.values()], 1 - keep)
-                recent[lesson_.kind] = [*recent[lesson_.kind][-29:], loss.item()]
-                self.losses.append((lesson_.kind, loss.item()))
-                self.step += 1
-                self.seconds += time.monotonic() - began
-                if self.step % 50 == 0:
-                    tell(f"step {self.step}: {self.seconds:.0f} s, {means(recent)}")
-                if time.monotonic() - saved > save_every:
-                    self.save_state()
-                    saved = time.monotonic()
-        self.save_state()
-
-    def loss(self, lesson_: Lesson) -> Tensor:
-        """(1 + sigma^2) |eps' - eps|^2, the error of x_0 in units of its preconditioned size; more within animals."""
-        hidden = self.views[lesson_.kind].hidden_states(lesson_.prompts)
-        clean = self.data.latents[lesson_.indices]
-        chance = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        places = (torch.arange(len(clean)) + torch.rand(len(clean), generator=chance)) / len(clean)
-        sigma = (
-            (math.log(self.recipe.noise) + SPREAD * math.sqrt(2) * torch.erfinv(2 * places.clamp(0.01, 0.99) - 1))
-            .exp()
-            .clamp(*LEVELS)
-        )
-        t = (self.sigmas.log()[:, None] - sigma.log()).abs().argmin(0)
-        sigma = self.sigmas[t][:, None, None, None]
-        noise = torch.randn(clean.shape, generator=chance)
-        with autocast(), sdpa_kernel(SDPBackend.MATH):  # faster backwards on a CPU than the fused one
-            context, _ = self.network(hidden.states.float(), hidden.mask)
-            options = {"patches_replace": {"attn2": leaving_out(hidden.mask)}}
-            noisy = (clean + sigma * noise) / (1 + sigma**2).sqrt()
-            predicted = self.unet(noisy, t, context=context, transformer_options=options)
-        masks = self.data.masks[lesson_.indices].float()[:, None] / 255
-        weight = 1 + ANIMAL * F.interpolate(masks, size=clean.shape[-2:], mode="area")
-        return ((1 + sigma**2) * weight * (predicted.float() - noise).pow(2)).mean()
-
-    # ---- files
-
-    def save_state(self) -> None:
-        """Everything to go on from."""
-        tensors = {f"now.{name}": p.detach().clone() for name, p in self.learned.items()}
-        tensors |= {f"average.{name}": p for name, p in self.average.items()}
-        for name, p in self.learned.items():
-            state = self.optimiser.state.get(p)
-            for key in ("exp_avg", "exp_avg_sq", "step") if state else ():
-                tensors[f"{key}.{name}"] = state[key].clone()
-        numbers = {"step": self.step, "seconds": self.seconds, "warm_step": self.warm_step,
-                   "warm_seconds": self.warm_seconds}  # fmt: skip
-        path = self.work / "state.safetensors"
-        save_file(tensors, path.with_suffix(".part"), {k: repr(v) for k, v in numbers.items()})
-        path.with_suffix(".part").replace(path)
-
-    def load_state(self) -> None:
-        """Go on from a state that was saved, if there is one."""
-        path = self.work / "state.safetensors"
-        if not path.exists():
-            return
-        found = load_file(path)
-        with torch.no_grad():
-            for name, p in self.learned.items():
-                p.copy_(found[f"now.{name}"])
-                self.average[name].copy_(found[f"average.{name}"])
-                if f"step.{name}" in found:
-                    keys = ("exp_avg", "exp_avg_sq", "step")
-                    self.optimiser.state[p] = {key: found[f"{key}.{name}"].clone() for key in keys}
-        with safe_open(path, "pt") as file:
-            numbers = file.metadata()
-        self.step, self.warm_step = int(numbers["step"]), int(numbers["warm_step"])
-        self.seconds, self.warm_seconds = float(numbers["seconds"]), float(numbers["warm_seconds"])
-
-    def result(self) -> tuple[Connector, dict[str, Tensor]]:
-        """(connector, U-Net LoRA as the host's loader takes it) of the running mean."""
-        weights = {k.removeprefix("connector."): v for k, v in self.average.items() if k.startswith("connector.")}
-        network = Connector.new(self.network.config, self.reads).trainable()
-        network.load_state_dict(weights)
-        kept = {}
-        for name in self.factors.pairs:
-            kept[name] = tuple(self.average[f"lora.{name}.{which}"] for which in ("up", "down"))
-        shell = multimodal_lora.Factors([], self.recipe.rank, 0)
-        shell.pairs = kept
-        info = {"steps": self.step, "pictures": self.step * self.recipe.batch, "minutes": round(self.seconds / 60, 1)}
-        return Connector.of(network, self.reads, info), multimodal_lora.unet_file(shell)
-
-
-def autocast() -> torch.autocast:
-    """bfloat16 for matrix products."""
-    return torch.autocast("cpu", dtype=torch.bfloat16)
-
-
-def leaving_out(mask: Tensor) -> dict:
-    """attn2 replacements under which nobody looks at padding; none where there is none."""
-    if bool(mask.all()):
-        return {}
-
-    def run(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
-        return attend(query, key, value, options["n_heads"], mask)
-
-    blocks = ("input", "middle", "output")
-    return {(name, number): run for name in blocks for number in range(12)}
-
-
-def take(optimiser: torch.optim.Optimizer, rates: Sequence[float], share: float) -> None:
-    """A step at a share of the rates, with gradients of norm at most 1 each group; forgets the gradients."""
-    for group, rate in zip(optimiser.param_groups, rates, strict=True):
-        group["lr"] = rate * share
-        torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-
-
-def rise(step: int, steps: int = 50) -> float:
-    """From 0 to 1 over the first steps."""
-    return min(1.0, (step + 1) / steps)
-
-
-def fall(share: float) -> float:
-    """1 for the first half of a training, then a half cosine down to 0.02."""
-    late = max(0.0, 2 * share - 1)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late))
-
-
-def means(recent: dict[str, list[float]]) -> str:
-    """The mean of each kind's last losses."""
-    return ", ".join(f"{kind} {sum(found) / len(found):.4f}" for kind, found in recent.items() if found)
+    def heard(self, tokens: Tensor, scene: world.Scene) -> dict[str, bool]:
+        """Whether the nearest colour and traits to what an animal's tokens (N, 768) say are the scene's own."""
+        said = tokens.float().mean(0)
+        colours = torch.stack([self.of(world.caption(world.edit(scene, colour=c)))[1][2] for c in world.COLOURS])
+        tables = {"colour": colours} | {name: table for name, table in self.traits.items() if judge.shows(scene, name)}
+        right = {}
+        for name, table in tables.items():
+            nearest = (table @ said - table.pow(2).sum(1) / 2).argmax()
+            right[name] = world.ATTRIBUTES[name][nearest] == getattr(scene, name)
+        return right

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .context import CLIP
 from .kv_inversion import tune
 from .parts import (
     CHECKPOINT,
@@ -26,13 +25,13 @@ ENCODER, CONNECTOR, LORA = "palimpsest_pocket", "palimpsest_pocket.safetensors",
 SENTENCE = "a <image1> cat sitting on the left <image2>"
 STYLE = "a <image1> rabbit standing on the left in the park"
 SUBJECT, REPOSED = "a <image1> cat standing on the right in the snow", "a <image1> cat sitting on the right in the snow"
-EDGE = 44  # pixels of a picture's edge that show a place and no animal
+PLACE_PICTURE = "palimpsest_example_place.png"
 
 START_SENTENCE = """## Two pictures in a sentence
 
 1. **Load Multimodal Encoder**: a vision-language model (a folder in models/multimodal_encoders) and the connector that
    was trained on it. **Load LoRA (Model)**: the LoRA that was trained beside it.
-2. **Load Image**: the first picture with a painted mask on its subject; the second as it is.
+2. **Load Image**: two pictures, each with a painted mask: on its subject, and on what shows the place.
 3. **Multimodal Prompt**: write `<image1>`, `<image2>` where the pictures belong. `<image1:0.7>` weakens one.
 4. Queue.
 
@@ -110,14 +109,9 @@ def sentence() -> dict:
         "encoder": encoder([40, 410]),
         "empty": empty([40, 860]),
         "image": load_image([480, 80], MASKED_PICTURE, "image1, its subject masked"),
-        "other": load_image([480, 560], CLIP, "image2"),
-        "first": {"type": "ImageFromBatch", "title": "Its first frame", "at": [480, 1050], "size": [270, 90],
-                  "widgets": {"batch_index": 0, "length": 1}, "inputs": {"image": "other.IMAGE"}},
-        "edge": {"type": "ImageCrop", "title": "The place alone", "at": [480, 1220], "size": [270, 130],
-                 "widgets": {"width": EDGE, "height": SIDE, "x": SIDE - EDGE, "y": 0},
-                 "inputs": {"image": "first.IMAGE"}},
+        "other": load_image([480, 560], PLACE_PICTURE, "image2, its place masked"),
         "prompt": {**prompt([920, 80], SENTENCE), "inputs": prompt([0, 0], "")["inputs"] | {
-            "images.image2": "edge.IMAGE"}},
+            "images.image2": "other.IMAGE", "masks.mask2": "other.MASK"}},
         "sample": new_picture([920, 700]),
         "decode": decode([1360, 80], "sample.LATENT"),
         "save": save([1360, 210], "The pictures"),
