@@ -1,12 +1,12 @@
 """Pictures as words on the pocket model: a connector trained on crops of drawn scenes, asked for animals it never saw.
 
-    python dev.py bench multimodal                            train (35 minutes), table, JSON and contact sheet
-    python dev.py bench multimodal --trained FOLDER           measure what an earlier run has trained, or exported
-    python dev.py bench multimodal --minutes 5 --count 8      some of it
+    python dev.py bench multimodal --trained tests/pocket/models    table, JSON and contact sheet of the shipped weights
+    python dev.py bench multimodal                                  train others first: 100 minutes of a core
+    python dev.py bench multimodal --minutes 5 --count 8            some of it
 
-A tiny random vision-language model of Idefics2's layout is written and never trained; a connector and a LoRA on the
-U-Net learn from drawn scenes, each with a prompt that holds the animal cut out of that very picture (and, one time in
-four, an edge of it in place of the words for the place). See multimodal_pocket.
+A tiny vision-language model of Idefics2's layout, a connector and a LoRA on the U-Net learn from drawn scenes, each with
+a prompt that holds the animal cut out of that very picture (and, one time in three, an edge of it in place of the words
+for the place). multimodal_pocket has the model, the scenes and the prompts, multimodal_learning the training.
 
 Measured on held-out animals: one is cut out of its picture and asked for by "a <image1> dog sitting on the left in the
 park", with another pose, another side and another place than it was cut from. No colour is told. So everything the
@@ -21,6 +21,8 @@ hidden and palette are its parts: the judge's probability of what no caption tel
 facing, socks, tail tip), and the colours within the animal as distributions. pattern, second colour, collar, facing:
 share of single answers that are right.
 texture: scenes.texture_similarity. The last row is the drawn answer itself through the autoencoder: the best there is.
+Above it, a connector's tokens as they should be, which shows what the U-Net has learned to read of them; and the second
+table shows what the connector's own say: the share of animals whose colour, collar, ... is the nearest to their mean.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ COLUMNS = {
 }  # fmt: skip
 SAID = {"colour": "colour", "pattern": "pattern", "second": "second colour", "collar": "collar", "facing": "facing",
         "socks": "socks", "tailtip": "tail tip"}  # fmt: skip
+FIRST, STEPS, GUIDANCE = 32, 10, 3.0
 SHOWN = 10  # scenes of the contact sheet
 
 
@@ -239,12 +242,14 @@ CEILING = "the drawn answer through the autoencoder"
 # ---- drawing and measuring ------------------------------------------------------------------------------------------
 
 
-def draw(pocket: Pocket, question: Question, conditioned: Conditioned, options: argparse.Namespace) -> torch.Tensor:
+def draw(
+    pocket: Pocket, question: Question, conditioned: Conditioned, steps: int = STEPS, guidance: float = GUIDANCE
+) -> torch.Tensor:
     """A picture (1, 128, 128, 3) by the host's KSampler."""
     model, positive, negative, _ = conditioned
     latent = {"samples": torch.zeros(1, 4, 16, 16)}
     sampled = host_nodes.KSampler().sample(
-        model, question.seed, options.steps_sampled, options.guidance, "ddim", "normal", positive, negative, latent
+        model, question.seed, steps, guidance, "ddim", "normal", positive, negative, latent
     )[0]  # fmt: skip
     return pocket.vae.decode(sampled["samples"]).clamp(0, 1)
 
@@ -274,7 +279,7 @@ def measure(pocket: Pocket, options: argparse.Namespace) -> tuple[dict[str, dict
         for question in asked:
             conditioned = METHODS[name](pocket, question)
             tokens.append(conditioned[-1])
-            found.append(draw(pocket, question, conditioned, options))
+            found.append(draw(pocket, question, conditioned, options.steps_sampled, options.guidance))
         pictures = torch.cat(found)
         rows[name] = scores(pocket, pictures, asked) | {"tokens": sum(tokens) / len(tokens)}
         if isinstance(METHODS[name], ByPicture):
@@ -356,10 +361,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="of each of the four trainings, instead of minutes")
     parser.add_argument("--scenes", type=int, default=4096, help="drawn scenes that are trained on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=32, help="held-out scenes from here on")
+    parser.add_argument("--first", type=int, default=FIRST, help="held-out scenes from here on")
     parser.add_argument("--count", type=int, default=32, help="held-out animals that are asked for")
-    parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--steps-sampled", type=int, default=10)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--steps-sampled", type=int, default=STEPS)
     parser.add_argument("--methods", choices=METHODS, nargs="+", help="some of the rows")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", default="output/bench")

@@ -76,6 +76,7 @@ class Trainer:
         self.factors = multimodal_lora.unet_factors(model, recipe.rank, recipe.seed)
         self.sigmas = model.get_model_object("model_sampling").sigmas.float()
         self.seen = [name for name in world.ATTRIBUTES if name not in ("side", "place")]  # of an animal cut out
+        torch.manual_seed(recipe.seed)
         self.heads = nn.ModuleDict(
             {name: nn.Linear(vlm.width, len(world.ATTRIBUTES[name]) + 1) for name in (*self.seen, "place")}
         )

@@ -1,13 +1,10 @@
-"""A pocket multimodal encoder: a tiny random vision-language model, and lessons for a connector from drawn scenes.
+"""A pocket multimodal encoder: a tiny vision-language model, drawn scenes, and the prompts that it learns from.
 
 Import pocket_host and call its import_host() before this module: it needs the host.
 
-The vision-language model has Idefics2's layout, its own classes, processor and folder, and is never trained: its
-weights come from a seed, scaled so that what a token saw can be read off its hidden state. All that is learned is in
-the connector and in a LoRA on the U-Net.
-
-Here are the model, the drawn scenes, the prompts, each with a crop of the very picture that is to be drawn, and what a
-connector should say of them; multimodal_learning trains.
+The vision-language model has Idefics2's layout, its own classes, processor and folder. Its weights come from a seed,
+scaled so that what a token saw can be read off its hidden state. Each prompt holds a crop of the very picture that is
+to be drawn; Dictionary has what a connector should say of it. multimodal_learning trains.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ EYE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "nu
 TEXT = {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 6,
         "num_key_value_heads": 6, "max_position_embeddings": 1024}  # fmt: skip
 LATENTS = 4  # of the perceiver, which is not used
-BRANCH = 0.3  # size of what a layer adds: tokens keep what they saw
+BRANCH = 0.3  # size of what a layer adds at first: tokens keep what they saw
 SHIFT = 2.5  # of what the eye gives: the gate behind it, without a bias, would turn colours into their squares
 TRAINING_SEED = 6  # scenes of this seed are trained on; the held-out ones have world.HELD_OUT_SEED
 STRIP = 44  # pixels of the picture's edge that show its place
