@@ -1,12 +1,12 @@
 """Pictures as words on the pocket model: a connector trained on crops of drawn scenes, asked for animals it never saw.
 
     python dev.py bench multimodal --trained tests/pocket/models    table, JSON and contact sheet of the shipped weights
-    python dev.py bench multimodal                                  train others first: 100 minutes of a core
+    python dev.py bench multimodal                                  train others first: 110 minutes
     python dev.py bench multimodal --minutes 5 --count 8            some of it
 
-A tiny vision-language model of Idefics2's layout, a connector and a LoRA on the U-Net learn from drawn scenes, each with
-a prompt that holds the animal cut out of that very picture (and, one time in three, an edge of it in place of the words
-for the place). multimodal_pocket has the model, the scenes and the prompts, multimodal_learning the training.
+A tiny vision-language model of Idefics2's layout, a connector and a LoRA on the U-Net learn from drawn scenes, each
+with a prompt that holds the animal cut out of that very picture (and, one time in three, an edge of it in place of the
+words for the place). multimodal_pocket has the model, the scenes and the prompts, multimodal_learning the training.
 
 Measured on held-out animals: one is cut out of its picture and asked for by "a <image1> dog sitting on the left in the
 park", with another pose, another side and another place than it was cut from. No colour is told. So everything the
@@ -184,23 +184,26 @@ class ByPicture:
 
     def said(self, pocket: Pocket, question: Question) -> dict[str, bool]:
         """Whether the connector's tokens of the animal say its colour and traits (Dictionary.heard)."""
-        animal = cut_out(question.picture[0], question.mask, "image1", True)
-        before, behind = learning.told(question.answer)
         encoder = in_one_vector(pocket.encoder) if self.pooled else pocket.encoder
-        hidden = encoder.hidden_states([(f"{before} ", learning.Picture(animal, self.tokens), f" {behind}")])
+        hidden = encoder.hidden_states([prompt_of(question, self.tokens)])
         span = hidden.layouts[0][1]
         context, _ = encoder.require_connector()(hidden.states)
         return pocket.dictionary.heard(context[0, span.start + 1 : span.end - 1], question.source)
 
 
+def prompt_of(question: Question, tokens: int) -> tuple:
+    """The animal cut out of its picture, and the words of the answer, without its colour."""
+    animal = cut_out(question.picture[0], question.mask, "image1", True)
+    before, behind = learning.told(question.answer)
+    return f"{before} ", learning.Picture(animal, tokens), f" {behind}"
+
+
 def by_dictionary(pocket: Pocket, question: Question) -> Conditioned:
     """What a connector of 64 tokens a picture should say, without its mistakes: what the U-Net has learned to read."""
     model, _, negative, _ = ByPicture(64)(pocket, question)
-    before, behind = learning.told(question.answer)
-    animal = cut_out(question.picture[0], question.mask, "image1", True)
-    prompts = [(f"{before} ", learning.Picture(animal, 64), f" {behind}")]
-    lesson = learning.Lesson("64", [0], prompts, [world.caption(question.answer)], seed=0)
-    target, _ = pocket.dictionary.target(pocket.encoder.hidden_states(prompts), lesson, [question.answer])
+    lesson = learning.Lesson("64", [0], [prompt_of(question, 64)], [world.caption(question.answer)], seed=0)
+    hidden = pocket.encoder.hidden_states(lesson.prompts)
+    target, _ = pocket.dictionary.target(hidden, lesson, [question.answer])
     return model, [[target, {}]], negative, target.shape[1]
 
 
@@ -357,7 +360,7 @@ def main() -> None:
         help="measure it, train nothing: tests/pocket/models, or --work of an earlier run",
     )
     parser.add_argument("--work", metavar="FOLDER", help="for the training, which goes on where it stopped")
-    parser.add_argument("--minutes", type=float, default=100.0, help="of training")
+    parser.add_argument("--minutes", type=float, default=110.0, help="of training")
     parser.add_argument("--steps", type=int, default=0, help="of each of the four trainings, instead of minutes")
     parser.add_argument("--scenes", type=int, default=4096, help="drawn scenes that are trained on")
     parser.add_argument("--seed", type=int, default=0)

@@ -43,7 +43,7 @@ DRAW = {"16": 0.24, "64": 0.36, "256": 0.18, "pooled": 0.13, "words": 0.09}
 KINDS = tuple(DRAW)
 SPREAD, LEVELS = 0.9, (0.4, 14.0)  # of the noise: log-normal, within limits
 ANIMAL = 5.0  # how much more an error within the animal counts
-SHARES = {"see": 0.26, "say": 0.12, "read": 0.34, "draw": 0.28}  # of the time
+SHARES = {"see": 0.25, "say": 0.17, "read": 0.40, "draw": 0.18}  # of the time
 APART = {"see": 1500, "say": 1000, "read": 500, "draw": 0}  # so that each trains on scenes in another order
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW

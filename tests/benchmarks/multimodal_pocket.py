@@ -44,7 +44,7 @@ TRAIT = 0.5  # size of a vector that tells what no caption tells; the text encod
 class Recipe:
     """How long and how fast is learned, lesson by lesson (multimodal_learning)."""
 
-    minutes: float = 100.0  # of one processor core, or so many seconds of it by the clock
+    minutes: float = 110.0  # by the clock
     steps: int = 0  # of every lesson, instead of minutes, where above 0
     scenes: int = 4096
     batch: int = 8
