@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 from pocket import world
 
 TESTS = Path(__file__).resolve().parent
@@ -125,6 +125,15 @@ def row(pictures: list[tuple[Image.Image, str]]) -> Image.Image:
         sheet.paste(enlarged(picture, CELL), (left, 0))
         draw.text((left + CELL / 2, CELL + LABEL / 2), text, fill=(30, 30, 30), font=font, anchor="mm")
     return sheet
+
+
+def strip(sheet: Image.Image) -> Image.Image:
+    """What is drawn on a white sheet, across a white thumbnail."""
+    drawn = sheet.crop(ImageChops.difference(sheet, Image.new("RGB", sheet.size, "white")).getbbox())
+    fitted = ImageOps.contain(drawn, (THUMBNAIL - 2 * GAP, THUMBNAIL - 2 * GAP))
+    made = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
+    made.paste(fitted, ((THUMBNAIL - fitted.width) // 2, (THUMBNAIL - fitted.height) // 2))
+    return made
 
 
 def thumbnail(edited: Image.Image, source: Image.Image) -> Image.Image:
@@ -323,9 +332,12 @@ def draw_thumbnails(everything: Path | None, of: str) -> list[Path]:
             saved = next(key for key, node in prompt.items() if node["class_type"] in ("SaveImage", "SaveAnimatedWEBP"))
             pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in shown[saved]]
             loaded = [node["inputs"]["image"] for node in prompt.values() if node["class_type"] == "LoadImage"]
-            picture = grid(pictures) if len(pictures) == 4 else pictures[0].crop((0, 0, *[pictures[0].width] * 2))
-            source = Image.open(EXAMPLE.with_name(loaded[0])).convert("RGB") if loaded else None
-            drawn = thumbnail(picture, source) if source else enlarged(picture, THUMBNAIL)
+            if pictures[0].width > 2 * pictures[0].height:
+                drawn = strip(pictures[0])
+            else:
+                picture = grid(pictures) if len(pictures) == 4 else pictures[0].crop((0, 0, *[pictures[0].width] * 2))
+                source = Image.open(EXAMPLE.with_name(loaded[0])).convert("RGB") if loaded else None
+                drawn = thumbnail(picture, source) if source else enlarged(picture, THUMBNAIL)
             written.append(save(drawn, ROOT / "workflows" / f"{name}.jpg"))
     return written
 

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw  # noqa: E402
 from pocket import world  # noqa: E402
 
 SCENE, SIDE, PATCH = 5, 512, 14
-ANIMALS = (1, 4)  # of the held-out ones that the benchmark asks for
+ANIMALS = (0, 2)  # of the held-out ones that the benchmark asks for
 DETAIL = {16: "16 tokens: 56 px", 64: "64: 112 px", 324: "324: 252 px", 1296: "1296: 504 px"}
 
 
