@@ -60,7 +60,7 @@ class Progress:
 
 
 class Trainer:
-    """A connector and a LoRA that learn; `average` holds the running mean of both, which is what is kept."""
+    """Vision-language model, connector and LoRA; `average` holds the running mean of all, which is what is kept."""
 
     def __init__(self, model: Any, vlm: VisionLanguage, data: Data, recipe: Recipe, work: Path):
         self.model, self.data, self.recipe, self.work = model, data, recipe, work
