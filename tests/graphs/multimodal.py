@@ -118,9 +118,9 @@ def sentence() -> dict:
         "start": note("Start here", [-480, 40], [440, 380], START_SENTENCE),
     }  # fmt: skip
     groups = [
-        group("1 Models that belong together", "yours", 0, 440, 1440),
-        group("2 Your pictures", "yours", 460, 420, 1440),
-        group("3 The sentence", "edit", 900, 880, 1440),
+        group("1 Models that belong together", "yours", 0, 440, 1080),
+        group("2 Your pictures", "yours", 460, 420, 1080),
+        group("3 The sentence", "edit", 900, 880, 1080),
     ]
     return {"nodes": nodes, "groups": groups}
 
