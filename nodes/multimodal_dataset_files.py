@@ -47,10 +47,7 @@ def new_dataset(prefix: str) -> Path:
     import folder_paths
 
     name = storage.safe_name(prefix, "folder", "my pictures")
-    root, number = Path(folder_paths.get_output_directory()) / DATASETS, 1
-    while (root / f"{name}_{number:05}").exists():
-        number += 1
-    folder = root / f"{name}_{number:05}"
+    folder = storage.first_free(Path(folder_paths.get_output_directory()) / DATASETS, name)
     folder.mkdir(parents=True)
     return folder
 

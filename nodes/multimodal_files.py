@@ -12,10 +12,9 @@ from torch import Tensor
 from ..kernels.reference.connector import ConnectorConfig
 from . import storage
 from .patches.multimodal import Connector, Reads, build
-from .storage import Shelf, filled, model_folders
 
 FOLDER = "multimodal_encoders"
-SHELF = Shelf(
+SHELF = storage.Shelf(
     folder="multimodal_connectors",
     format="palimpsest.multimodal_connector",
     version=1,
@@ -35,7 +34,7 @@ def register_folder() -> None:
 
 def found() -> dict[str, Path]:
     """Model folders by name: those with a config.json, directly in models/multimodal_encoders or one folder deeper."""
-    return model_folders(FOLDER)
+    return storage.model_folders(FOLDER)
 
 
 def folders() -> list[str]:
@@ -69,5 +68,5 @@ def load(path: str) -> Connector:
 
 def from_file(header: dict[str, str], tensors: dict[str, Tensor]) -> Connector:
     """A connector from a file's header and tensors; raises KeyError, TypeError, ValueError where they disagree."""
-    network = filled(build, ConnectorConfig(**json.loads(header["config"])), tensors)
+    network = storage.filled(build, ConnectorConfig(**json.loads(header["config"])), tensors)
     return Connector.of(network, Reads(**json.loads(header["reads"])), json.loads(header["info"]))

@@ -60,6 +60,14 @@ def safe_name(prefix: str, kind: str, example: str) -> str:
     return name
 
 
+def first_free(folder: Path, name: str, ending: str = "") -> Path:
+    """The first of <name>_00001<ending>, <name>_00002<ending>, ... that does not exist in a folder."""
+    number = 1
+    while (folder / f"{name}_{number:05}{ending}").exists():
+        number += 1
+    return folder / f"{name}_{number:05}{ending}"
+
+
 def filled(build: Callable[..., Network], config: Any, tensors: dict[str, Tensor]) -> Network:
     """build(config, dtype) with a file's tensors in it. Raises ValueError for tensors that are not its own, and NaN."""
     expected = {name: tensor.shape for name, tensor in build(config, device="meta").state_dict().items()}
@@ -124,10 +132,7 @@ class Shelf:
         name = safe_name(prefix, "file", self.example)
         folder = Path(folder_paths.get_folder_paths(self.folder)[0])
         folder.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while (folder / f"{name}_{number:05}.safetensors").exists():
-            number += 1
-        return folder / f"{name}_{number:05}.safetensors"
+        return first_free(folder, name, ".safetensors")
 
     def write(self, path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
         """Write a file so that it is whole or not there. Raises OSError with a way out when the disk is full."""

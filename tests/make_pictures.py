@@ -101,7 +101,7 @@ def draw_examples() -> list[Path]:
     picture, mask = world.render(example_scene(), with_mask=True)
     save_masked(picture, mask > 0, MASKED_EXAMPLE)
     place = world.render(walk_scene())
-    save_masked(place, np.arange(place.shape[1])[None].repeat(len(place), 0) >= place.shape[1] - STRIP, PLACE_EXAMPLE)
+    save_masked(place, np.indices(place.shape[:2])[1] >= place.shape[1] - STRIP, PLACE_EXAMPLE)
     return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE, PLACE_EXAMPLE, draw_walk()]
 
 

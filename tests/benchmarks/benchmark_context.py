@@ -495,12 +495,7 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="more adapters and strengths")
     parser.add_argument("--clips", type=int, default=3)
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", default="output/bench")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    options, output = pocket_host.parse(parser, threads=1)
     with torch.inference_mode():
         pocket = Pocket(not options.full_width)
         numbers, text, shown = setting(options, pocket), [], {}

@@ -339,12 +339,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=defaults(kv_nodes.TuneKV)["guidance"])
     parser.add_argument("--sweep", action="store_true", help="the rivals' settings on the first of --edits")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", default="output/bench")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    options, output = pocket_host.parse(parser)
     with torch.inference_mode():
         scenes = Scenes(options.first, options.scenes, options.steps, not options.full_width)
         count = PassCount()

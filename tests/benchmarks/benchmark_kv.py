@@ -163,12 +163,7 @@ def main() -> None:
     parser.add_argument("--inner-steps", type=int, default=defaults(kv_nodes.TuneKV)["inner_steps"])
     parser.add_argument("--sweep", choices=SWEEPS, nargs="*", default=[])
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", default="output/bench")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    options, output = pocket_host.parse(parser)
     with torch.inference_mode():
         scenes = PoseEdits(options.first, options.scenes, options.steps, not options.full_width)
         if not options.sweep:

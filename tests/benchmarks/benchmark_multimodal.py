@@ -42,8 +42,7 @@ import pocket_host
 import torch
 
 pocket_host.import_host()
-import comfy.samplers  # noqa: E402 (the host is importable from here on)
-import comfy.sd  # noqa: E402
+import comfy.sd  # noqa: E402 (the host is importable from here on)
 import multimodal_pocket as learning  # noqa: E402
 from benchmark_edits import table, without_nan  # noqa: E402
 from multimodal_learning import KINDS, Trainer  # noqa: E402
@@ -273,9 +272,10 @@ def scores(pocket: Pocket, pictures: torch.Tensor, asked: list[Question]) -> dic
     }  # fmt: skip
 
 
-def measure(pocket: Pocket, options: argparse.Namespace) -> tuple[dict[str, dict], dict[str, torch.Tensor]]:
+def measure(
+    pocket: Pocket, options: argparse.Namespace, asked: list[Question]
+) -> tuple[dict[str, dict], dict[str, torch.Tensor]]:
     """(numbers, pictures) of every method."""
-    asked = questions(options.first, options.count)
     rows, shown = {}, {}
     for name in options.methods or METHODS:
         began, found, tokens = time.process_time(), [], []
@@ -341,7 +341,7 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
     """What the numbers were measured on."""
     from comfyui_version import __version__ as comfyui
 
-    left_out = ("output", "trained", "work")
+    left_out = ("output", "trained", "work", "minutes", "steps", "scenes", "seed")  # the last four are the training's
     return {
         **{name: value for name, value in vars(options).items() if name not in left_out},
         "connector": pocket.encoder.require_connector().info,
@@ -369,26 +369,23 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--steps-sampled", type=int, default=STEPS)
     parser.add_argument("--methods", choices=METHODS, nargs="+", help="some of the rows")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", default="output/bench")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    options, output = pocket_host.parse(parser, threads=1)
     work = Path(options.trained or options.work or output / "multimodal_training")
     model, clip, vae = pocket_host.load_pocket()
     trained = {} if options.trained else train(options, work, model, vae)
     with torch.inference_mode():
         pocket = load(work, model, clip, vae)
-        rows, shown = measure(pocket, options)
+        asked = questions(options.first, options.count)
+        rows, shown = measure(pocket, options, asked)
     text = table(COLUMNS, rows, lambda column: 0 if column == "tokens" else 2)
     said = {name: row["said"] for name, row in rows.items() if "said" in row}
     if said:
         text += "\n\nWhat the tokens of a picture say:\n\n" + table(SAID, said, lambda column: 2)
+    print("\n" + text)
     numbers = setting(options, pocket) | {"training": trained, "rows": rows}
     (output / "multimodal.md").write_text(text + "\n", encoding="utf-8")
     (output / "multimodal.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")
-    contact_sheet(shown, questions(options.first, options.count), output / "multimodal.jpg")
+    contact_sheet(shown, asked, output / "multimodal.jpg")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pocket_host
 import torch
 from benchmark_edits import PassCount, setting, table, without_nan  # this makes the host importable
 from comfy.patcher_extension import WrappersMP
@@ -288,12 +289,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", default="output/bench")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    options, output = pocket_host.parse(parser)
     with torch.inference_mode():
         scenes = Scenes(options.first, options.scenes, options.steps, not options.full_width)
         scenes.empty = scenes.encode([None])

@@ -114,10 +114,11 @@ class Trainer:
                         names.append(next(asked))
             answers, found = judge.labels(scenes), []
             for name, head in self.heads.items():
-                truth = answers[name].masked_fill(torch.tensor([name not in some for some in names]), judge.UNDEFINED)
-                if (truth >= 0).any():
-                    told = torch.stack([listened(head(some)) for some in tokens])
-                    found.append(F.cross_entropy(told, truth, ignore_index=judge.UNDEFINED))
+                truth = answers[name]
+                shown = [i for i, asked in enumerate(names) if name in asked and truth[i] != judge.UNDEFINED]
+                if shown:
+                    told = torch.stack([listened(head(tokens[i])) for i in shown])
+                    found.append(F.cross_entropy(told, truth[shown]))
             return sum(found) / len(found)
 
         recipe = self.recipe

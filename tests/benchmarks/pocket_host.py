@@ -6,6 +6,7 @@ it (doubled channels get equal gradients), at a quarter of the cost.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import sys
@@ -27,6 +28,19 @@ def import_host() -> None:
     )
     sys.modules["palimpsest"] = pack = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pack)
+
+
+def parse(parser: argparse.ArgumentParser, threads: int | None = None) -> tuple[argparse.Namespace, Path]:
+    """(options, output folder), with --threads and --output, which take effect. threads: as torch has it by default."""
+    import torch
+
+    parser.add_argument("--threads", type=int, default=threads or torch.get_num_threads())
+    parser.add_argument("--output", default="output/bench")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    return options, output
 
 
 def load_pocket(narrow: bool = True, weights: Path = TESTS / "pocket" / "weights") -> tuple[Any, Any, Any]:
