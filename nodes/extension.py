@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import (
-    context_files,
-    feature_blend_files,
-    kv_files,
-    multimodal_dataset_files,
-    multimodal_files,
-    multimodal_training_files,
-)
-from .attention_map import AttentionMap, FindWords, ReadAttentionMap
-from .build_multimodal_dataset import BuildMultimodalDataset
-from .context import ContextSampler, LoadContextAdapter, SaveContextAdapter
-from .cross_attention_mask import CrossAttentionMask
-from .edit_report import EditReport
-from .feature_blend import FeatureBlend, LoadBlendWeights, SaveBlendWeights, TuneFeatureBlend
-from .inversion import Invert
-from .keep_outside import KeepOutside
-from .kv_inversion import ApplyKV, LoadKV, PromptLines, SaveKV, TuneKV
-from .multimodal import LoadMultimodalEncoder, MultimodalPrompt
-from .select_words import SelectWords
-from .train_context import TrainContextAdapter
-from .train_multimodal import TrainMultimodal
-from .video import AttentionFusion, VideoAttention
+from .attention_map.nodes import AttentionMap, FindWords, ReadAttentionMap
+from .contextdiff import files as context_files
+from .contextdiff.nodes import ContextSampler, LoadContextAdapter, SaveContextAdapter
+from .contextdiff.train_node import TrainContextAdapter
+from .cross_attention.nodes import CrossAttentionMask
+from .edit_report.nodes import EditReport
+from .feature_blend import files as feature_blend_files
+from .feature_blend.nodes import FeatureBlend, LoadBlendWeights, SaveBlendWeights, TuneFeatureBlend
+from .inversion.nodes import Invert
+from .keep_outside.nodes import KeepOutside
+from .kv import files as kv_files
+from .kv.nodes import ApplyKV, LoadKV, PromptLines, SaveKV, TuneKV
+from .multimodal import files as multimodal_files
+from .multimodal.dataset import files as multimodal_dataset_files
+from .multimodal.dataset.nodes import BuildMultimodalDataset
+from .multimodal.nodes import LoadMultimodalEncoder, MultimodalPrompt
+from .multimodal.training import files as multimodal_training_files
+from .multimodal.training.nodes import TrainMultimodal
+from .video.nodes import AttentionFusion, VideoAttention
+from .words.nodes import SelectWords
 
 
 def register_folders() -> None:

@@ -1,8 +1,8 @@
-"""Fixtures for all tests, in three tiers that follow the folders:
+"""Fixtures for all tests, in three tiers that follow the files:
 
-    maths    tests/kernels, tests/test_house.py, ...   torch only
-    host     tests/nodes                               ComfyUI's modules, or a running ComfyUI (`server`, `client`)
-    browser  tests/browser                             a running ComfyUI, Chromium and Node.js
+    maths    tests/*/test_maths*.py, tests/house/test_house.py, tests/pocket_tests   torch only
+    host     every other test file        ComfyUI's modules, or a running ComfyUI (`server`, `client`)
+    browser  tests/browser                a running ComfyUI, Chromium and Node.js
 
 The pack is loaded by path as `palimpsest`, as the host loads packs, and its root never goes on sys.path: the pack's
 `nodes` would hide the host's module of that name. For the same reason the test folders have no __init__.py.
@@ -43,13 +43,23 @@ dev = load_module("palimpsest_dev", ROOT / "dev.py")
 
 
 def tier_of(path: Path) -> str:
-    """The tier of a test file, by its folder."""
+    """The tier of a test file, by its folder and name."""
     parts = path.relative_to(TESTS).parts if path.is_relative_to(TESTS) else ()
-    return {"nodes": "host", "browser": "browser"}.get(parts[0] if parts else "", "maths")
+    if parts and parts[0] == "browser":
+        return "browser"
+    alone = parts[:1] == ("pocket_tests",) or path.name.startswith("test_maths") or path.name == "test_house.py"
+    return "maths" if alone or not parts else "host"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Files of the host tier import the host when they are collected: not where only other tiers are wanted."""
+    tiers = os.environ.get("PALIMPSEST_TIERS", "host").split()
+    is_host_file = collection_path.name.startswith("test_") and tier_of(collection_path) == "host"
+    return True if is_host_file and "host" not in tiers else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder, or as a host test where it asks for the host, unless it has a mark already."""
+    """Mark each test by its file, or as a host test where it asks for the host, unless it has a mark already."""
     for item in items:
         if any(item.get_closest_marker(tier) for tier in dev.TIERS):
             continue

@@ -184,8 +184,8 @@ class Studio:
         pocket_host.import_host()
         import scenes
         import torch
-        from palimpsest.nodes import kv_inversion
-        from palimpsest.nodes.inversion import Invert
+        from palimpsest.nodes.inversion.nodes import Invert
+        from palimpsest.nodes.kv import nodes as kv_inversion
 
         import nodes as host_nodes
 

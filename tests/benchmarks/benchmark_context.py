@@ -44,11 +44,11 @@ import comfy.sd  # noqa: E402
 import walks  # noqa: E402
 from benchmark_edits import table, without_nan  # noqa: E402
 from comfy_extras.nodes_custom_sampler import SamplerCustom  # noqa: E402
-from palimpsest.nodes import context_files  # noqa: E402
-from palimpsest.nodes.context import ContextSampler  # noqa: E402
-from palimpsest.nodes.inversion import Invert  # noqa: E402
-from palimpsest.nodes.train_context import TrainContextAdapter  # noqa: E402
-from palimpsest.nodes.video import AttentionFusion, VideoAttention  # noqa: E402
+from palimpsest.nodes.contextdiff import files as context_files  # noqa: E402
+from palimpsest.nodes.contextdiff.nodes import ContextSampler  # noqa: E402
+from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter  # noqa: E402
+from palimpsest.nodes.inversion.nodes import Invert  # noqa: E402
+from palimpsest.nodes.video.nodes import AttentionFusion, VideoAttention  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from pocket import judge as judging  # noqa: E402
 from pocket import metrics, world  # noqa: E402

@@ -28,8 +28,8 @@ import comfy.model_management  # noqa: E402
 import comfyui_version  # noqa: E402
 from benchmarks import counting, counting_blends, counting_masks  # noqa: E402
 from benchmarks.counting import STEPS, Calls, Family  # noqa: E402
-from palimpsest.nodes.kv_inversion import ApplyKV, TuneKV  # noqa: E402
-from palimpsest.nodes.patches import inversion  # noqa: E402
+from palimpsest.nodes.inversion import ddim as inversion  # noqa: E402
+from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV  # noqa: E402
 
 RANK, FULL = 32, "keys and values in full"
 

@@ -41,7 +41,7 @@ import torch
 
 pocket_host.import_host()
 from comfy.patcher_extension import WrappersMP  # noqa: E402 (the host is importable from here on)
-from palimpsest.nodes import kv_inversion as kv_nodes  # noqa: E402
+from palimpsest.nodes.kv import nodes as kv_nodes  # noqa: E402
 from rivals import masactrl, null_text, plug_and_play  # noqa: E402
 from scenes import KINDS, Edit, Scenes, contact_sheet, defaults  # noqa: E402
 

@@ -18,7 +18,7 @@ import pocket_host
 import torch
 
 pocket_host.import_host()
-from palimpsest.nodes import kv_inversion as kv_nodes  # noqa: E402 (the host is importable from here on)
+from palimpsest.nodes.kv import nodes as kv_nodes  # noqa: E402 (the host is importable from here on)
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from scenes import Scenes, contact_sheet, defaults  # noqa: E402
 

@@ -46,11 +46,11 @@ import comfy.sd  # noqa: E402 (the host is importable from here on)
 import multimodal_pocket as learning  # noqa: E402
 from benchmark_edits import table, without_nan  # noqa: E402
 from multimodal_learning import KINDS, Trainer  # noqa: E402
-from palimpsest.nodes import multimodal_files  # noqa: E402
-from palimpsest.nodes.multimodal import MultimodalPrompt  # noqa: E402
-from palimpsest.nodes.patches import vision_language  # noqa: E402
-from palimpsest.nodes.patches.interleaved import cut_out, squared  # noqa: E402
-from palimpsest.nodes.patches.multimodal import MultimodalEncoder, join  # noqa: E402
+from palimpsest.nodes.multimodal import files as multimodal_files  # noqa: E402
+from palimpsest.nodes.multimodal.encoder import MultimodalEncoder, join  # noqa: E402
+from palimpsest.nodes.multimodal.interleaved import cut_out, squared  # noqa: E402
+from palimpsest.nodes.multimodal.nodes import MultimodalPrompt  # noqa: E402
+from palimpsest.nodes.multimodal.vlm import vision_language  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from pocket import judge as judging  # noqa: E402
 from pocket import metrics, world  # noqa: E402

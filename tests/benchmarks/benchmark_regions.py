@@ -32,12 +32,12 @@ import pocket_host
 import torch
 from benchmark_edits import PassCount, setting, table, without_nan  # this makes the host importable
 from comfy.patcher_extension import WrappersMP
-from palimpsest.nodes.attention_map import AttentionMap, ReadAttentionMap
-from palimpsest.nodes.cross_attention_mask import CrossAttentionMask
-from palimpsest.nodes.feature_blend import FeatureBlend
-from palimpsest.nodes.inversion import Invert
-from palimpsest.nodes.keep_outside import KeepOutside
-from palimpsest.nodes.select_words import SelectWords
+from palimpsest.nodes.attention_map.nodes import AttentionMap, ReadAttentionMap
+from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
+from palimpsest.nodes.feature_blend.nodes import FeatureBlend
+from palimpsest.nodes.inversion.nodes import Invert
+from palimpsest.nodes.keep_outside.nodes import KeepOutside
+from palimpsest.nodes.words.nodes import SelectWords
 from pocket import metrics, world
 from scenes import Edit, Scenes, contact_sheet, defaults, mean
 

@@ -24,8 +24,8 @@ import comfy.samplers
 import tiny_models
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
-from palimpsest.nodes.kv_inversion import CONDITIONAL, ApplyKV, TuneKV
-from palimpsest.nodes.patches import inversion
+from palimpsest.nodes.inversion import ddim as inversion
+from palimpsest.nodes.kv.nodes import CONDITIONAL, ApplyKV, TuneKV
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

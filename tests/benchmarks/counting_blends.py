@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from benchmarks import counting
-from palimpsest.nodes.feature_blend import FeatureBlend
+from palimpsest.nodes.feature_blend.nodes import FeatureBlend
 
 # Settings of the node and whether it has a mask, by the name of what is counted.
 BLENDED = {

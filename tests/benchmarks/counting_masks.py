@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from benchmarks import counting
-from palimpsest.nodes.cross_attention_mask import CrossAttentionMask
-from palimpsest.nodes.patches import inversion
-from palimpsest.nodes.patches.words import ChosenWords
+from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
+from palimpsest.nodes.inversion import ddim as inversion
+from palimpsest.nodes.words.words import ChosenWords
 
 TOKENS = 4  # of each region's words
 # Settings of a region, how many of them there are, and whether they choose words, by the name of what is counted.

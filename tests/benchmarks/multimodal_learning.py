@@ -25,10 +25,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from multimodal_pocket import Data, Dictionary, Lesson, OneVector, Recipe, lesson, write_trained
-from palimpsest.kernels.reference.connector import ConnectorConfig, attend
-from palimpsest.nodes.patches import multimodal_lora
-from palimpsest.nodes.patches.multimodal import Connector, Reads
-from palimpsest.nodes.patches.vision_language import Hidden, VisionLanguage
+from palimpsest.kernels.connector import ConnectorConfig, attend
+from palimpsest.nodes.multimodal.encoder import Connector, Reads
+from palimpsest.nodes.multimodal.training import lora as multimodal_lora
+from palimpsest.nodes.multimodal.vlm.vision_language import Hidden, VisionLanguage
 from pocket import judge, text_encoder, world
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from palimpsest.nodes import multimodal_files
-from palimpsest.nodes.patches.interleaved import Picture, Prompt, cut_out
-from palimpsest.nodes.patches.multimodal import Connector
-from palimpsest.nodes.patches.vision_language import Hidden, Span, VisionLanguage
+from palimpsest.nodes.multimodal import files as multimodal_files
+from palimpsest.nodes.multimodal.encoder import Connector
+from palimpsest.nodes.multimodal.interleaved import Picture, Prompt, cut_out
+from palimpsest.nodes.multimodal.vlm.vision_language import Hidden, Span, VisionLanguage
 from pocket import judge, text_encoder, world
 from safetensors.torch import load_file, save_file
 from torch import Tensor

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pocket_host
 import torch
-from palimpsest.nodes import kv_inversion as kv_nodes
-from palimpsest.nodes.inversion import Invert
+from palimpsest.nodes.inversion.nodes import Invert
+from palimpsest.nodes.kv import nodes as kv_nodes
 from PIL import Image, ImageDraw, ImageFont
 from pocket import judge as judging
 from pocket import metrics, world

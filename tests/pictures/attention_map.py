@@ -56,9 +56,9 @@ def tokens_sheet(clip, words) -> Image.Image:
 def main() -> None:
     """Write web/docs/Palimpsest{SelectWords,AttentionMap,FindWords,ReadAttentionMap}/*.jpg."""
     studio, scene = Studio(), example_scene()
-    from palimpsest.nodes import attention_map
-    from palimpsest.nodes.patches import words
-    from palimpsest.nodes.select_words import SelectWords
+    from palimpsest.nodes.attention_map import nodes as attention_map
+    from palimpsest.nodes.words import words
+    from palimpsest.nodes.words.nodes import SelectWords
 
     def run(node, **inputs):
         return node.execute(**studio.defaults(node) | inputs).args

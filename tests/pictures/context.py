@@ -18,7 +18,7 @@ pocket_host.import_host()
 import torch  # noqa: E402
 from benchmark_context import Pocket, context_aware, plain_ddim  # noqa: E402
 from make_pictures import ROOT, row, save  # noqa: E402
-from palimpsest.nodes.train_context import TrainContextAdapter  # noqa: E402
+from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter  # noqa: E402
 from PIL import Image  # noqa: E402
 from pocket import world  # noqa: E402
 from scenes import defaults, drawn  # noqa: E402

@@ -30,8 +30,8 @@ def main() -> None:
     make_pictures.GUIDANCE = GUIDANCE
     studio, scene = Studio(), example_scene()
     import scenes
-    from palimpsest.nodes.cross_attention_mask import CrossAttentionMask
-    from palimpsest.nodes.patches import words
+    from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
+    from palimpsest.nodes.words import words
 
     torch, defaults = studio.torch, scenes.defaults(CrossAttentionMask)
     with torch.inference_mode():

@@ -16,7 +16,7 @@ pocket_host.import_host()
 
 import torch  # noqa: E402
 from make_pictures import ROOT, save  # noqa: E402
-from palimpsest.nodes import edit_report  # noqa: E402
+from palimpsest.nodes.edit_report import nodes as edit_report  # noqa: E402
 from PIL import Image  # noqa: E402
 from pocket import world  # noqa: E402
 

@@ -27,7 +27,7 @@ def drawn(pictures: torch.Tensor) -> Image.Image:
 def main() -> None:
     """Write web/docs/Palimpsest{FeatureBlend,TuneFeatureBlend,SaveBlendWeights,LoadBlendWeights}/*.jpg."""
     studio, scene = Studio(), example_scene()
-    from palimpsest.nodes.feature_blend import FeatureBlend, TuneFeatureBlend
+    from palimpsest.nodes.feature_blend.nodes import FeatureBlend, TuneFeatureBlend
 
     docs, source = ROOT / "web" / "docs", Image.fromarray(world.render(scene))
     with torch.inference_mode():

@@ -17,8 +17,8 @@ pocket_host.import_host()
 
 import torch  # noqa: E402
 from make_pictures import ROOT, row, save  # noqa: E402
-from palimpsest.kernels.reference.keep_outside import shifted_back  # noqa: E402
-from palimpsest.nodes.keep_outside import KeepOutside  # noqa: E402
+from palimpsest.kernels.keep_outside import shifted_back  # noqa: E402
+from palimpsest.nodes.keep_outside.nodes import KeepOutside  # noqa: E402
 from PIL import Image  # noqa: E402
 from pocket import world  # noqa: E402
 from scenes import defaults  # noqa: E402

@@ -19,7 +19,7 @@ pocket_host.import_host()
 import benchmark_multimodal as bench  # noqa: E402
 import torch  # noqa: E402
 from make_pictures import CELL, GAP, ROOT, row, save  # noqa: E402
-from palimpsest.nodes.patches.interleaved import cut_out, squared  # noqa: E402
+from palimpsest.nodes.multimodal.interleaved import cut_out, squared  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 from pocket import world  # noqa: E402
 

@@ -22,14 +22,12 @@ import numpy as np  # noqa: E402
 import tiny_vlm  # noqa: E402
 import torch  # noqa: E402
 from make_pictures import ROOT, save  # noqa: E402
-from palimpsest.nodes.patches import (  # noqa: E402
-    interleaved_dataset,
-    multimodal_plot,
-    multimodal_training,
-    vision_language,
-)
-from palimpsest.nodes.patches.multimodal import MultimodalEncoder  # noqa: E402
-from palimpsest.nodes.patches.multimodal_lessons import TrainSettings  # noqa: E402
+from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset  # noqa: E402
+from palimpsest.nodes.multimodal.encoder import MultimodalEncoder  # noqa: E402
+from palimpsest.nodes.multimodal.training import plot as multimodal_plot  # noqa: E402
+from palimpsest.nodes.multimodal.training import training as multimodal_training  # noqa: E402
+from palimpsest.nodes.multimodal.training.lessons import TrainSettings  # noqa: E402
+from palimpsest.nodes.multimodal.vlm import vision_language  # noqa: E402
 from pocket import world  # noqa: E402
 
 SCENES, SHOWN, STEPS = 12, 4, 24

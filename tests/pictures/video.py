@@ -20,9 +20,9 @@ import tiny_models  # noqa: E402
 import torch  # noqa: E402
 import walks  # noqa: E402
 from make_pictures import GUIDANCE, LABEL, ROOT, STEPS, save  # noqa: E402
-from palimpsest.kernels.reference.edit_metrics import frame_change  # noqa: E402
-from palimpsest.nodes.inversion import Invert  # noqa: E402
-from palimpsest.nodes.video import AttentionFusion, VideoAttention  # noqa: E402
+from palimpsest.kernels.edit_metrics import frame_change  # noqa: E402
+from palimpsest.nodes.inversion.nodes import Invert  # noqa: E402
+from palimpsest.nodes.video.nodes import AttentionFusion, VideoAttention  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from pocket import judge as judging  # noqa: E402
 from pocket import metrics, world  # noqa: E402

@@ -133,12 +133,14 @@ def main() -> None:
 
     import comfy.sd
     import folder_paths
-    from palimpsest.nodes import multimodal_files
-    from palimpsest.nodes import multimodal_training_files as files
-    from palimpsest.nodes.patches import interleaved_dataset, multimodal_training, vision_language
-    from palimpsest.nodes.patches.multimodal import join
-    from palimpsest.nodes.patches.multimodal_learner import Process
-    from palimpsest.nodes.patches.multimodal_lessons import CLIP_TEXT, TrainSettings
+    from palimpsest.nodes.multimodal import files as multimodal_files
+    from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset
+    from palimpsest.nodes.multimodal.encoder import join
+    from palimpsest.nodes.multimodal.training import files
+    from palimpsest.nodes.multimodal.training import training as multimodal_training
+    from palimpsest.nodes.multimodal.training.learner import Process
+    from palimpsest.nodes.multimodal.training.lessons import CLIP_TEXT, TrainSettings
+    from palimpsest.nodes.multimodal.vlm import vision_language
 
     chosen = arguments(TrainSettings)
     folder_paths.models_dir = str(chosen.out)

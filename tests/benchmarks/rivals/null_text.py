@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from palimpsest.kernels.reference.ddim import ddim_step, signal_level
-from palimpsest.nodes.patches import inversion
+from palimpsest.kernels.ddim import ddim_step, signal_level
+from palimpsest.nodes.inversion import ddim as inversion
 from torch import Tensor
 
 KEY = "rivals.null_text"

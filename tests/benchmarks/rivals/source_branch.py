@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from palimpsest.kernels.reference.ddim import ddim_step
+from palimpsest.kernels.ddim import ddim_step
 from torch import Tensor
 
 KEY = "rivals.source_branch"
@@ -157,7 +157,7 @@ class SharedAttention:
     end: float
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
-        from palimpsest.nodes.patches import host
+        from palimpsest.nodes.host import model as host
 
         now = moment(options)
         if now is not None and self.start <= now.progress < self.end:

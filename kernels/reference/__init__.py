@@ -1,1 +1,0 @@
-"""Plain PyTorch, one function per equation. This package defines what is correct."""

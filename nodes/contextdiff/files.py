@@ -1,0 +1,56 @@
+"""Context adapters on disk: one .safetensors file in models/context_adapters, layout and training in its header."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..files import Shelf, filled
+from .adapter import AdapterConfig, ContextAdapter, build
+
+SHELF = Shelf(
+    folder="context_adapters",
+    format="palimpsest.context_adapter",
+    version=1,
+    what=("a context adapter", "Save Context Adapter"),
+    example="my clip",
+    room="save with precision float16",
+)
+LORAS = Shelf(
+    folder="loras",
+    format="lora",
+    version=1,
+    what=("a LoRA", "Train Context Adapter"),
+    example="my clip",
+    room="train with a lower lora_rank",
+)
+register_folder, listed, new_path = SHELF.register, SHELF.listed, SHELF.new_path
+
+
+def save(adapter: ContextAdapter, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write an adapter so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
+    tensors = {name: tensor.to(dtype) for name, tensor in adapter.weights().items()}
+    SHELF.write(path, tensors, {"config": json.dumps(asdict(adapter.config)), "info": json.dumps(adapter.info)})
+
+
+def save_lora(lora: dict[str, torch.Tensor], name: str) -> None:
+    """Write the LoRA that an adapter was trained with to the host's own folder, for its loaders; an empty one is not.
+
+    Raises OSError with a way out when the disk is full.
+    """
+    if lora:
+        LORAS.write(LORAS.new_path(name), lora, {})
+
+
+def load(path: str) -> ContextAdapter:
+    """Read an adapter. Raises ValueError that says what is wrong with a foreign, newer, cut-off or damaged file."""
+    return SHELF.read(path, from_file)
+
+
+def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> ContextAdapter:
+    """An adapter from a file's header and tensors; raises KeyError, TypeError, ValueError where they disagree."""
+    network = filled(build, AdapterConfig(**json.loads(header["config"])), tensors)
+    return ContextAdapter.of(network, json.loads(header["info"]))

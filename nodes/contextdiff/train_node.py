@@ -1,0 +1,214 @@
+"""Training a context adapter (ContextDiff) on pictures or a clip."""
+
+from __future__ import annotations
+
+import time
+
+import latent_preview
+from comfy_api.latest import io
+
+from .. import sockets
+from ..host import model as host
+from . import files as context_files
+from . import objective as context_objective
+from . import plot as context_plot
+from . import training as context_training
+from .adapter import SIZES
+
+
+class TrainContextAdapter(io.ComfyNode):
+    """ContextDiff's training (arXiv:2402.16627, eq. 6) of the adapter r_phi."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does to the picture."""
+        return io.Schema(
+            node_id="PalimpsestTrainContextAdapter",
+            display_name="Train Context Adapter",
+            category="palimpsest/context",
+            description="Trains the small network that the Context-Aware Sampler samples with, on a picture, a batch "
+            "or a clip and the prompts that describe them. The model itself stays as it is. Tells in words whether "
+            "sampling gained what the training loss did.",
+            search_aliases=["contextdiff", "context aware adapter", "one-shot tuning", "tune a video", "train adapter"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="An SD 1.x, SD 2.x or SDXL model, with LoRAs if you will sample with them. The gradient "
+                    "passes through it: in half precision a picture of a step takes 0.8 GB beside the weights for "
+                    "SD 1.5 at 512 px, 5.3 GB for SDXL at 1024 px.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The picture, pictures of one size, or frames of a clip in their order, from VAE Encode. "
+                    "One picture is enough to learn that picture; an adapter for a whole kind of pictures needs "
+                    "dozens.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The prompt that describes the picture as it is: one for all, or one for each picture in "
+                    "their order, joined with Conditioning (Combine).",
+                ),
+                sockets.ContextAdapter.Input(
+                    "context_adapter",
+                    optional=True,
+                    tooltip="An adapter to train on, which itself stays as it is; size below is then ignored. Leave "
+                    "it unconnected to begin a new one.",
+                ),
+                io.Combo.Input(
+                    "size",
+                    options=list(SIZES),
+                    tooltip="Size of a new adapter. small (default, 2 million numbers) suits a picture or a clip; "
+                    "medium (6) and large (14) need many pictures. The U-Net sets the time, so that size costs little.",
+                ),
+                io.Boolean.Input(
+                    "video",
+                    default=False,
+                    tooltip="On: the batch is one clip, and a frame's shift may depend on the frames before. Off "
+                    "(default): pictures by themselves.",
+                ),
+                io.Combo.Input(
+                    "formula",
+                    options=list(context_objective.FORWARD),
+                    tooltip="paper (default): the path is shifted while training and while sampling. released code: "
+                    "the authors' program, which shifts the noise in training only; useful with train_unet, for a "
+                    "frozen U-Net samples as before.",
+                ),
+                io.Combo.Input(
+                    "train_on",
+                    options=list(context_objective.SEEN),
+                    tooltip="x0_hat (default): the adapter sees the model's own guess of the picture, as it will while "
+                    "sampling; a third more time. x0: it sees the true picture, as in the paper; the loss falls "
+                    "deeper, and part of that may be a leak that sampling cannot use.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=200,
+                    min=1,
+                    max=100000,
+                    tooltip="Training steps. 200 for a picture or a clip; 500 to 2000 for a set of pictures. A step "
+                    "costs about as much as 3 model calls of its batch, 4 with train_on x0_hat.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0005,
+                    min=0.0000001,
+                    max=0.1,
+                    step=0.00001,
+                    round=False,
+                    tooltip="Size of the first steps; it falls to a hundredth until the end. 0.0003 to 0.002; lower "
+                    "needs more steps, too high burns spots into the pictures.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=2,
+                    min=1,
+                    max=64,
+                    tooltip="Pictures in one step, or frames in a row of a clip. Fewer pictures than that come several "
+                    "times, each with other noise. 4 to 8 learn steadier; time and memory grow with it.",
+                ),
+                io.Combo.Input(
+                    "train_unet",
+                    options=[context_training.FROZEN, context_training.JOINT],
+                    tooltip="frozen (default): only the adapter learns. LoRA on to_q: the paper's joint training, a "
+                    "LoRA on the queries of all attention beside it; it leaves by the output lora and must be loaded "
+                    "when you sample with this adapter.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Sets the new adapter's weights, the noise and the order of the pictures. The same seed "
+                    "gives the same adapter.",
+                ),
+                io.Int.Input(
+                    "validate_every",
+                    default=50,
+                    min=0,
+                    max=100000,
+                    tooltip="Measures the adapter by sampling after so many steps; the picture shows under the node "
+                    "and the numbers in the plot. Costs 22 model calls of a batch each time. 0: only at the end.",
+                ),
+                io.Int.Input(
+                    "lora_rank",
+                    default=8,
+                    min=1,
+                    max=128,
+                    advanced=True,
+                    tooltip="Only with train_unet LoRA on to_q: the LoRA's rank. 4 to 16; more can change the model "
+                    "further.",
+                ),
+                io.Float.Input(
+                    "snr_limit",
+                    default=5.0,
+                    min=0.01,
+                    max=1000.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Caps the weight of low noise levels in the loss. 5 (default) balances layout and texture; "
+                    "1 puts the weight on the layout, 100 on fine texture.",
+                ),
+                io.Boolean.Input(
+                    "save_memory",
+                    default=False,
+                    advanced=True,
+                    tooltip="On: blocks of the network run again for the gradient instead of being kept, 0.2 GB in "
+                    "place of 0.8 for SD 1.5, 0.6 in place of 5.3 for SDXL, for a quarter to a third more time. "
+                    "The result is the same. Off (default): faster.",
+                ),
+                io.String.Input(
+                    "rescue_filename",
+                    default="context_rescued",
+                    advanced=True,
+                    tooltip="If the training is cancelled or fails, what it learned so far is saved under this name in "
+                    "models/context_adapters, for Load Context Adapter, and its LoRA in models/loras. Empty: lost.",
+                ),
+            ],
+            outputs=[
+                sockets.ContextAdapter.Output(
+                    display_name="context_adapter",
+                    tooltip="For the Context-Aware Sampler and Save Context Adapter.",
+                ),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="The training loss, the loss by noise level, and the errors of each validation against "
+                    "the model without an adapter.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Loss, what sampling gained, and in words whether the adapter learned something that "
+                    "sampling can use.",
+                ),
+                io.Custom("LORA_MODEL").Output(
+                    display_name="lora",
+                    tooltip="With train_unet LoRA on to_q: for the host's Load LoRA Model and Save LoRA Weights. "
+                    "Empty, and without effect, for a frozen U-Net.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, latent, positive, rescue_filename, context_adapter=None, **chosen) -> io.NodeOutput:
+        """Train, then report."""
+        settings = context_training.TrainSettings(**chosen)
+        preview = latent_preview.prepare_callback(model, settings.steps)
+        shown, began = host.ProgressText(host.node_id(cls)), time.monotonic()
+
+        def show(step, denoised) -> None:
+            preview(step, denoised, denoised, settings.steps)
+
+        def rescue(trained) -> None:
+            if rescue_filename.strip():
+                path = context_files.new_path(rescue_filename)
+                context_files.save(trained.adapter, path)
+                context_files.save_lora(trained.lora, path.stem)
+                shown.update(f"{trained.history.kept} steps saved as {path.name}", now=True)
+
+        trained = context_training.train(
+            model, latent["samples"], positive, settings, context_adapter, show, shown.update, rescue
+        )
+        report = f"{context_training.describe(trained, settings)}; {time.monotonic() - began:.0f} s"
+        shown.update(report, now=True)
+        return io.NodeOutput(trained.adapter, context_plot.draw(trained.history), report, trained.lora)

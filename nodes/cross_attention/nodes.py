@@ -1,0 +1,151 @@
+"""Words that act in one part of the picture only."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ...kernels.cross_attention_mask import feathered
+from .. import sockets
+from ..host import model as host
+from . import masking as cross_attention
+
+INSIDE, OUTSIDE = "inside", "outside"
+MODE_TOOLTIP = (
+    "What happens to a masked word. after softmax: its share of the attention is taken away and nobody gets it (the "
+    "paper's equation 2). after softmax, renormalised: the prompt's other words get it. before softmax (PFB-Diff): the "
+    "same with a mask cut at one half, which leaves little of a feather."
+)
+LAYERS_TOOLTIP = (
+    "Where in the network the mask acts. all: everywhere, the tightest hold. PFB-Diff object and background: the "
+    "coarser layers its authors chose, which leaves fine detail to the model. 1/1 to 1/8 of the latent: the layers of "
+    "one grid size. custom: those listed in custom_layers."
+)
+
+
+class CrossAttentionMask(io.ComfyNode):
+    """Cross-attention masking, as the paper writes it and as PFB-Diff's authors built it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does to the picture."""
+        return io.Schema(
+            node_id="PalimpsestCrossAttentionMask",
+            display_name="Cross-Attention Mask",
+            category="palimpsest/regions",
+            description="Lets words of the prompt act only where you say: inside or outside a mask. Chain one for each "
+            "region; the rest of the picture does not see the word.",
+            search_aliases=["cam", "regional prompt", "mask words", "attention couple", "pfb-diff", "attention mask"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that samples. Patches of other nodes stay active."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="Where the words act: white is yes, black is no, grey in between. Any size; one for the "
+                    "whole batch, or one for each picture of it.",
+                ),
+                io.Combo.Input("mode", options=list(cross_attention.MODES), tooltip=MODE_TOOLTIP),
+                io.Combo.Input(
+                    "side",
+                    options=[INSIDE, OUTSIDE],
+                    tooltip="inside: the words act in the mask's white part. outside: in its black part, for instance "
+                    "the old subject's name kept off the new background.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of a word is held back where it may not act. 1: all of it. 0.5: it keeps half "
+                    "its weight there. 0: the plain model, bit for bit.",
+                ),
+                io.Float.Input(
+                    "feather",
+                    default=0.0,
+                    min=0.0,
+                    max=512.0,
+                    step=1.0,
+                    tooltip="Softens the mask's edge over this many of its pixels on either side. 0: as painted. 8 "
+                    "to 32 "
+                    "hide a seam between two regions.",
+                ),
+                io.Combo.Input("layers", options=cross_attention.LAYERS, tooltip=LAYERS_TOOLTIP),
+                io.String.Input(
+                    "custom_layers",
+                    default="input 7-8, middle, output 3-7",
+                    advanced=True,
+                    tooltip="For layers custom: input, middle or output, each with a block number or a range, with "
+                    "commas between them; output 3.1 is one of several layers in a block of SDXL. A name that the "
+                    "model does not have is answered with those it has.",
+                ),
+                io.Boolean.Input(
+                    "mask_uncond",
+                    default=True,
+                    tooltip="Mask the negative prompt as well, at the same positions, as PFB-Diff does. Leave it on "
+                    "without tokens: else guidance pushes the part without text away from that prompt. Off keeps a "
+                    "long negative "
+                    "prompt whole.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When the mask begins to act, as a share of the sampling. 0 for placing words: the first "
+                    "steps lay out the picture.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When the mask stops acting. 1: the words never leave their region. 0.8 lets the last "
+                    "steps blend the border.",
+                ),
+                sockets.Tokens.Input(
+                    "tokens",
+                    optional=True,
+                    tooltip="The words, from Select Words; connect its positive output to the sampler as well. Without "
+                    "them every token is masked, as in the paper: beyond the mask the picture sees no text at all.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model in which those words act there only.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        mask,
+        mode,
+        side,
+        strength,
+        feather,
+        layers,
+        custom_layers,
+        mask_uncond,
+        start_percent,
+        end_percent,
+        tokens=None,
+    ) -> io.NodeOutput:
+        """Patch a clone of the model."""
+        if end_percent < start_percent:
+            raise ValueError(f"end_percent {end_percent:g} lies before start_percent {start_percent:g}: swap them.")
+        mask = mask.reshape(-1, *mask.shape[-2:]).float()
+        host.picture_rows(mask, len(mask), 1, 1)  # refuses what is no mask
+        return io.NodeOutput(
+            cross_attention.mask_words(
+                model,
+                tokens,
+                feathered(mask.clamp(0, 1), feather),
+                mode,
+                side == OUTSIDE,
+                strength,
+                layers,
+                custom_layers,
+                mask_uncond,
+                start_percent,
+                end_percent,
+            )
+        )

@@ -1,0 +1,122 @@
+"""The features of a U-Net that can be blended: their names, sizes, and the choices that papers make among them.
+
+A feature is the input of a block, as PFB-Diff counts: "input 8" is what input block 8 is given, "middle" what the
+middle block is given, "output 0" what the middle block returns, "output 5" what output block 4 returns (before the
+skip is joined to it), "out" what the last block returns. Skips are never blended by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..host import model as host
+
+Feature = tuple[str, int]
+
+MIDDLE, AFTER_MIDDLE, OUT = ("middle", 0), ("output", 0), ("out", 0)
+WORDS = re.compile(r"(input|middle|output|out)(?:\s+(\d+)(?:\s*-\s*(\d+))?)?")
+
+
+@dataclass(frozen=True)
+class FeatureLayer:
+    """One feature: the block whose input it is, its channels, and how often the latent was halved on the way to it."""
+
+    block: str
+    number: int
+    channels: int
+    halvings: int
+
+    @property
+    def key(self) -> Feature:
+        """("input" | "middle" | "output" | "out", number)."""
+        return self.block, self.number
+
+    def __str__(self) -> str:
+        return self.block if self.key in (MIDDLE, OUT) else f"{self.block} {self.number}"
+
+    def shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the feature for a latent of height x width; the host rounds halves up."""
+        return self.channels, *(math.ceil(length / 2**self.halvings) for length in (height, width))
+
+    def elements(self, height: int, width: int) -> int:
+        """Numbers in the feature of one picture."""
+        return math.prod(self.shape(height, width))
+
+
+def feature_layers(model: Any, technique: str = "this node") -> list[FeatureLayer]:
+    """Every feature of a host MODEL that can be blended, in the order in which a forward pass meets them."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
+
+    found, channels, halvings = [], 0, 0
+    network = host.require_unet(model, technique)
+    for name, number, block in host.blocks(network):
+        found.append(FeatureLayer(name, number, channels, halvings))
+        for layer in block or ():
+            channels = getattr(layer, "out_channels", channels)
+            halvings += isinstance(layer, Downsample) - isinstance(layer, Upsample)
+    return [*found[1:], FeatureLayer(*OUT, channels, halvings)]  # the first block's input is the latent itself
+
+
+def parse(text: str, layers: list[FeatureLayer]) -> list[FeatureLayer]:
+    """The features named in a text such as "input 8-11, middle, output 1-5, out"; "output" alone is all of that place.
+
+    Raises ValueError that names the word and what the model has.
+    """
+    chosen = set()
+    for word in (part.strip() for part in text.split(",") if part.strip()):
+        match = WORDS.fullmatch(word)
+        if match is None:
+            raise ValueError(
+                f"layers: {word!r} is not a feature; write for instance 'input 8-11, middle, output 1-5, out'."
+            )
+        place, first, last = match[1], match[2], match[3] or match[2]
+        wanted = [layer for layer in layers if layer.block == place]
+        if first is not None:
+            numbers = range(int(first), int(last) + 1)
+            wanted = [layer for layer in wanted if layer.number in numbers]
+            if len(wanted) != len(numbers) or not wanted:
+                present = [layer.number for layer in layers if layer.block == place]
+                raise ValueError(
+                    f"layers: this model has no {word!r}; its features are {place} {present[0]} to {present[-1]}"
+                    + (" (the input of input block 0 is the latent: use blend_latents_until)." if place == "input"
+                       else ".")
+                )  # fmt: skip
+        chosen.update(layer.key for layer in wanted)
+    if not chosen:
+        raise ValueError("layers is empty: name features, for instance 'middle, output 1-5'.")
+    return [layer for layer in layers if layer.key in chosen]
+
+
+def coarse(layers: list[FeatureLayer]) -> list[FeatureLayer]:
+    """Features at a quarter of the latent's side or less (one for 32 pixels), or at the coarsest the model has."""
+    halvings = min(2, max(layer.halvings for layer in layers))
+    return [layer for layer in layers if layer.halvings >= halvings]
+
+
+def pfb_background(layers: list[FeatureLayer]) -> list[FeatureLayer]:
+    """PFB-Diff's background script: input 7-11, middle, output 1-5 of SD 1.x; the same resolutions elsewhere."""
+    return [layer for layer in coarse(layers) if layer.key != AFTER_MIDDLE]
+
+
+def pfb_object(layers: list[FeatureLayer]) -> list[FeatureLayer]:
+    """PFB-Diff's object script: input 8-11, middle, output 1-5 of SD 1.x; the same resolutions elsewhere."""
+    return pfb_background(layers)[1:]
+
+
+def paper(layers: list[FeatureLayer]) -> list[FeatureLayer]:
+    """ "From the bottleneck layer towards the output layer": what the middle and every output block return."""
+    return [layer for layer in layers if layer.block in ("output", "out")]
+
+
+def written(layers: list[FeatureLayer]) -> str:
+    """Features as `parse` reads them, runs of numbers joined."""
+    parts: list[list[FeatureLayer]] = []
+    for layer in layers:
+        if parts and parts[-1][-1].key == (layer.block, layer.number - 1):
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1].number}" for run in parts)

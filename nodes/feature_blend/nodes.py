@@ -1,0 +1,435 @@
+"""Feature blending: the original flows back into an edit, in the U-Net's features and in the latent."""
+
+from __future__ import annotations
+
+import time
+
+import latent_preview
+from comfy_api.latest import io
+
+from .. import sockets
+from ..host import model as host
+from . import apply as feature_apply
+from . import blend as feature_blend
+from . import files
+from . import layers as layering
+from . import plot as feature_blend_plot
+from . import tuning as feature_blend_tuning
+
+CUSTOM = "custom"
+LAYERS_TOOLTIP = (
+    "Which features are blended, named by the block whose input they are: 'input 8-11, middle, output 1-5'. "
+    "'output 0' is what the middle block returns, 'out' what the last block returns; 'output' alone is all of that "
+    "place. Coarse ones (middle and its neighbours) carry layout, those near 'out' carry texture."
+)
+
+
+class FeatureBlend(io.ComfyNode):
+    """Progressive feature blending: eq. 1 of the founding paper and PFB-Diff's masks in one formula."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does to the picture."""
+        return io.Schema(
+            node_id="PalimpsestFeatureBlend",
+            display_name="Feature Blend",
+            category="palimpsest/regions",
+            description="Lets the original flow back into an edit while it is sampled: outside of a mask the model's "
+            "features and the latent are the original's, so that the rest of the picture stays and both parts fit.",
+            search_aliases=["pfb-diff", "progressive feature blending", "blended diffusion", "keep background", "MGIE"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that samples the edit. Patches of other nodes stay active."),
+                sockets.Trajectory.Input(
+                    "trajectory",
+                    tooltip="The original's latents, from Invert Picture. Sample at the same picture size.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The prompt that describes the original, as in Invert Picture; the edit's own prompt goes "
+                    "to the sampler. ControlNets on it are left out.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[CUSTOM, *feature_apply.PRESETS],
+                    tooltip="custom: the values under this line act. The others replace alphas, layers, percents and "
+                    "blend_latents_until. paper: half original, half edit everywhere, no mask. PFB-Diff object and "
+                    "background: the authors' scripts for changing an object or what is around it.",
+                ),
+                io.Float.Input(
+                    "alpha_inside",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="The edit's share of a feature where the mask is white, and everywhere without a mask. 1: "
+                    "the edit is free. 0.6 to 0.9 ties its shape to the original's.",
+                ),
+                io.Float.Input(
+                    "alpha_outside",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="The edit's share of a feature where the mask is black. 0: the original. With both alphas "
+                    "at 1 no feature is blended, at no cost.",
+                ),
+                io.String.Input("layers", default="output, out", tooltip=LAYERS_TOOLTIP),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When blending of features begins, as a share of the sampling. 0: from the first step, "
+                    "which lays out the picture.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="When blending of features stops. 1: at the last step; 0.8 lets the model join both parts "
+                    "on its own.",
+                ),
+                io.Float.Input(
+                    "blend_latents_until",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the sampling for which the latent outside of the mask is held to the original. "
+                    "1: it ends as the original's, seams may show. 0.5 to 0.8: the last steps mend seams. 0: never.",
+                ),
+                io.Combo.Input(
+                    "reference",
+                    options=list(feature_blend.REFERENCES),
+                    tooltip="trajectory (default): the original's inverted latents, which the model rebuilds. "
+                    "re-noised original: the original under one fixed noise, as blended diffusion does; freer, less "
+                    "exact.",
+                ),
+                io.Combo.Input(
+                    "features",
+                    options=list(feature_apply.FEATURES),
+                    advanced=True,
+                    tooltip="cached: the original's features are recorded when this node runs (one row a level) and "
+                    "kept in memory; sampling then costs nothing more. same step: made beside every step, half as "
+                    "much again with guidance, no memory. auto: cached where it fits in a quarter of the free memory.",
+                ),
+                io.Boolean.Input(
+                    "paper_code_quirks",
+                    default=False,
+                    advanced=True,
+                    tooltip="As PFB-Diff's published code does it: the middle block's input is blended with what it "
+                    "returned, the latent with the noise level just left, and sampling from inverted noise begins one "
+                    "level late. For comparison only.",
+                ),
+                io.Float.Input(
+                    "grow_mask",
+                    default=0.0,
+                    min=-16.0,
+                    max=16.0,
+                    step=0.25,
+                    advanced=True,
+                    tooltip="Grows the mask's white by this many cells of 8 pixels; below 0 it shrinks. 1 to 2 give a "
+                    "new outline room; PFB-Diff shrinks a background's mask by 2.25.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    advanced=True,
+                    tooltip="Seed of the fixed noise of reference 're-noised original'; unused otherwise.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the edit may act, black where the original stays: the object to recolour, or "
+                    "everything but the animal to change the place. Any size, soft edges allowed, one for all or one "
+                    "a picture.",
+                ),
+                sockets.BlendWeights.Input(
+                    "blend_weights",
+                    optional=True,
+                    tooltip="From Tune Feature Blend or Load Blend Weights: they replace layers and both alphas. The "
+                    "mask then acts on the latent only.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model that blends the original in, for a sampler."),
+                io.String.Output(
+                    display_name="report", tooltip="What is blended, where its features come from and what that takes."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        trajectory,
+        positive,
+        preset,
+        alpha_inside,
+        alpha_outside,
+        layers,
+        start_percent,
+        end_percent,
+        blend_latents_until,
+        reference,
+        features,
+        paper_code_quirks,
+        grow_mask,
+        seed,
+        mask=None,
+        blend_weights=None,
+    ) -> io.NodeOutput:
+        """Patch a clone of the model."""
+        custom = feature_apply.BlendSettings(
+            alpha_inside, alpha_outside, lambda present: layering.parse(layers, present), start_percent, end_percent,
+            blend_latents_until, grow_mask,
+        )  # fmt: skip
+        applied = feature_apply.apply(
+            model,
+            trajectory,
+            positive,
+            feature_apply.PRESETS.get(preset, custom),
+            reference,
+            features,
+            paper_code_quirks,
+            seed,
+            mask,
+            blend_weights,
+            latent_preview.prepare_callback(model, trajectory.steps),
+        )
+        report = applied.report
+        if trajectory.prompt != host.conditioning_fingerprint(positive):
+            report += "; note: the prompt differs from the one the picture was inverted with"
+        host.show_text(host.node_id(cls), report)
+        return io.NodeOutput(applied.model, report)
+
+
+class TuneFeatureBlend(io.ComfyNode):
+    """Learn one blending weight a feature for a picture and an edit."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does to the picture."""
+        return io.Schema(
+            node_id="PalimpsestTuneFeatureBlend",
+            display_name="Tune Feature Blend",
+            category="palimpsest/regions",
+            description="Learns for every feature of the model how much of it should be the edit's and how much the "
+            "original's, so that the picture stays where it should and the edit still shows. The model is not trained.",
+            search_aliases=["learnable alpha", "blending weight", "pfb-diff", "progressive feature blending", "MGIE"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the picture was inverted with."),
+                sockets.Trajectory.Input("trajectory", tooltip="The original's latents, from Invert Picture."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt that describes the original, as in Invert Picture."
+                ),
+                io.Conditioning.Input("target_positive", tooltip="The prompt of the edit you will sample."),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="The negative prompt you will sample the edit with."
+                ),
+                io.String.Input("layers", default="output, out", tooltip=LAYERS_TOOLTIP),
+                io.Int.Input(
+                    "steps",
+                    default=100,
+                    min=1,
+                    max=10000,
+                    tooltip="Steps of learning, each at one noise level. 60 to 200; each costs about three model "
+                    "calls.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.1,
+                    min=0.0001,
+                    max=1.0,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="Size of a learning step. 0.05 to 0.2; lower needs more steps.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=3.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="The guidance you will sample the edit with. 3 for the pocket model, 5 to 7.5 for SD 1.5 "
+                    "and SDXL.",
+                ),
+                io.Float.Input(
+                    "keep_edit",
+                    default=1.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.05,
+                    tooltip="How much the edit inside of the mask (or everywhere without one) weighs against "
+                    "rebuilding the original. 0: rebuilding alone, which ends with nothing of the edit. 0.5 to 3.",
+                ),
+                io.Float.Input(
+                    "adversarial",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Weight of an adversarial term: a small discriminator learns alongside to tell predictions "
+                    "from patches of the original. 0 (default): off. 0.05 to 0.5 sharpens at some cost in time.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    advanced=True,
+                    tooltip="Order of the noise levels, and the discriminator's start.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the edit should show, black where the original should be rebuilt. Without it "
+                    "both are asked everywhere and keep_edit decides.",
+                ),
+            ],
+            outputs=[
+                sockets.BlendWeights.Output(
+                    display_name="blend_weights",
+                    tooltip="The learned alphas, for Feature Blend and Save Blend Weights.",
+                ),
+                io.Image.Output(display_name="plot", tooltip="Every feature's alpha as a bar, and the loss."),
+                io.String.Output(display_name="report", tooltip="The learned values, loss and time."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        trajectory,
+        positive,
+        target_positive,
+        layers,
+        steps,
+        learning_rate,
+        guidance,
+        keep_edit,
+        adversarial,
+        seed,
+        negative=None,
+        mask=None,
+    ) -> io.NodeOutput:
+        """Fit, draw and report."""
+        if guidance != 1.0 and negative is None:
+            raise ValueError(
+                f"guidance is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text)."
+            )
+        settings = feature_blend_tuning.TuneSettings(steps, learning_rate, keep_edit, adversarial, seed)
+        began, shown = time.monotonic(), host.ProgressText(host.node_id(cls))
+        weights = feature_blend_tuning.tune(
+            model,
+            trajectory,
+            positive,
+            target_positive,
+            negative,
+            guidance,
+            layers,
+            settings,
+            lambda step, loss: shown.update(f"step {step + 1} of {steps}, loss {loss:.3f}"),
+            mask,
+            latent_preview.prepare_callback(model, trajectory.steps),
+            latent_preview.prepare_callback(model, steps),
+        )
+        report = f"learned {weights}; {describe(weights)}, {time.monotonic() - began:.0f} s"
+        shown.update(report, now=True)
+        return io.NodeOutput(weights, feature_blend_plot.draw(weights), report)
+
+
+class SaveBlendWeights(io.ComfyNode):
+    """Write learned blending weights to models/palimpsest_blend."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and what each does."""
+        return io.Schema(
+            node_id="PalimpsestSaveBlendWeights",
+            display_name="Save Blend Weights",
+            category="palimpsest/regions",
+            description="Saves learned blending weights as a .safetensors file in models/palimpsest_blend, for Load "
+            "Blend Weights.",
+            search_aliases=["feature blend", "save alphas"],
+            inputs=[
+                sockets.BlendWeights.Input("blend_weights", tooltip="From Tune Feature Blend."),
+                io.String.Input(
+                    "filename",
+                    default="blend",
+                    tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The name to pick in Load Blend Weights.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, blend_weights, filename) -> io.NodeOutput:
+        """Save under the next free number."""
+        path = files.new_path(filename)
+        files.save(blend_weights, path)
+        host.show_text(host.node_id(cls), path.name)
+        return io.NodeOutput(path.name, ui={"text": [path.name]})
+
+
+class LoadBlendWeights(io.ComfyNode):
+    """Read blending weights from models/palimpsest_blend."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and what each does."""
+        return io.Schema(
+            node_id="PalimpsestLoadBlendWeights",
+            display_name="Load Blend Weights",
+            category="palimpsest/regions",
+            description="Loads blending weights that Save Blend Weights wrote, so that they serve other pictures "
+            "and edits without tuning.",
+            search_aliases=["feature blend", "load alphas"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=files.listed(),
+                    tooltip="A file in models/palimpsest_blend. Refresh (R) lists new ones.",
+                )
+            ],
+            outputs=[
+                sockets.BlendWeights.Output(display_name="blend_weights", tooltip="For Feature Blend."),
+                io.String.Output(display_name="report", tooltip="What the file holds."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> str:
+        """Read again when the file changed."""
+        return files.SHELF.fingerprint(file)
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        """Load and check."""
+        weights = files.load(files.SHELF.path(file))
+        report = f"{weights}; {describe(weights)}"
+        host.show_text(host.node_id(cls), report)
+        return io.NodeOutput(weights, report)
+
+
+def describe(weights) -> str:
+    """How weights were learned, in a few words."""
+    losses = weights.info.get("losses", [])
+    tenth = max(1, len(losses) // 10)
+    if not losses:
+        return "no record of the tuning"
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    return f"loss {first:.3f} at first, {last:.3f} at last over {len(losses)} steps"

@@ -1,0 +1,266 @@
+"""Learning one alpha a feature for one picture: the founding paper's "blending weights", without training a model."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels import feature_blend as maths
+from ..host import gradient as tuning_runtime
+from ..host import model as host
+from ..inversion import ddim as inversion
+from ..kv.embeddings import Trajectory
+from . import apply as feature_apply
+from . import blend as feature_blend
+from . import cache as feature_cache
+from . import layers as layering
+from .layers import Feature, FeatureLayer
+from .weights import BlendWeights
+
+Report = Callable[[int, float], None]
+
+# The discriminator's own rate: the usual one of patch discriminators (pix2pix, arXiv:1611.07004).
+DISCRIMINATOR_RATE = 2e-4
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How alpha is fitted; see PalimpsestTuneFeatureBlend for what each does to the picture."""
+
+    steps: int = 100
+    learning_rate: float = 0.1
+    keep_edit: float = 1.0
+    adversarial: float = 0.0
+    seed: int = 0
+
+
+class LearnedAlphas(Mapping[Feature, feature_blend.Alpha]):
+    """alpha = sigmoid(a) of every feature, a = 0 at first, which is the paper's 0.5; one for the whole picture.
+
+    While `acting` is False there are none, and the model draws the edit as it is.
+    """
+
+    def __init__(self, layers: list[FeatureLayer], device: torch.device):
+        self.raw = {layer.key: torch.zeros((), device=device, requires_grad=True) for layer in layers}
+        self.acting = True
+
+    def __getitem__(self, key: Feature) -> feature_blend.Alpha:
+        return (torch.sigmoid(self.raw[key]),) * 2
+
+    def __iter__(self) -> Iterator[Feature]:
+        return iter(self.raw if self.acting else ())
+
+    def __len__(self) -> int:
+        return len(self.raw) if self.acting else 0
+
+    def __contains__(self, key: object) -> bool:
+        return self.acting and key in self.raw
+
+
+class PatchDiscriminator(nn.Module):
+    """Latents (B, C, H, W) -> scores (B, 1, h, w), each for a patch of 9 x 9 cells: is it the original's?"""
+
+    def __init__(self, channels: int, operations: Any, generator: torch.Generator, width: int = 64):
+        super().__init__()
+        sizes = ((channels, width, 1), (width, 2 * width, 2), (2 * width, 1, 1))
+        self.layers = nn.ModuleList(operations.Conv2d(a, b, 3, stride, 1) for a, b, stride in sizes)
+        for layer in self.layers:  # as pix2pix begins
+            nn.init.normal_(layer.weight, 0.0, 0.02, generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        first, second, last = self.layers
+        return last(F.leaky_relu(second(F.leaky_relu(first(latent), 0.2)), 0.2))
+
+
+class Opponent:
+    """The adversarial term: a patch discriminator that learns beside alpha to tell predictions from the original."""
+
+    def __init__(self, clean: Tensor, seed: int):
+        import comfy.ops
+
+        self.scale = clean.std().clamp_min(1e-6)
+        self.real = torch.cat([clean, clean.flip(-1)]) / self.scale  # mirrored, too: one picture is little
+        generator = torch.Generator().manual_seed(seed)
+        self.network = PatchDiscriminator(clean.shape[1], comfy.ops.disable_weight_init, generator)
+        self.network.to(clean.device)
+        self.optimiser = torch.optim.Adam(self.network.parameters(), DISCRIMINATOR_RATE, betas=(0.5, 0.999))
+
+    def loss(self, denoised: Tensor) -> Tensor:
+        """The term in alpha's loss, after one step of the discriminator's own."""
+        fake = denoised.float() / self.scale
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(True)
+        self.optimiser.zero_grad(set_to_none=True)
+        maths.discriminator_loss(self.network(self.real), self.network(fake.detach())).backward()
+        self.optimiser.step()
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+        return maths.generator_loss(self.network(fake))
+
+
+class FitAlphas:
+    """A host sampler function: at levels of the trajectory in random order, one step of Adam on alpha each."""
+
+    def __init__(
+        self, blend: feature_blend.BlendFeatures, alphas: LearnedAlphas, mask: Tensor | None, settings: TuneSettings,
+        report: Report,
+    ):  # fmt: skip
+        self.blend, self.alphas, self.mask, self.settings, self.report = blend, alphas, mask, settings, report
+        self.losses: list[float] = []
+
+    def __call__(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
+    ) -> Tensor:
+        """x (B, C, H, W) gives device and dtype and is returned unchanged: the result is in `alphas` and `losses`."""
+        import comfy.model_management
+
+        predict = functools.partial(model, **(extra_args or {}))
+        inside = x.new_ones(1, 1, *x.shape[-2:])
+        outside = inside
+        if self.mask is not None:
+            inside = host.picture_rows(self.mask, len(x), *x.shape[-2:]).to(x)
+            outside = 1 - inside
+        trajectory, weight = self.blend.reference, self.settings.adversarial
+        opponent = Opponent(trajectory.latents[-1].to(x).clone(), self.settings.seed) if weight else None
+        optimiser = torch.optim.Adam(list(self.alphas.raw.values()), self.settings.learning_rate)
+        reader, edits = tuning_runtime.LateReader(), {}
+        for step, index in enumerate(self.order()):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            sigma, sigma_next = trajectory.sigmas[index : index + 2]
+            here, there = (trajectory.latents[i].to(x).clone() for i in (index, index + 1))
+            level = x.new_full((len(x),), sigma)
+            if index not in edits:
+                edits[index] = self.plain_edit(predict, here, level)
+            denoised = predict(here, level)
+            source = maths.straight_line_denoised(here, there, sigma, sigma_next)
+            rebuilt, changed = maths.tuning_losses(denoised, source, edits[index], outside, inside)
+            loss = rebuilt + self.settings.keep_edit * changed
+            if opponent is not None:
+                loss = loss + weight * opponent.loss(denoised)
+            optimiser.zero_grad(set_to_none=True)
+            # By the number of elements: half-precision gradients stay clear of underflow, and Adam is scale-free.
+            (loss * x.numel()).backward()
+            optimiser.step()
+            self.note(step, reader.read(loss.detach()[None]))
+            if callback is not None:
+                callback({"i": step, "x": here, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised.detach()})
+        return x
+
+    def order(self) -> Iterator[int]:
+        """Indices of levels: all of the window before any comes again, shuffled by the seed."""
+        active = {level: i for i, level in enumerate(self.blend.reference.sigmas)}
+        indices = [active[level] for level in feature_cache.levels_in(self.blend)]
+        chance, left = random.Random(self.settings.seed), []
+        for _ in range(self.settings.steps):
+            if not left:
+                left = chance.sample(indices, len(indices))
+            yield left.pop()
+
+    def plain_edit(self, predict: Callable, x: Tensor, level: Tensor) -> Tensor:
+        """What the model draws of the edit with nothing blended."""
+        self.alphas.acting = False
+        try:
+            with torch.no_grad():
+                return predict(x, level)
+        finally:
+            self.alphas.acting = True
+
+    def note(self, step: int, arrived: Tensor | None) -> None:
+        """Keep and tell a loss that has arrived. Raises ValueError for NaN."""
+        if arrived is None:
+            return
+        if not bool(torch.isfinite(arrived).all()):
+            raise ValueError(
+                f"the model returns NaN at step {step + 1} of the tuning: run it in another precision (start ComfyUI "
+                "with --bf16-unet or --fp32-unet), or look at the prompts and the picture."
+            )
+        self.losses.append(float(arrived))
+        self.report(step, self.losses[-1])
+
+
+def tune(
+    model: Any,
+    trajectory: Trajectory,
+    prompt: list,
+    target: list,
+    negative: list | None,
+    guidance: float,
+    layers: str,
+    settings: TuneSettings,
+    report: Report,
+    mask: Tensor | None = None,
+    recording: Any = None,
+    callback: Any = None,
+) -> BlendWeights:
+    """Fit one alpha a feature: rebuild the source outside of the mask, keep the edit inside (maths.tuning_losses).
+
+    prompt describes the source, target the edit. Latents are the trajectory's own at every level (the edit's path would
+    have to be sampled again after every step). Gradients go into the alphas only; the model is left as it was.
+    recording and callback hear of the two passes. Raises ValueError for other architectures, unusable masks, NaN, and
+    models spread over several GPUs.
+    """
+    chosen = learnable(layering.parse(layers, layering.feature_layers(model, feature_apply.TECHNIQUE)))
+    whole = feature_apply.BlendSettings(0.5, 0.5, lambda _: chosen)
+    feature_apply.check(model, trajectory, whole, mask, None)
+    if mask is not None and not 0 < float(mask.mean()) < 1:
+        raise ValueError(
+            "the mask of Tune Feature Blend is one colour all over: white is the edit, black is what is rebuilt; paint "
+            "both, or leave it off."
+        )
+    model = host.single_device(model)
+    device, sampling = model.load_device, model.get_model_object("model_sampling")
+    with torch.inference_mode(False):
+        alphas = LearnedAlphas(chosen, device)
+        blend = feature_blend.BlendFeatures(
+            name=feature_blend.settings_name(),
+            reference=trajectory,
+            features=feature_blend.SameStep(prompt),
+            alphas=alphas,
+            sources=feature_blend.sources_of(chosen, False),
+            window=(sampling.percent_to_sigma(0.0), sampling.percent_to_sigma(1.0)),
+            pinned_above=sampling.percent_to_sigma(0.0),
+        )
+        with torch.no_grad():
+            blend, how = feature_apply.with_features(model, blend, prompt, feature_apply.AUTO, recording)
+        if any("control" in extra for _, extra in (*target, *(negative or ()))):
+            # The host adds a ControlNet to the skips in place, after others have saved them for their gradient.
+            model = model.clone()
+            model.set_model_input_block_patch_after_skip(lambda h, _: h.clone())
+            target, negative = host.with_fixed_controls(target, negative)
+        patched = feature_blend.install(model, blend)
+        start_block = host.AttentionLayer(*gradient_start(chosen[0], model), 0, 0)
+        patched, _ = tuning_runtime.prepare(patched, start_block, False)
+        fitting = FitAlphas(blend, alphas, mask, settings, report)
+        start = model.model.process_latent_out(trajectory.latents[0].clone())
+        levels = torch.tensor(trajectory.sigmas)
+        inversion.sample(patched, fitting, start, levels, target, negative, guidance, callback)
+    learned = {str(layer): float(torch.sigmoid(alphas.raw[layer.key].detach())) for layer in chosen}
+    info = {"losses": fitting.losses, "guidance": guidance, "features": how, **vars(settings)}
+    return BlendWeights(learned, trajectory.layout, info)
+
+
+def learnable(layers: list[FeatureLayer]) -> list[FeatureLayer]:
+    """Without "input 1", which edit and source share: no prompt has acted yet, and both are given the same latent.
+
+    Raises ValueError where nothing is left.
+    """
+    found = [layer for layer in layers if layer.key != ("input", 1)]
+    if not found:
+        raise ValueError(
+            "layers names 'input 1' only, which no prompt changes: there is nothing to learn; name others."
+        )
+    return found
+
+
+def gradient_start(layer: FeatureLayer, model: Any) -> tuple[str, int]:
+    """The block whose weights are the first that a gradient into this feature touches."""
+    last = len(model.model.diffusion_model.output_blocks) - 1
+    return ("output", last) if layer.key == layering.OUT else layer.key

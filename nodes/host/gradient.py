@@ -1,0 +1,172 @@
+"""What makes a gradient step through the host's U-Net cheap: no weight copied, no layer run twice, no waiting.
+
+None of it changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import model as host
+
+
+def alias(weight: Tensor) -> Tensor:
+    """The same memory as an ordinary tensor: the host loads weights as inference tensors, which autograd may not save.
+
+    Raises TypeError for weights that are not plain tensors (quantised ones).
+    """
+    if type(weight) not in (Tensor, nn.Parameter):
+        raise TypeError(f"cannot alias {type(weight).__name__}")
+    empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return empty.set_(weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride())
+
+
+def ordinary(weight: Tensor) -> Tensor:
+    """A copy that autograd may save, for weights that cannot be aliased."""
+    return (weight.clone() if weight.is_inference() else weight).detach()
+
+
+class CallNetwork(nn.Module):
+    """Carries a network for torch.func.functional_call, which swaps parameters for one call and puts them back."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, function: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        return function(*args, **kwargs)
+
+
+@dataclass
+class AliasWeights:
+    """DIFFUSION_MODEL wrapper: where a gradient is wanted, the U-Net runs on aliases of its weights. Copies none."""
+
+    names: list[str]
+    aliases: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        network = executor.class_obj
+        if not torch.is_grad_enabled():
+            return executor(*args, **kwargs)
+        if not self.aliases:  # made once the host has loaded the weights; they stay until the run ends
+            parameters = dict(network.named_parameters())
+            self.aliases = {f"network.{name}": alias(parameters[name]) for name in self.names}
+        return torch.func.functional_call(CallNetwork(network), self.aliases, (executor, *args), kwargs)
+
+
+def run_layer(
+    layer: nn.Module, x: Tensor, emb: Tensor, context: Any, options: dict, output_shape: Any, *_: Any
+) -> Tensor:
+    """A layer of a U-Net block as the host runs it."""
+    from comfy.ldm.modules.attention import SpatialTransformer
+    from comfy.ldm.modules.diffusionmodules.openaimodel import TimestepBlock, Upsample
+
+    if isinstance(layer, SpatialTransformer):
+        return layer(x, context, options)
+    if isinstance(layer, TimestepBlock):
+        return layer(x, emb)
+    return layer(x, output_shape=output_shape) if isinstance(layer, Upsample) else layer(x)
+
+
+@dataclass
+class CachedPrefix:
+    """forward_timestep_embed patch: layers before the first learned one run once for all iterations of a step.
+
+    Their input does not change until `forget`. Equal to running them, bit for bit. Hosts that call the patch for some
+    layers only gain less.
+    """
+
+    layers: frozenset[int]
+    outputs: dict[tuple, Tensor] = field(default_factory=dict)
+
+    def __call__(self, layer: nn.Module, x: Tensor, emb: Tensor, context: Any, options: dict, *rest: Any) -> Tensor:
+        if id(layer) not in self.layers:
+            x = run_layer(layer, x, emb, context, options, *rest)
+        else:
+            name = (id(layer), tuple(options["uuids"]))  # one output per prompt of the batch that came in one call
+            if name not in self.outputs:
+                with torch.no_grad():
+                    self.outputs[name] = run_layer(layer, x, emb, context, options, *rest)
+            x = self.outputs[name]
+        if hasattr(layer, "transformer_blocks") and "transformer_index" in options:
+            options["transformer_index"] += 1
+        return x
+
+    def forget(self) -> None:
+        """The input changes: run everything again."""
+        self.outputs.clear()
+
+
+def prefix_layers(network: nn.Module, first: host.AttentionLayer) -> frozenset[int]:
+    """Ids of the layers that a forward pass runs before the transformer which holds `first`; none in video U-Nets."""
+    found = set()
+    if getattr(network, "default_num_video_frames", None):
+        return frozenset()
+    for name, number, block in host.blocks(network):
+        for layer in block or ():
+            if (name, number) == first.key[:2] and hasattr(layer, "transformer_blocks"):
+                return frozenset(found)
+            found.add(id(layer))
+    return frozenset(found)
+
+
+def differentiable_attention(previous: Any) -> Callable:
+    """An attention override that has a gradient whatever backend the user chose; earlier overrides still act."""
+
+    def attend(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        from comfy.ldm.modules.attention import attention_pytorch
+
+        return previous(attention_pytorch, *args, **kwargs) if previous else attention_pytorch(*args, **kwargs)
+
+    return attend
+
+
+def prepare(model: Any, first: host.AttentionLayer, cache: bool) -> tuple[Any, CachedPrefix]:
+    """A clone of the model that lets gradients through from layer `first` on, and its cache. The input is untouched.
+
+    cache=False, or patches of other nodes that may look at the layers before `first`, leave the cache without layers.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    patched = model.clone()
+    options = patched.model_options["transformer_options"] = patched.model_options["transformer_options"].copy()
+    foreign = any(options.get("patches", {}).values()) or any(options.get("patches_replace", {}).values())
+    network = model.model.diffusion_model
+    prefix = CachedPrefix(frozenset() if foreign or not cache else prefix_layers(network, first))
+    if prefix.layers:
+        patched.set_model_forward_timestep_embed_patch((nn.Module, prefix))
+    options["optimized_attention_override"] = differentiable_attention(options.get("optimized_attention_override"))
+    names = host.parameters_in_gradient(model, first)
+    plain = [n for n in names if type(model.get_model_object(n)) in (Tensor, nn.Parameter)]
+    for name in set(names) - set(plain):
+        patched.add_weight_wrapper(name, ordinary)
+    unprefixed = [name.removeprefix("diffusion_model.") for name in plain]
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "palimpsest_tuning", AliasWeights(unprefixed))
+    return patched, prefix
+
+
+class LateReader:
+    """Reads losses without stopping the GPU's queue: one call late there, at once on a CPU."""
+
+    def __init__(self) -> None:
+        self.waiting: tuple[Tensor, Any] | None = None
+
+    def read(self, losses: Tensor) -> Tensor | None:
+        """The losses of the call before (GPU) or of this call (CPU), on the CPU; None if none have arrived."""
+        if losses.device.type != "cuda":
+            return losses.detach().cpu()
+        arrived, self.waiting = self.waiting, None
+        copy = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True)
+        copy.copy_(losses.detach(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self.waiting = (copy, event)
+        if arrived is None:
+            return None
+        arrived[1].synchronize()
+        return arrived[0]

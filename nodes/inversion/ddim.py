@@ -1,0 +1,149 @@
+"""DDIM inversion and reconstruction through the host's guider and samplers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.ddim import ddim_step, predicted_noise, rescale_to_level
+from ..host import model as host
+from ..kv.embeddings import Trajectory
+
+NEXT_LEVEL = "next noise level"
+CURRENT_LEVEL = "current noise level"
+
+
+def climb_at_next_level(predict: Callable, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """One inversion step with eps asked at the level climbed to (the convention of published inversion code)."""
+    x_next = rescale_to_level(x, sigma, sigma_next)
+    return x + (sigma_next - sigma) * predicted_noise(x_next, predict(x_next, sigma_next), sigma_next)
+
+
+def climb_at_current_level(predict: Callable, x: Tensor, sigma: float, sigma_next: float, lowest: float) -> Tensor:
+    """One inversion step with eps asked where the latent is (DDIM's equation solved upward, literally).
+
+    At sigma = 0 eps has no meaning; the network is asked at `lowest`, the smallest level it was trained on.
+    """
+    level = max(sigma, lowest)
+    return x + (sigma_next - sigma) * predicted_noise(x, predict(x, level), level)
+
+
+class RecordClimb:
+    """A host sampler function: integrate a clean latent up to noise and keep the latent at every level."""
+
+    def __init__(self, evaluate_at: str, lowest: float):
+        self.evaluate_at, self.lowest, self.latents = evaluate_at, lowest, []
+
+    def __call__(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
+    ):
+        """x (B, C, H, W) at sigmas[0] = 0; sigmas ascending. Returns x unchanged: the result is in `latents`."""
+        levels = sigmas.tolist()
+        self.latents = [x.to("cpu", torch.float32, copy=True)]
+        denoised = x
+
+        def predict(latent: Tensor, sigma: float) -> Tensor:
+            nonlocal denoised
+            denoised = model(latent, latent.new_full((latent.shape[0],), sigma), **(extra_args or {}))
+            return denoised
+
+        state = x
+        for i, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
+            if self.evaluate_at == NEXT_LEVEL:
+                state = climb_at_next_level(predict, state, sigma, sigma_next)
+            else:
+                state = climb_at_current_level(predict, state, sigma, sigma_next, self.lowest)
+            self.latents.append(state.to("cpu", torch.float32, copy=True))
+            if callback is not None:
+                callback({"i": i, "x": state, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        return x
+
+
+def descend(
+    model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
+) -> Tensor:
+    """A host sampler function: deterministic DDIM from x at sigmas[0] down to sigmas[-1]."""
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas.tolist())):
+        denoised = model(x, x.new_full((x.shape[0],), sigma), **(extra_args or {}))
+        x = ddim_step(x, denoised, sigma, sigma_next)
+        if callback is not None:
+            callback({"i": i, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+    return x
+
+
+def sample(
+    model: Any,
+    function: Callable,
+    start: Tensor,
+    sigmas: Tensor,
+    positive: list,
+    negative: list | None,
+    guidance: float,
+    callback: Any = None,
+) -> Tensor:
+    """Run a sampler function of ours under the host's CFGGuider, so that LoRA, ControlNet, areas and hooks all act.
+
+    start (B, C, H, W) enters as it would from a LATENT socket and no noise is added. Returns a LATENT tensor. Patches
+    find host.OF_A_NODE in the options: such a run looks at the picture as it is, often without the edit's prompt.
+    """
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(model)
+    options = guider.model_options.get("transformer_options", {}) | {host.OF_A_NODE: True}
+    guider.model_options = guider.model_options | {"transformer_options": options}
+    guider.set_conds(positive, positive if negative is None else negative)
+    guider.set_cfg(guidance)
+    sampler = comfy.samplers.KSAMPLER(function)
+    return guider.sample(torch.zeros_like(start), start, sampler, sigmas, callback=callback, disable_pbar=True, seed=0)
+
+
+def descending_schedule(model: Any, scheduler: str, steps: int, sigmas: Tensor | None) -> tuple[float, ...]:
+    """The T+1 noise levels to invert along, from a SIGMAS input or the host's scheduler; always descending to 0.
+
+    Raises ValueError for fewer than one step, NaN, or levels that do not descend.
+    """
+    import comfy.samplers
+
+    sampling = model.get_model_object("model_sampling")
+    if sigmas is None:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
+    levels = [float(s) for s in sigmas]
+    if len(levels) < 2:
+        raise ValueError(f"the schedule has {max(len(levels) - 1, 0)} steps: it needs at least 1.")
+    if not all(a > b for a, b in itertools.pairwise(levels)) or not levels[-1] >= 0:
+        raise ValueError(f"the schedule must fall from noisy to clean, it reads {levels[0]:.4g} ... {levels[-1]:.4g}.")
+    if levels[-1] > 0:
+        raise ValueError(
+            f"the schedule ends at sigma {levels[-1]:.4g}: inversion starts from a clean picture, end it at 0."
+        )
+    return tuple(levels)
+
+
+def invert(
+    model: Any,
+    latent: Tensor,
+    positive: list,
+    negative: list | None,
+    levels: tuple[float, ...],
+    guidance: float,
+    evaluate_at: str,
+    callback: Any = None,
+) -> Trajectory:
+    """DDIM inversion of pictures: the latents at every noise level, from the same solver that will sample them.
+
+    latent (B, C, H, W) as on a LATENT socket; levels descending to 0. guidance 1 costs one row a picture.
+    """
+    sampling = model.get_model_object("model_sampling")
+    record = RecordClimb(evaluate_at, float(sampling.sigma_min))
+    sample(model, record, latent, torch.tensor(levels[::-1]), positive, negative, guidance, callback)
+    return Trajectory(
+        sigmas=levels,
+        latents=torch.stack(record.latents[::-1]),
+        guidance=guidance,
+        prompt=host.conditioning_fingerprint(positive),
+        layout=host.layout_fingerprint(model),
+    )

@@ -1,0 +1,255 @@
+"""What travels between the nodes: a recorded trajectory, and key/value embeddings tuned to a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ...kernels import low_rank
+from ...kernels.kv_inversion import between_keyframes
+
+SCALARS = ("lambda_k", "gamma_k", "lambda_v", "gamma_v")
+LEARNED, SOURCE = "learned", "source"
+MATRICES = {LEARNED: 2, SOURCE: 1}  # matrices a layer: K_hat and V_hat; the tokens that K and V are made of
+
+
+def nearest_level(sigmas: tuple[float, ...], sigma: float) -> int:
+    """Index of the noise level nearest to sigma, by the ratio of the two (levels span four orders of magnitude)."""
+    return min(range(len(sigmas)), key=lambda i: abs(math.log(max(sigmas[i], 1e-6) / max(sigma, 1e-6))))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The latents a picture passes through on its way to noise: the supervision of KV Inversion, stage 1.
+
+    sigmas: T+1 noise levels, descending, the last one 0. latents (T+1, B, C, H, W) float32 on the CPU, at those
+    levels, in the host's x = x_0 + sigma eps and the model's latent scale. The fingerprints name the prompt and the
+    architecture.
+    """
+
+    sigmas: tuple[float, ...]
+    latents: Tensor
+    guidance: float
+    prompt: str
+    layout: str
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures B."""
+        return self.latents.shape[1]
+
+    @property
+    def steps(self) -> int:
+        """Number of steps T between the T+1 levels."""
+        return len(self.sigmas) - 1
+
+    def check_batch(self, x: Tensor) -> None:
+        """Refuse a batch or a picture size other than the trajectory's."""
+        pictures, _, height, width = self.latents.shape[1:]
+        if pictures not in (1, len(x)):
+            raise ValueError(
+                f"the trajectory holds {pictures} pictures, the sampled batch has {len(x)}: sample {pictures} at a "
+                "time, or invert a single picture to use it for any batch."
+            )
+        if (height, width) != tuple(x.shape[-2:]):
+            raise ValueError(
+                f"the trajectory was recorded for a latent of {width} x {height}, sampling runs at {x.shape[-1]} x "
+                f"{x.shape[-2]} (8 pixels each): resize the picture to the inverted size, or invert again."
+            )
+
+
+@dataclass(frozen=True)
+class TunedLayer:
+    """Where one set of embeddings belongs: a self-attention layer and its token grid."""
+
+    block: str
+    number: int
+    index: int
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """The layer's name in the host's patch options."""
+        return self.block, self.number, self.index
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens N."""
+        return self.height * self.width
+
+    def factored(self, rank: int) -> bool:
+        """Whether a (N, C) matrix of this layer is kept as two factors of this rank; 0 is full."""
+        return low_rank.worthwhile(self.tokens, self.channels, rank)
+
+    def elements(self, rank: int) -> int:
+        """Numbers kept for one (N, C) matrix of one picture."""
+        return rank * (self.tokens + self.channels) if self.factored(rank) else self.tokens * self.channels
+
+
+@dataclass(frozen=True)
+class LayerEmbeddings:
+    """One layer at one step: K_hat, V_hat (B, N, C), their four weights (B, 1, 1), and the source as the layer met it.
+
+    source (B, N, C) is what the untouched network feeds the layer's to_k and to_v for the source at this step, on the
+    path that rebuilds it; k_source, v_source are what they make of it (`projected`). None where not asked for or kept;
+    gamma None is 1, which is stored multiplied into K_hat, V_hat.
+    """
+
+    k_hat: Tensor | None
+    v_hat: Tensor | None
+    lambda_k: Tensor
+    gamma_k: Tensor | None
+    lambda_v: Tensor
+    gamma_v: Tensor | None
+    source: Tensor | None = None
+    k_source: Tensor | None = None
+    v_source: Tensor | None = None
+
+    def projected(self, to_k: Callable[[Tensor], Tensor], to_v: Callable[[Tensor], Tensor]) -> LayerEmbeddings:
+        """With the source's own keys and values; they stand for K_hat, V_hat too where only weights were learned."""
+        if self.source is None:
+            return self
+        k_source, v_source = to_k(self.source), to_v(self.source)
+        k_hat, v_hat = (k_source, v_source) if self.k_hat is None else (self.k_hat, self.v_hat)
+        return replace(self, k_hat=k_hat, v_hat=v_hat, k_source=k_source, v_source=v_source)
+
+
+@dataclass(frozen=True)
+class KVEmbeddings:
+    """Keys and values learned for a picture, for every tuned step and layer (psi_t of arXiv:2309.16608).
+
+    sigmas: T+1 noise levels of the tuning, descending to 0. span: the steps first <= t < last in which CP-attention
+    acts. learned[t] (B, P) holds K_hat, V_hat of step t for all layers in one piece, source[t] what the source feeds
+    to_k and to_v (half the size of its K, V); None where nothing is kept: outside the span, and between keyframes,
+    where the two neighbours are interpolated. Matrices are float16, full or (where that is smaller) factors of `rank`
+    (learned) and `source_rank` (source). With no learned part at all, K_hat, V_hat are the source's K, V and only the
+    weights were learned. scalars (T, L, 4, B) float32 in the order of SCALARS; `folded`: gamma is 1, being multiplied
+    into K_hat, V_hat. noise (B, C, H, W) float32 is the inverted noise to sample from, as on a LATENT socket.
+    """
+
+    sigmas: tuple[float, ...]
+    layers: tuple[TunedLayer, ...]
+    span: tuple[int, int]
+    learned: tuple[Tensor | None, ...]
+    source: tuple[Tensor | None, ...]
+    scalars: Tensor
+    noise: Tensor
+    layout: str
+    rank: int = 0
+    source_rank: int = 0
+    folded: bool = False
+    info: dict = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures B the embeddings were tuned to."""
+        return self.scalars.shape[-1]
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the source's latent."""
+        return tuple(self.noise.shape[1:])
+
+    @property
+    def bytes(self) -> int:
+        """Size of the embeddings in memory and on disk, without the header."""
+        return sum(t.numel() * t.element_size() for t in (*self.learned, *self.source) if t is not None)
+
+    @property
+    def keeps_source(self) -> bool:
+        """Whether the source's own keys and values are there."""
+        return any(t is not None for t in self.source)
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether only lambda and gamma were learned, K_hat and V_hat being the source's K and V."""
+        return self.keeps_source and all(t is None for t in self.learned)
+
+    def at(self, sigma: float) -> int:
+        """The step whose noise level is nearest to sigma: the rule when another schedule samples than tuned."""
+        return nearest_level(self.sigmas[:-1], sigma)
+
+    def ahead(self, index: int, share: float) -> int:
+        """The step that lies `share` of the schedule nearer to the finished picture than step `index`."""
+        return min(index + round(share * len(self.learned)), len(self.learned) - 1)
+
+    def keyframes(self, index: int) -> tuple[int, int, float] | None:
+        """(step kept at or before, step kept at or after, share of the latter) for a step; None outside the span."""
+        first, last = self.span
+        kept = [t for t in range(first, last) if self.learned[t] is not None or self.source[t] is not None]
+        if not kept or not first <= index < last:
+            return None
+        before = max((t for t in kept if t <= index), default=kept[0])
+        after = min((t for t in kept if t >= index), default=kept[-1])
+        return before, after, (index - before) / max(after - before, 1)
+
+    def pieces(self, index: int, parts: Iterable[str]) -> dict[tuple[str, int], Tensor]:
+        """The tensors on the CPU that `step` needs, by (part, step)."""
+        frames = self.keyframes(index)
+        if frames is None:
+            return {}
+        parts = {SOURCE} | set(parts) - {LEARNED} if self.weights_only else set(parts)
+        found = {(part, t): getattr(self, part)[t] for part in sorted(parts) for t in sorted(set(frames[:2]))}
+        return {name: piece for name, piece in found.items() if piece is not None}
+
+    def step(
+        self, index: int, pieces: Mapping[tuple[str, int], Tensor], device: torch.device, dtype: torch.dtype
+    ) -> dict[tuple, LayerEmbeddings] | None:
+        """One step's embeddings by layer key, from the pieces of `pieces` moved to the device. None outside the span.
+
+        Between keyframes embeddings and weights lie on the straight line between their neighbours.
+        """
+        frames = self.keyframes(index)
+        if frames is None:
+            return None
+        before, after, share = frames
+
+        def read(part: str, rank: int) -> list[tuple[Tensor | None, ...]]:
+            if (part, before) not in pieces:
+                return [(None,) * MATRICES[part]] * len(self.layers)
+            start, end = (self.unpack(pieces[part, t].to(dtype), part, rank) for t in (before, after))
+            return start if before == after else [
+                tuple(between_keyframes(a, b, share) for a, b in zip(*layers, strict=True))
+                for layers in zip(start, end, strict=True)
+            ]  # fmt: skip
+
+        learned, sources = read(LEARNED, self.rank), read(SOURCE, self.source_rank)
+        scalars = between_keyframes(self.scalars[before], self.scalars[after], share)
+        scalars = scalars.to(device=device, dtype=dtype, non_blocking=True)[..., None, None].unbind(0)
+        found = {}
+        for layer, hats, source, weights in zip(self.layers, learned, sources, scalars, strict=True):
+            lambda_k, gamma_k, lambda_v, gamma_v = weights
+            gammas = (None, None) if self.folded else (gamma_k, gamma_v)
+            found[layer.key] = LayerEmbeddings(*hats, lambda_k, gammas[0], lambda_v, gammas[1], *source)
+        return found
+
+    def unpack(self, piece: Tensor, part: str, rank: int) -> list[tuple[Tensor, ...]]:
+        """The matrices, (B, N, C) each, of every layer from one piece (B, P): K_hat and V_hat, or the source."""
+        found, start = [], 0
+        for layer in self.layers:
+            matrices = []
+            for _ in range(MATRICES[part]):
+                numbers = piece[:, start : start + layer.elements(rank)]
+                start += layer.elements(rank)
+                if layer.factored(rank):
+                    left, right = numbers.split([rank * layer.tokens, rank * layer.channels], 1)
+                    matrices.append(left.unflatten(1, (-1, rank)) @ right.unflatten(1, (-1, rank)).mT)
+                else:
+                    matrices.append(numbers.unflatten(1, (layer.tokens, layer.channels)))
+            found.append(tuple(matrices))
+        return found
+
+
+def pack(layers: Iterable[Iterable[tuple[Tensor, ...]]]) -> Tensor:
+    """One (B, P) float16 piece on the CPU, in the order KVEmbeddings.unpack reads.
+
+    layers: per layer its matrices, each (B, N, C) alone, or its two factors (B, N, r) and (B, C, r).
+    """
+    flat = [factor.detach().flatten(1) for matrices in layers for factors in matrices for factor in factors]
+    return torch.cat(flat, 1).to("cpu", torch.float16)

@@ -1,0 +1,73 @@
+"""Where datasets of interleaved prompts and object detectors lie: folders, listed by the host's own folder lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ... import files as storage
+
+DATASETS = "multimodal_datasets"  # in the host's output folder, and in its input folder
+DETECTORS = "open_detectors"  # in the host's models folder
+CONNECTED = "(the connected one)"
+NO_DETECTOR = "none"
+
+
+def register_folder() -> None:
+    """Tell the host about models/open_detectors."""
+    storage.register_folder(DETECTORS)
+
+
+def datasets() -> dict[str, Path]:
+    """Every dataset by name: in output/multimodal_datasets, then in input/multimodal_datasets."""
+    import folder_paths
+
+    roots = (folder_paths.get_output_directory(), folder_paths.get_input_directory())
+    return storage.folders_with("dataset.json", (Path(root) / DATASETS for root in roots))
+
+
+def dataset_names() -> list[str]:
+    """Names of the datasets, as a node offers them, after "(the connected one)"."""
+    return [CONNECTED, *sorted(datasets())]
+
+
+def dataset_path(name: str) -> Path:
+    """Where a dataset lies. Raises ValueError for a name that is none of them."""
+    known = datasets()
+    if name not in known:
+        have = ", ".join(sorted(known)) or "nothing"
+        raise ValueError(
+            f"there is no dataset {name!r} in output/{DATASETS} or input/{DATASETS}, only {have}: connect dataset, or "
+            "make one with Build Multimodal Dataset and refresh."
+        )
+    return known[name]
+
+
+def new_dataset(prefix: str) -> Path:
+    """A new folder output/multimodal_datasets/<prefix>_00001. Raises ValueError for a prefix without a letter."""
+    import folder_paths
+
+    name = storage.safe_name(prefix, "folder", "my pictures")
+    folder = storage.first_free(Path(folder_paths.get_output_directory()) / DATASETS, name)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def detectors() -> dict[str, Path]:
+    """Detector folders by name."""
+    return storage.model_folders(DETECTORS)
+
+
+def detector_names() -> list[str]:
+    """Names of the detector folders, as a node offers them, after "none"."""
+    return [NO_DETECTOR, *sorted(detectors())]
+
+
+def detector_path(name: str) -> Path:
+    """Where a detector lies. Raises ValueError for a name that is none of them."""
+    known = detectors()
+    if name not in known:
+        have = ", ".join(sorted(known)) or "nothing"
+        raise ValueError(
+            f"models/{DETECTORS} has no detector {name!r}, it has {have}: put a GroundingDINO there, and refresh."
+        )
+    return known[name]

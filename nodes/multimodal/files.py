@@ -1,0 +1,72 @@
+"""Multimodal encoders on disk: model folders as transformers writes them, and connectors as .safetensors files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...kernels.connector import ConnectorConfig
+from .. import files as storage
+from .encoder import Connector, Reads, build
+
+FOLDER = "multimodal_encoders"
+SHELF = storage.Shelf(
+    folder="multimodal_connectors",
+    format="palimpsest.multimodal_connector",
+    version=1,
+    what=("a multimodal connector", "Train Multimodal Encoder"),
+    example="mumu sdxl",
+    room="save with precision float16",
+)
+listed, new_path = SHELF.listed, SHELF.new_path
+NO_FOLDER = "no folder in models/multimodal_encoders"
+
+
+def register_folder() -> None:
+    """Tell the host about both folders, models/multimodal_encoders and models/multimodal_connectors."""
+    SHELF.register()
+    storage.register_folder(FOLDER)
+
+
+def found() -> dict[str, Path]:
+    """Model folders by name: those with a config.json, directly in models/multimodal_encoders or one folder deeper."""
+    return storage.model_folders(FOLDER)
+
+
+def folders() -> list[str]:
+    """Names of the model folders, as a loader offers them; a sentence where there are none."""
+    return sorted(found()) or [NO_FOLDER]
+
+
+def folder_path(name: str) -> Path:
+    """Where a model folder lies. Raises ValueError for a name that is none of them."""
+    known = found()
+    if name not in known:
+        have = ", ".join(sorted(known)) or "nothing"
+        raise ValueError(
+            f"models/{FOLDER} has no model folder {name!r}, it has {have}: put a folder of a vision-language model "
+            "there (config.json, tokenizer, .safetensors), and refresh."
+        )
+    return known[name]
+
+
+def save(connector: Connector, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a connector so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
+    tensors = {name: tensor.to(dtype) for name, tensor in connector.weights().items()}
+    parts = {"config": asdict(connector.config), "reads": asdict(connector.reads), "info": connector.info}
+    SHELF.write(path, tensors, {name: json.dumps(part) for name, part in parts.items()})
+
+
+def load(path: str) -> Connector:
+    """Read a connector. Raises ValueError that says what is wrong with a foreign, newer, cut-off or damaged file."""
+    return SHELF.read(path, from_file)
+
+
+def from_file(header: dict[str, str], tensors: dict[str, Tensor]) -> Connector:
+    """A connector from a file's header and tensors; raises KeyError, TypeError, ValueError where they disagree."""
+    network = storage.filled(build, ConnectorConfig(**json.loads(header["config"])), tensors)
+    return Connector.of(network, Reads(**json.loads(header["reads"])), json.loads(header["info"]))

@@ -1,0 +1,97 @@
+"""What other models than the U-Net make of a dataset's pictures and prompts, each of it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dataset.dataset import Dataset
+from ..encoder import POOLED_WIDTH
+from ..interleaved import Prompt
+from ..vlm.vision_language import Hidden, VisionLanguage
+from .lessons import CLIP_TEXT, LEARNED, ZEROS, Lesson
+
+
+def spoken(prompt: Prompt) -> str:
+    """The words of a prompt, its pictures left out."""
+    return " ".join("".join(part for part in prompt if isinstance(part, str)).split())
+
+
+class Encoders:
+    """The VAE, the language model and the text encoder of a training; what they make is kept on the CPU.
+
+    pooled: which pooled output the U-Net is given, a word of POOLING. language_learns: hidden states change with every
+    step, so that they cannot be made ahead.
+    """
+
+    def __init__(
+        self, model: Any, vae: Any, vlm: VisionLanguage, clip: Any, dataset: Dataset, pooled: str, language_learns: bool
+    ):
+        self.host_model, self.vae, self.vlm, self.clip, self.dataset = model, vae, vlm, clip, dataset
+        self.kind, self.language_learns = pooled, language_learns
+        self.latents: dict[int, Tensor] = {}
+        self.pooled_texts: dict[str, Tensor] = {}
+
+    def latent(self, record: int) -> Tensor:
+        """A picture's latent (C, h, w) in the model's own scale."""
+        if record not in self.latents:
+            with torch.no_grad():
+                encoded = self.vae.encode(self.dataset.picture(record)[None])
+                self.latents[record] = self.host_model.model.process_latent_in(encoded.float().cpu())[0].clone()
+        return self.latents[record]
+
+    def hidden(self, prompts: Sequence[Prompt]) -> Hidden:
+        """What the language model makes of prompts, without a gradient."""
+        found = self.vlm.hidden_states(prompts)
+        return Hidden(found.states.cpu().clone(), found.mask.cpu().clone(), found.layouts)
+
+    def pooled_text(self, prompt: Prompt) -> Tensor:
+        """CLIP's pooled output of a prompt's words, (1, P)."""
+        text = spoken(prompt)
+        if text not in self.pooled_texts:
+            with torch.no_grad():
+                pooled = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)[1]
+            self.pooled_texts[text] = torch.zeros(1, POOLED_WIDTH) if pooled is None else pooled.float().cpu().clone()
+        return self.pooled_texts[text]
+
+    def pooled(self, learned: Tensor | None, prompts: Sequence[Prompt]) -> Tensor:
+        """The pooled output (B, P) of prompts; learned: the connector's."""
+        return POOLING[self.kind](self, learned, prompts)
+
+    def read_words(self, prompts: Sequence[Prompt]) -> None:
+        """Let CLIP read prompts now, where its pooled output is wanted, so that it is not loaded later on."""
+        for prompt in prompts if self.kind == CLIP_TEXT else ():
+            self.pooled_text(prompt)
+
+    def ahead(self, lesson: Lesson) -> Lesson:
+        """A lesson with everything encoded that can be."""
+        for record in lesson.records:
+            self.latent(record)
+        self.read_words(lesson.prompts)
+        return lesson if self.language_learns else replace(lesson, hidden=self.hidden(lesson.prompts))
+
+
+def no_pooled(encoders: Encoders, learned: Tensor | None, prompts: Sequence[Prompt]) -> Tensor:
+    """Zeros, (B, 1280): the paper removes the encoder that this came from."""
+    return torch.zeros(len(prompts), POOLED_WIDTH)
+
+
+def learned_pooled(encoders: Encoders, learned: Tensor | None, prompts: Sequence[Prompt]) -> Tensor:
+    """What the connector makes, (B, 1280), with a gradient."""
+    return learned
+
+
+def text_pooled(encoders: Encoders, learned: Tensor | None, prompts: Sequence[Prompt]) -> Tensor:
+    """CLIP's, of the prompts' words, (B, 1280)."""
+    return torch.cat([encoders.pooled_text(prompt) for prompt in prompts])
+
+
+POOLING: dict[str, Callable[[Encoders, Tensor | None, Sequence[Prompt]], Tensor]] = {
+    ZEROS: no_pooled,
+    LEARNED: learned_pooled,
+    CLIP_TEXT: text_pooled,
+}

@@ -1,0 +1,135 @@
+"""The host's U-Net with a gradient into the tokens of its prompt: what is patched for it, and how it is called."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ....kernels.denoising_loss import noise_loss, velocity_loss
+from ...host import checkpointing as recompute
+from ...host import gradient as tuning_runtime
+from ...host import model as host
+from . import lora as multimodal_lora
+from .lessons import LEARNED, TrainSettings
+
+TECHNIQUE = "Train Multimodal Encoder"
+NAME = "palimpsest_multimodal_training"
+
+
+def loss_of(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The loss that a MODEL was trained with. Raises ValueError for other models than diffusion in eps or v."""
+    import comfy.model_sampling as kinds
+
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, kinds.EPS) or not hasattr(sampling, "sigmas"):
+        raise ValueError(
+            f"{TECHNIQUE} trains with eps- and v-prediction models, the connected one is sampled by "
+            f"{type(sampling).__name__}: load an SD 1.x, SD 2.x or SDXL checkpoint."
+        )
+    return velocity_loss if isinstance(sampling, kinds.V_PREDICTION) else noise_loss
+
+
+@dataclass
+class ReadTokens:
+    """CALC_COND_BATCH wrapper: the model reads `context` (B, L, C) and `pooled` (B, P), with a gradient.
+
+    The host itself makes of them what its model takes. there (B, L): False at tokens that only fill up a row.
+    """
+
+    context: Tensor | None = None
+    pooled: Tensor | None = None
+    there: Tensor | None = None
+
+    def __call__(self, executor: Any, model: Any, conds: list, x: Tensor, *args: Any) -> list[Tensor]:
+        entry = conds[0][0]
+        made = model.extra_conds(
+            cross_attn=self.context, pooled_output=self.pooled, noise=x, device=x.device, prompt_type="positive",
+            width=x.shape[3] * 8, height=x.shape[2] * 8,
+        )  # fmt: skip
+        cond = entry | {"model_conds": entry["model_conds"] | made, "uuid": uuid.uuid4()}
+        return executor(model, [[cond], *conds[1:]], x, *args)
+
+
+@dataclass(frozen=True, eq=False)
+class LeaveOutFilling:
+    """attn2 replacement: tokens that only fill up a row are not looked at."""
+
+    reader: ReadTokens
+    previous: Any
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
+        there = self.reader.there
+        if there is None:
+            return host.run_attention(options, self.previous, query, key, value)
+        added = key.shape[1] - there.shape[1]  # what another node puts behind the prompt
+        mask = F.pad(there, (0, added), value=True)[:, None, None]
+        return host.run_attention(options, self.previous, query, key, value, mask)
+
+
+def embedding_weights(model: Any) -> list[str]:
+    """The U-Net's weights that a gradient into the pooled output touches, and that none into the tokens does."""
+    names = [name for name, _ in model.model.diffusion_model.named_parameters()]
+    return [name for name in names if name.startswith(("label_emb.", "time_embed."))]
+
+
+def has_replacement(patched: Any, name: str) -> bool:
+    """Whether another node replaces the attention `name` anywhere in a MODEL."""
+    slots = patched.model_options.get("transformer_options", {}).get("patches_replace", {})
+    return bool(slots.get(name))
+
+
+class UNet:
+    """A host MODEL that reads the tokens it is called with.
+
+    together: whether rows of other lengths may share a call. Not where another node replaces the cross-attention, which
+    may not know a mask.
+    """
+
+    def __init__(self, model: Any, factors: multimodal_lora.Factors | None, settings: TrainSettings):
+        self.host_model, self.factors, self.settings = host.single_device(model), factors, settings
+        self.reader, self.together = ReadTokens(), True
+
+    def patched(self) -> Any:
+        """A clone of the MODEL with all that a gradient needs; give what the host makes of it to `running`."""
+        from comfy.patcher_extension import WrappersMP
+
+        patched, _ = tuning_runtime.prepare(self.host_model, host.AttentionLayer("input", 0, 0, 0), False)
+        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, NAME, self.reader)
+        self.together = not has_replacement(patched, "attn2")
+        if self.together:
+            layers = host.cross_attention_layers(patched, TECHNIQUE)
+            host.replace_attention(patched, "attn2", layers, lambda p: LeaveOutFilling(self.reader, p))
+        if self.factors is not None:
+            multimodal_lora.add_to_unet(patched, self.factors)
+        if self.settings.again:
+            recompute.install(patched)
+        if self.settings.pooled == LEARNED:
+            aliases = tuning_runtime.AliasWeights(embedding_weights(self.host_model))
+            patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, NAME, aliases)
+        return patched
+
+    def running(self, model: Any, arguments: dict) -> None:
+        """Note what the host's sampler calls: the model inside its guider, and its extra arguments."""
+        self.model, self.arguments = model, arguments
+
+    def predict(self, x: Tensor, sigma: Tensor, context: Tensor, there: Tensor, pooled: Tensor) -> Tensor:
+        """The model's x_0 of noised pictures (B, C, H, W) at sigma (B,), without guidance.
+
+        Rows of other lengths go in one call, their filling left out; or each by itself, where not `together`.
+        """
+        reader = self.reader
+        if self.together or bool(there.all()):
+            reader.context, reader.pooled = context, pooled
+            reader.there = None if bool(there.all()) else there
+            return self.model(x, sigma, **self.arguments)
+        reader.there, found = None, []
+        for row, count in enumerate(there.sum(1).tolist()):
+            reader.context, reader.pooled = context[row : row + 1, :count], pooled[row : row + 1]
+            found.append(self.model(x[row : row + 1], sigma[row : row + 1], **self.arguments))
+        return torch.cat(found)

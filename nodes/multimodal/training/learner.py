@@ -1,0 +1,250 @@
+"""What a training of a multimodal encoder changes: the connector, LoRA factors, and an optimiser for each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ....kernels.connector import ConnectorConfig, ConnectorNetwork
+from ..encoder import POOLED_WIDTH, Connector, MultimodalEncoder, Reads, build, context_width
+from . import lora as multimodal_lora
+from .lessons import LEARNED, TrainSettings
+
+CLIP_NORM, WEIGHT_DECAY = 1.0, 1e-2
+
+
+# ---- one process, or one of several ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Process:
+    """The only process of a training. A launcher for several GPUs replaces its methods."""
+
+    rank: int = 0
+    world: int = 1
+
+    def prepare(self, network: ConnectorNetwork, optimise: Callable) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The network as it is to be used from now on, and an optimiser that `optimise` makes of its parameters."""
+        return network, optimise(network.parameters())
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss, added to those that are there."""
+        loss.backward()
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """The mean over all processes, in place, of tensors that `prepare` does not know."""
+
+    def clip(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Bring the norm of the gradients to at most CLIP_NORM; returns what it was."""
+        return nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+
+    def apply(self, optimiser: Any, norm: Tensor) -> None:
+        """A step of an optimiser, which does nothing where the gradients' norm is no number.
+
+        Fused optimisers look at a flag on the device, so that nobody waits for it here.
+        """
+        if optimiser.defaults.get("fused"):
+            optimiser.found_inf = (~torch.isfinite(norm)).float()
+            optimiser.step()
+        elif math.isfinite(float(norm)):
+            optimiser.step()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """All of a tensor that may be spread over the processes."""
+        return tensor
+
+    def part(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """This process's part of a tensor, spread as `like` is."""
+        return tensor.to(like)
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """All weights of the network on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+# ---- the connector --------------------------------------------------------------------------------------------------
+
+
+def starting_connector(model: Any, encoder: MultimodalEncoder, tokens: int, settings: TrainSettings) -> Connector:
+    """The encoder's connector, or a new one. Raises ValueError for one that this model cannot read."""
+    width, connector = context_width(model), encoder.connector
+    if connector is None:
+        heads = max(1, width // 64)
+        pooled = POOLED_WIDTH if settings.pooled == LEARNED else 0
+        config = ConnectorConfig(encoder.vlm.width, width, settings.depth, heads, pooled_width=pooled)
+        return Connector.new(config, Reads.of(encoder.vlm, tokens), settings.seed)
+    if connector.config.context_width != width:
+        raise ValueError(
+            f"the encoder's connector makes tokens of {connector.config.context_width} channels, this model reads "
+            f"{width}: load a model of its family, or an encoder without a connector."
+        )
+    if settings.pooled == LEARNED and not connector.config.pooled_width:
+        raise ValueError(
+            "the encoder's connector has no pooled output to learn: set pooled_output to zeros, or begin a new "
+            "connector."
+        )
+    return connector
+
+
+class Again:
+    """A block's forward whose activations are made again when the gradient comes."""
+
+    def __init__(self, forward: Callable):
+        self.forward = forward
+
+    def __call__(self, *args: Any) -> Tensor:
+        return checkpoint(self.forward, *args, use_reentrant=False) if torch.is_grad_enabled() else self.forward(*args)
+
+
+# ---- all that learns ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What was learned so far: the connector, LoRA files (empty where none is trained), and all to go on from."""
+
+    connector: Connector
+    unet_lora: dict[str, Tensor]
+    language_lora: dict[str, Tensor]
+    state: dict[str, Tensor]
+    info: dict
+
+
+class Learner:
+    """A connector and, by choice, LoRA factors of the U-Net and of the language model, each with its own AdamW."""
+
+    def __init__(
+        self, model: Any, encoder: MultimodalEncoder, tokens: int, settings: TrainSettings, process: Process,
+        state: dict[str, Tensor] | None = None,
+    ):  # fmt: skip
+        self.settings, self.process, self.kept_state = settings, process, state
+        connector = starting_connector(model, encoder, tokens, settings)
+        self.reads, self.earlier = Reads.of(encoder.vlm, tokens), connector.info
+        self.config, self.network = connector.config, connector.trainable()
+        self.unet = multimodal_lora.unet_factors(model, settings.rank, settings.seed) if settings.train_unet else None
+        self.language = None
+        if settings.train_language:
+            self.language = multimodal_lora.language_factors(encoder.vlm.model, settings.rank, settings.seed + 1)
+
+    def start(self, device: torch.device) -> int:
+        """Put everything on the device, and go on from an earlier state; returns the steps before this training."""
+        network, settings, steps = self.network.to(device), self.settings, 0
+        parts = [("unet", self.unet, settings.unet_rate), ("language", self.language, settings.language_rate)]
+        self.loras = [(name, factors, rate) for name, factors, rate in parts if factors is not None]
+        for _, factors, _ in self.loras:
+            factors.to(device)
+        if self.kept_state is not None:
+            self.restore_weights(network, self.kept_state)
+            steps = int(self.kept_state["steps"])
+        if settings.again:
+            for block in network.blocks:
+                block.forward = Again(block.forward)
+        adam = {"weight_decay": WEIGHT_DECAY, "fused": device.type in ("cpu", "cuda")}
+        self.names = [name for name, _ in network.named_parameters()]
+        optimise = partial(torch.optim.AdamW, lr=settings.connector_rate, **adam)
+        self.network, optimiser = self.process.prepare(network, optimise)
+        self.optimisers = [("network", optimiser, settings.connector_rate)]
+        for name, factors, rate in self.loras:
+            found = torch.optim.AdamW(list(factors.named().values()), rate, **adam)
+            self.optimisers.append((name, found, rate))
+        if self.kept_state is not None:
+            self.restore_moments(self.kept_state)
+        self.kept_state = None
+        return steps
+
+    # ---- a step
+
+    def begin(self, step: int) -> None:
+        """Forget the gradients of the step before, and set this step's learning rates."""
+        for _, optimiser, rate in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / max(self.settings.warmup, 1))
+
+    def finish(self, scale: float) -> None:
+        """Learn from the gradients, divided by `scale`; one that is no number changes nothing."""
+        for name, optimiser, _ in self.optimisers:
+            learned = [t for group in optimiser.param_groups for t in group["params"] if t.grad is not None]
+            for tensor in learned:
+                tensor.grad.div_(scale)
+            if name != "network":
+                self.process.average([tensor.grad for tensor in learned])
+            self.process.apply(optimiser, self.process.clip(learned))
+
+    # ---- what was learned
+
+    def snapshot(self, info: dict) -> Snapshot:
+        """Everything that was learned up to now, described by `info`, of which "steps" is needed to go on."""
+        weights = self.process.weights(self.network)
+        network = build(self.config)
+        network.load_state_dict(weights)
+        info = info | {
+            "rates": [rate for _, _, rate in self.optimisers],
+            "rank": self.settings.rank if self.loras else 0,
+            "earlier": {name: value for name, value in self.earlier.items() if name != "earlier"},
+        }
+        state = {f"network.{name}": tensor for name, tensor in weights.items()}
+        for name, factors, _ in self.loras:
+            state |= {f"{name}.{key}": tensor.detach().cpu().clone() for key, tensor in factors.named().items()}
+        state["steps"] = torch.tensor(info["steps"])
+        return Snapshot(
+            Connector.of(network, self.reads, info),
+            multimodal_lora.unet_file(self.unet) if self.unet else {},
+            multimodal_lora.language_file(self.language) if self.language else {},
+            state | self.moments(),
+            info | {"config": asdict(self.config)},
+        )
+
+    def keys(self, name: str) -> list[str]:
+        """The names of what one of the optimisers changes, in its order."""
+        factors = {part: found for part, found, _ in self.loras}
+        return [f"{name}.{key}" for key in (factors[name].named() if name in factors else self.names)]
+
+    def moments(self) -> dict[str, Tensor]:
+        """The state of every optimiser, by the name of what it changes."""
+        found = {}
+        for name, optimiser, _ in self.optimisers:
+            parameters = [t for group in optimiser.param_groups for t in group["params"]]
+            for key, tensor in zip(self.keys(name), parameters, strict=True):
+                state = optimiser.state.get(tensor, {})
+                kept = {word: self.process.whole(value.detach()).cpu().clone() for word, value in state.items()}
+                found |= {f"{key}|{word}": value for word, value in kept.items()}
+        return found
+
+    def restore_weights(self, network: nn.Module, state: dict[str, Tensor]) -> None:
+        """Go on from these weights. Raises ValueError where they are another training's."""
+        here = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        for name, factors, _ in self.loras:
+            here |= {f"{name}.{key}": tensor for key, tensor in factors.named().items()}
+        odd = [name for name, tensor in here.items() if name not in state or state[name].shape != tensor.shape]
+        left = [n for n in state if "|" not in n and n != "steps" and n not in here]
+        if odd or left:
+            raise ValueError(
+                f"the training to go on with is another one ({len(odd) + len(left)} of its tensors differ, "
+                f"{(odd or left)[0]} for one): choose the same LoRAs, rank and encoder that it began with, or (new)."
+            )
+        with torch.no_grad():
+            for name, tensor in here.items():
+                tensor.copy_(state[name])
+
+    def restore_moments(self, state: dict[str, Tensor]) -> None:
+        """Go on with the optimisers' state."""
+        for name, optimiser, _ in self.optimisers:
+            parameters = [t for group in optimiser.param_groups for t in group["params"]]
+            for key, tensor in zip(self.keys(name), parameters, strict=True):
+                words = [word for word in ("step", "exp_avg", "exp_avg_sq") if f"{key}|{word}" in state]
+                kept = {word: state[f"{key}|{word}"].clone() for word in words}
+                if kept:
+                    optimiser.state[tensor] = {
+                        word: value if word == "step" else self.process.part(value, tensor)
+                        for word, value in kept.items()
+                    }
+                    if optimiser.defaults.get("fused"):
+                        optimiser.state[tensor]["step"] = kept["step"].to(tensor.device)

@@ -1,0 +1,344 @@
+"""Training the connector between a vision-language model and a U-Net."""
+
+from __future__ import annotations
+
+import time
+
+import latent_preview
+from comfy_api.latest import io
+
+from ... import sockets
+from ...host import model as host
+from ..dataset import dataset as interleaved_dataset
+from ..dataset import files as multimodal_dataset_files
+from . import files as multimodal_training_files
+from . import plot as multimodal_plot
+from . import training as multimodal_training
+from .lessons import CLIP_TEXT, LEARNED, ZEROS, TrainSettings
+
+
+class TrainMultimodal(io.ComfyNode):
+    """MUMU's training (arXiv:2406.18790, section 5) on the host's own U-Net."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs, their ranges and what each does to the encoder."""
+        return io.Schema(
+            node_id="PalimpsestTrainMultimodal",
+            display_name="Train Multimodal Encoder",
+            category="palimpsest/multimodal",
+            description="Trains the connector through which a U-Net reads prompts of words and pictures, on a dataset "
+            "of Build Multimodal Dataset, and LoRAs beside it if you like. Saves everything as files by itself, while "
+            "it trains and when it is cancelled.",
+            search_aliases=["mumu", "train connector", "train adapter", "multimodal prompt", "interleaved training"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="An SD 1.x, SD 2.x or SDXL model in eps or v, which stays as it is. The gradient passes "
+                    "through it: with checkpointing 0.9 GB beside the weights for a picture of SDXL at 1024 px, 0.3 GB "
+                    "for one of SD 1.5 at 512 px.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The model's VAE. Each picture is encoded once and kept in memory: 0.26 MB at 1024 px.",
+                ),
+                sockets.MultimodalEncoder.Input(
+                    "multimodal_encoder",
+                    tooltip="From Load Multimodal Encoder. With a connector: training goes on from it. Without: a new "
+                    "one is begun. The vision-language model stays as it is.",
+                ),
+                sockets.MultimodalDataset.Input(
+                    "dataset",
+                    optional=True,
+                    tooltip="From Build Multimodal Dataset. Connected, it is used instead of the one in folder.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Only for pooled_output CLIP text: the model's text encoder, which reads the words of "
+                    "each prompt.",
+                ),
+                io.Combo.Input(
+                    "folder",
+                    options=multimodal_dataset_files.dataset_names(),
+                    tooltip="A dataset in output/multimodal_datasets or input/multimodal_datasets, where none is "
+                    "connected.",
+                ),
+                io.Combo.Input(
+                    "stage",
+                    options=list(interleaved_dataset.STAGES),
+                    tooltip="1 (default): up to three crops and perhaps the whole picture in a prompt, 324 tokens "
+                    "each. 2, afterwards: one face or person of 1296 tokens, for faces; it needs crops of people.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=1000,
+                    min=1,
+                    max=10000000,
+                    tooltip="Steps to train now; a training that is gone on with adds them. The paper took about "
+                    "300,000 on eight GPUs.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=4,
+                    min=1,
+                    max=256,
+                    tooltip="Pictures in one model call, as many as the memory holds: it grows with them. accumulate "
+                    "is the slower way to the same.",
+                ),
+                io.Float.Input(
+                    "connector_rate",
+                    default=0.00001,
+                    min=0.0000001,
+                    max=0.1,
+                    step=0.000001,
+                    round=False,
+                    tooltip="Learning rate of the connector. 0.00001 (default) is the paper's, for 300,000 steps.",
+                ),
+                io.Boolean.Input(
+                    "train_unet",
+                    default=False,
+                    tooltip="Train a LoRA on the U-Net's attention beside the connector, as the paper does. Its file "
+                    "goes into Load LoRA when you sample.",
+                ),
+                io.Boolean.Input(
+                    "train_language",
+                    default=False,
+                    tooltip="Train a LoRA on the language model beside the connector, as the paper does. Language "
+                    "model and U-Net must then fit the GPU together; its file goes into Load Multimodal Encoder.",
+                ),
+                io.Combo.Input(
+                    "pooled_output",
+                    options=[ZEROS, LEARNED, CLIP_TEXT],
+                    tooltip="What SDXL gets beside the tokens. zeros (default): nothing, as the paper removes CLIP. "
+                    "learned: a vector that the connector makes. CLIP text: the words, from clip. Without effect on "
+                    "SD 1.x.",
+                ),
+                io.Combo.Input(
+                    "resume",
+                    options=multimodal_training_files.listed(),
+                    tooltip="A training to go on with, exactly where it stopped, with its optimiser: choose the same "
+                    "encoder, LoRAs and rank that it began with. (new): begin with the connected encoder.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Sets new weights, the order of the pictures, what is drawn from each, and the noise. The "
+                    "same seed gives the same connector.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="connector",
+                    tooltip="Name of the files in models/multimodal_connectors, models/loras and "
+                    "models/multimodal_training, to which a number is added.",
+                ),
+                io.Int.Input(
+                    "tokens",
+                    default=0,
+                    min=0,
+                    max=4900,
+                    advanced=True,
+                    tooltip="Tokens of each picture; 0 (default): as the stage says. A square number such as 64, 256 "
+                    "or 1024; in the paper quality saturates near 1000, and cost grows with it.",
+                ),
+                io.Int.Input(
+                    "accumulate",
+                    default=1,
+                    min=1,
+                    max=1024,
+                    advanced=True,
+                    tooltip="Model calls whose gradients are added up to one step: a larger batch without its memory. "
+                    "Time grows with it.",
+                ),
+                io.Float.Input(
+                    "language_rate",
+                    default=0.000003,
+                    min=0.0000001,
+                    max=0.1,
+                    step=0.000001,
+                    round=False,
+                    advanced=True,
+                    tooltip="Learning rate of the language model's LoRA. 0.000003 (default) is the paper's, for "
+                    "300,000 steps.",
+                ),
+                io.Float.Input(
+                    "unet_rate",
+                    default=0.000005,
+                    min=0.0000001,
+                    max=0.1,
+                    step=0.000001,
+                    round=False,
+                    advanced=True,
+                    tooltip="Learning rate of the U-Net's LoRA. 0.000005 (default) is the paper's, for 300,000 steps.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=8,
+                    min=1,
+                    max=256,
+                    advanced=True,
+                    tooltip="Rank of the LoRAs. 8 (default) is the paper's; their files grow with it, and how far "
+                    "they can change the models.",
+                ),
+                io.Int.Input(
+                    "depth",
+                    default=16,
+                    min=1,
+                    max=64,
+                    advanced=True,
+                    tooltip="Blocks of a new connector. 16 (default) is the paper's: 0.8 billion weights for SDXL, "
+                    "0.1 for SD 1.5, beside Idefics2. 4 take a quarter of that.",
+                ),
+                io.Float.Input(
+                    "drop_share",
+                    default=0.1,
+                    min=0.0,
+                    max=0.9,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="How often a picture comes with an empty prompt, so that guidance has something to lead "
+                    "away from. 0.1 is usual for diffusion models; the paper does not say. At 0 sample with cfg 1.",
+                ),
+                io.Int.Input(
+                    "warmup",
+                    default=100,
+                    min=0,
+                    max=100000,
+                    advanced=True,
+                    tooltip="Steps over which the learning rates rise from 0, at the start of a new training. More "
+                    "where the loss jumps up at the beginning; the paper does not say.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=True,
+                    advanced=True,
+                    tooltip="On (default): activations are made again for the gradient. It takes a third more time, "
+                    "and for a picture of SDXL 0.9 GB in place of 8.4 GB (10.8 GB with train_unet). The result is the "
+                    "same.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=100,
+                    min=0,
+                    max=1000000,
+                    advanced=True,
+                    tooltip="Draws a picture after so many steps, shown under the node; costs 40 model calls of one "
+                    "row. 0: only at the end.",
+                ),
+                io.Int.Input(
+                    "save_every",
+                    default=500,
+                    min=0,
+                    max=1000000,
+                    advanced=True,
+                    tooltip="Writes the files anew after so many steps. 0: only at the end, and when cancelled.",
+                ),
+                io.Boolean.Input(
+                    "keep_state",
+                    default=True,
+                    advanced=True,
+                    tooltip="Keep what resume needs in models/multimodal_training, three times the size of what is "
+                    "trained: 10 GB for SDXL at depth 16.",
+                ),
+            ],
+            outputs=[
+                sockets.MultimodalEncoder.Output(
+                    display_name="multimodal_encoder",
+                    tooltip="The encoder with the trained connector, for Multimodal Prompt; the same as loading its "
+                    "files.",
+                ),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The model, with the trained LoRA where one was trained.",
+                ),
+                io.Image.Output(
+                    display_name="samples",
+                    tooltip="Up to four prompts of the dataset: their crops, what the model draws for them, and the "
+                    "picture they were cut from.",
+                ),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="The loss, and the loss where there is little, middling and much noise.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Loss, sizes, and the files that were written.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        vae,
+        multimodal_encoder,
+        folder,
+        stage,
+        steps,
+        batch_size,
+        connector_rate,
+        train_unet,
+        train_language,
+        pooled_output,
+        resume,
+        seed,
+        name,
+        tokens,
+        accumulate,
+        language_rate,
+        unet_rate,
+        rank,
+        depth,
+        drop_share,
+        warmup,
+        checkpointing,
+        preview_every,
+        save_every,
+        keep_state,
+        dataset=None,
+        clip=None,
+    ) -> io.NodeOutput:
+        """Train, save, report."""
+        import comfy.sd
+        import comfy.utils
+
+        settings = TrainSettings(
+            stage, steps, batch_size, accumulate, tokens, connector_rate, train_language, language_rate, train_unet,
+            unet_rate, rank, pooled_output, drop_share, warmup, depth, checkpointing, seed, preview_every, save_every,
+        )  # fmt: skip
+        if dataset is None:
+            dataset = interleaved_dataset.read(multimodal_dataset_files.dataset_path(folder))
+        state = None
+        if resume != multimodal_training_files.NEW:
+            state = multimodal_training_files.load(multimodal_training_files.STATES.path(resume))
+        place = multimodal_training_files.Place.new(name, keep_state)
+        previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        progress, shown = comfy.utils.ProgressBar(steps), host.ProgressText(host.node_id(cls))
+        began, written = time.monotonic(), []
+
+        def show(step, latent) -> None:
+            seen = None
+            if latent is not None and previewer is not None:
+                seen = previewer.decode_latent_to_preview_image("JPEG", latent)
+            progress.update_absolute(step + 1, steps, seen)
+
+        def save(snapshot) -> None:
+            written[:] = place.save(snapshot)
+            shown.update(f"{snapshot.info['steps']} steps saved as {place.connector.name}", now=True)
+
+        trained = multimodal_training.train(
+            model, vae, multimodal_encoder, dataset, settings, clip, state, show, shown.update, save
+        )
+        lora = trained.snapshot.unet_lora
+        changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model
+        seconds = time.monotonic() - began
+        report = f"{multimodal_training.describe(trained)}; {seconds:.0f} s; written: {', '.join(written)}"
+        shown.update(report, now=True)
+        plot = multimodal_plot.draw(trained.history)
+        return io.NodeOutput(trained.encoder, changed, trained.samples, plot, report)

@@ -1,0 +1,180 @@
+"""Self-attention across frames inside the host: the pictures of a batch are the frames of one clip."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels import video_attention as maths
+from ..cross_attention import masking as cross_attention
+from ..host import model as host
+
+TECHNIQUE = "Video Attention"
+
+FRAMES: dict[str, Callable[[int, int], tuple[int, ...]]] = {
+    "first and previous": maths.first_and_previous,
+    "own, first and previous": maths.own_first_and_previous,
+    "own and first": maths.own_and_first,
+    "first": maths.first,
+    "previous": maths.previous,
+    "middle": maths.middle,
+    "all": maths.every,
+}
+
+LAYERS: dict[str, Callable[[cross_attention.Place], bool]] = {
+    "all": lambda place: True,
+    "decoder": lambda place: place.layer.block == "output",
+    "all but the finest": lambda place: place.level > 0,
+    "finest": lambda place: place.level == 0,
+}
+
+
+def chosen_layers(model: Any, layers: str, technique: str = TECHNIQUE) -> list[host.AttentionLayer]:
+    """The self-attention layers of a choice. Raises ValueError where this model has none there."""
+    present = {layer.key: layer for layer in host.self_attention_layers(model, technique)}
+    chosen = [
+        present[p.layer.key] for p in cross_attention.places(model) if LAYERS[layers](p) and p.layer.key in present
+    ]
+    if not chosen:
+        raise ValueError(f"layers is {layers!r}, and this model has no self-attention there: set layers to all.")
+    return chosen
+
+
+@lru_cache(maxsize=64)
+def sources(look_at: Callable[[int, int], tuple[int, ...]], frames: int, device: torch.device) -> Tensor:
+    """(B, F) the frames that each of B frames looks at."""
+    with torch.inference_mode(False):  # an index that was made in inference mode cannot stand in a gradient
+        return torch.tensor([look_at(frame, frames - 1) for frame in range(frames)], device=device)
+
+
+@dataclass(frozen=True)
+class FrameAttention:
+    """attn1 replacement: a frame's keys and values are those of other frames of its clip, with a share over time.
+
+    Every prompt of a call has the whole batch in its rows: clips of `length` frames, or one (0). What acted here before
+    is given the gathered keys and values. A single frame, and model calls outside of the window that NoteLevel knows,
+    are left alone.
+    """
+
+    name: str
+    look_at: Callable[[int, int], tuple[int, ...]]
+    layers: frozenset[host.LayerKey]
+    always: bool = True
+    strength: float = 1.0
+    temporal: float = 0.0
+    length: int = 0
+    previous: Any = None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
+        frames = self.frames(key, options)
+        attend = partial(host.run_attention, options, self.previous, query)
+        acts = self.always or options.get(self.name, False)
+        if frames == 1 or not acts or host.layer_key(options) not in self.layers:
+            return attend(key, value)
+        tiles = len(query) // len(key)  # more rows of queries than of keys: another node tiles them
+        seen = sources(self.look_at, frames, key.device)
+        out = attend(*(maths.gathered(t, seen, tiles) for t in (key, value))) if self.strength else attend(key, value)
+        if 0.0 < self.strength < 1.0:
+            out = torch.lerp(attend(key, value), out, self.strength)
+        if self.temporal:
+            out = torch.lerp(out, over_time(query, key, value, frames, options), self.temporal)
+        return out
+
+    def frames(self, key: Tensor, options: dict) -> int:
+        """Frames of a clip. Raises ValueError for a batch that holds no whole number of clips."""
+        _, pictures = host.chunk_rows(options, len(key))
+        if self.length and pictures % self.length:
+            raise ValueError(
+                f"the batch has {pictures} pictures, which is no whole number of clips of {self.length} frames: set "
+                "clip_length to 0 where the batch is one clip, or to the frames of each."
+            )
+        return self.length or pictures
+
+
+def over_time(query: Tensor, key: Tensor, value: Tensor, frames: int, options: dict) -> Tensor:
+    """Attention of every place over the frames, by the layer's own projections; (R, N, C) each.
+
+    Raises ValueError where tokens are not one for each place.
+    """
+    if query.shape != key.shape:
+        raise ValueError(
+            f"attention over time cannot tell which place is which: a layer has {query.shape[1]} queries and "
+            f"{key.shape[1]} keys because another node merges or tiles them (ToMe, HyperTile): set temporal to 0, or "
+            "take it out."
+        )
+    places = (maths.by_place(t, frames) for t in (query, key, value))
+    return maths.by_frame(host.run_attention(options, None, *places), query.shape[1])
+
+
+@dataclass(frozen=True)
+class NoteLevel:
+    """APPLY_MODEL wrapper: tell the layers whether the noise level lies in a window (from, to; the second excluded)."""
+
+    name: str
+    window: tuple[float, float]
+
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        inside = self.window[1] < float(t.flatten()[0]) <= self.window[0]
+        options = (transformer_options or {}) | {self.name: inside}
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """Which frames look at which, where and when; see PalimpsestVideoAttention for what each does to the picture."""
+
+    look_at: str = "own, first and previous"
+    layers: str = "all"
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    temporal: float = 0.0
+    clip_length: int = 0
+
+
+def apply(model: Any, settings: VideoSettings) -> Any:
+    """A clone of the model whose self-attention goes across frames. At both strengths 0 it is the model, bit for bit.
+
+    Raises ValueError for models other than U-Nets and for an empty span of steps.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    chosen = chosen_layers(model, settings.layers)
+    start, end = settings.start_percent, settings.end_percent
+    if end < start:
+        raise ValueError(f"end_percent {end:g} lies before start_percent {start:g}: swap them.")
+    patched = model.clone()
+    if settings.strength == settings.temporal == 0.0:
+        return patched
+    name, always = f"palimpsest_video_attention.{uuid.uuid4().hex}", start <= 0.0 and end >= 1.0
+    if not always:
+        to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+        patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, name, NoteLevel(name, (to_sigma(start), to_sigma(end))))
+    patch = FrameAttention(
+        name=name,
+        look_at=FRAMES[settings.look_at],
+        layers=frozenset(layer.key for layer in chosen),
+        always=always,
+        strength=settings.strength,
+        temporal=settings.temporal,
+        length=settings.clip_length,
+    )
+    longer = settings.strength > 0 and len(patch.look_at(0, 1)) > 1
+    host.replace_attention(patched, "attn1", chosen, lambda earlier: replace(patch, previous=earlier), longer)
+    return patched

@@ -1,0 +1,216 @@
+"""Compositing an edit: weights by hand and by brute force, shifts and tints that are known, outliers."""
+
+import math
+
+import pytest
+import torch
+from palimpsest.kernels import keep_outside as maths
+
+TINT = torch.tensor([[0.9, 0.05, 0.0], [0.0, 1.1, -0.04], [0.02, 0.0, 0.95]], dtype=torch.float64)
+OFFSET = torch.tensor([0.04, -0.03, 0.01], dtype=torch.float64)
+
+
+def waves(height, width, right=0.0, down=0.0, seed=0):
+    """A smooth picture (H, W, 3) in float64 known between its pixels, too, that lies (right, down) pixels off."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(height) - down, torch.arange(width) - right, indexing="ij")
+    picture = torch.zeros(height, width, 3, dtype=torch.float64)
+    for _ in range(30):
+        low = 0.12 * torch.rand(2, generator=generator, dtype=torch.float64) - 0.06
+        phase = 2 * math.pi * torch.rand(3, generator=generator, dtype=torch.float64)
+        amount = torch.rand(3, generator=generator, dtype=torch.float64)
+        picture += amount * torch.sin(2 * math.pi * (low[0] * x + low[1] * y)[..., None] + phase)
+    return 0.5 + picture / 40
+
+
+def square(height, width):
+    """White in the second quarter of both sides."""
+    mask = torch.zeros(height, width)
+    mask[height // 4 : height // 2, width // 4 : width // 2] = 1
+    return mask
+
+
+# -------------------------------------------------------------------------------------------------------- the weights
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 3, 7, 12])
+@pytest.mark.parametrize("shape", [(17, 23), (1, 9), (5, 4)])
+def test_dilation_is_the_largest_value_within_a_disc(radius, shape):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(radius))
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
+    far = (rows.flatten()[:, None] - rows.flatten()) ** 2 + (columns.flatten()[:, None] - columns.flatten()) ** 2
+    expected = torch.where(far <= radius**2, mask.flatten(), -math.inf).amax(1).reshape(shape)
+    assert torch.equal(maths.dilate(mask, radius), expected)
+
+
+def test_shrinking_undoes_growing_of_a_disc_and_leaves_the_border_alone():
+    dot = torch.zeros(31, 31)
+    dot[15, 15] = 1
+    assert torch.equal(maths.grow(maths.grow(dot, 6), -6), dot)
+    half = torch.zeros(9, 12)
+    half[:, :5] = 1
+    shrunk = maths.grow(half, -2)
+    assert torch.equal(shrunk[:, :3], torch.ones(9, 3))  # the picture's own border is no edge of the mask
+    assert float(shrunk[:, 3:].max()) == 0
+
+
+def test_growing_keeps_soft_values():
+    mask = torch.zeros(5, 7)
+    mask[2, 3] = 0.4
+    assert maths.grow(mask, 1).unique().tolist() == pytest.approx([0.0, 0.4])
+    assert int((maths.grow(mask, 1) > 0).sum()) == 5
+
+
+def test_distances_are_euclidean_and_infinite_where_nothing_is_outside():
+    mask = torch.ones(4, 6)
+    mask[0, 0] = 0
+    assert maths.distance_to_outside(mask)[3, 4].item() == pytest.approx(5.0)
+    assert maths.distance_to_outside(torch.ones(3, 3)).isinf().all()
+
+
+def test_the_feather_begins_at_exactly_zero_and_ends_at_exactly_one():
+    ramp = maths.feather_ramp(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 9.0, math.inf]), 3)
+    assert ramp.tolist() == pytest.approx([0, 5 / 32, 1 / 2, 27 / 32, 1, 1, 1])
+    assert ramp[0] == 0
+    assert bool((ramp[4:] == 1).all())
+    assert maths.feather_ramp(torch.tensor([0.0, 1.0]), 0).tolist() == [0.0, 1.0]
+
+
+def test_the_mixture_gives_either_picture_bit_for_bit_at_its_ends():
+    original, edited = torch.rand(2, 3, 4, 3)
+    original[0, 0] = -0.0
+    weights = torch.tensor([[0.0, 1.0, 0.25, 0.5]]).expand(3, 4)
+    mixed = maths.mix(original, edited, weights)
+    assert torch.equal(mixed[:, 0].contiguous().view(torch.int32), original[:, 0].contiguous().view(torch.int32))
+    assert torch.equal(mixed[:, 1], edited[:, 1])
+    torch.testing.assert_close(mixed[:, 2], 0.75 * original[:, 2] + 0.25 * edited[:, 2])
+
+
+# ---------------------------------------------------------------------------------------------------------- the shift
+
+
+def test_whole_pixels_move_without_a_change_of_value():
+    picture = torch.rand(6, 8, 3)
+    moved = maths.shifted_back(picture, 2, -1)
+    assert torch.equal(moved[1:, :-2], picture[:-1, 2:])
+    assert torch.equal(moved[0, :-2], picture[0, 2:])  # the border row is repeated
+    assert torch.equal(maths.shifted_back(picture, 0.0, 0.0), picture)
+
+
+def test_lanczos_taps_keep_a_constant_and_are_mirrored():
+    taps = maths.lanczos_taps(0.3)
+    assert sum(taps.values()) == pytest.approx(1.0, abs=1e-15)
+    mirrored = maths.lanczos_taps(0.7)
+    assert [taps[k] for k in taps] == pytest.approx([mirrored[1 - k] for k in taps])
+    assert maths.lanczos_taps(0.0) == {0: 1.0}
+
+
+def test_a_smooth_picture_moved_between_pixels_is_what_it_is_there():
+    edited = waves(60, 70, right=1.3, down=-0.7)
+    moved = maths.shifted_back(edited, 1.3, -0.7)
+    inner = (slice(8, -8), slice(8, -8))
+    assert (moved - waves(60, 70))[inner].abs().max() < 2e-3
+
+
+def test_the_masked_correlation_is_the_one_computed_shift_by_shift():
+    generator = torch.Generator().manual_seed(3)
+    first, second = torch.rand(2, 13, 17, generator=generator, dtype=torch.float64)
+    mask = torch.rand(13, 17, generator=generator) > 0.2
+    found = maths.masked_correlation(first, second, mask, (2, 3))
+    for down in range(-2, 3):
+        for right in range(-3, 4):
+            here = (slice(max(0, -down), 13 - max(0, down)), slice(max(0, -right), 17 - max(0, right)))
+            there = (slice(max(0, down), 13 + min(0, down)), slice(max(0, right), 17 + min(0, right)))
+            both = mask[here] & mask[there]
+            expected = maths.correlation(first[here][both], second[there][both])
+            assert found[down + 2, right + 3].item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (97, 211), (640, 530)])
+@pytest.mark.parametrize("shift", [(1.3, -0.7), (0.0, 0.0), (-7.25, 5.5)])
+def test_the_shift_of_a_tinted_noisy_edit_is_found_outside_alone(size, shift):
+    original, edited = waves(*size), waves(*size, *shift)
+    edited = edited @ TINT.T + OFFSET + 0.01 * torch.randn(*size, 3, generator=torch.Generator().manual_seed(1))
+    mask = square(*size) > 0
+    edited[mask] = waves(*size, seed=9)[mask]
+    found = maths.estimate_shift(original, edited, ~mask)
+    assert math.dist((found.right, found.down), shift) < 0.04
+    assert found.after > 0.95
+    assert shift == (0.0, 0.0) or found.after > found.before
+
+
+def test_a_tenth_of_wrong_pixels_does_not_draw_the_shift_aside():
+    original, edited = waves(128, 160), waves(128, 160, 0.6, 0.35)
+    edited[:, 100:116] = 1 - edited[:, 100:116]
+    found = maths.estimate_shift(original, edited, square(128, 160) == 0)
+    assert math.dist((found.right, found.down), (0.6, 0.35)) < 0.02
+
+
+def test_a_picture_that_varies_along_one_axis_only_gets_no_shift_along_the_other():
+    stripes = torch.sin(torch.arange(90) / 5)[None, :, None].expand(80, -1, 3)
+    moved = torch.sin((torch.arange(90) - 0.8) / 5)[None, :, None].expand(80, -1, 3)
+    found = maths.estimate_shift(stripes, moved, torch.ones(80, 90, dtype=torch.bool))
+    assert found.right == pytest.approx(0.8, abs=0.02)
+    assert found.down == pytest.approx(0.0, abs=1e-3)
+
+
+def test_no_shift_is_found_in_flat_pictures_or_where_nothing_is_outside():
+    flat, everywhere = torch.full((64, 64, 3), 0.5), torch.ones(64, 64, dtype=torch.bool)
+    found = maths.estimate_shift(flat, flat + 0.1, everywhere)
+    assert (found.right, found.down, found.after) == (0.0, 0.0, 0.0)
+    assert maths.estimate_shift(flat, flat, ~everywhere) is None
+
+
+# --------------------------------------------------------------------------------------------------------- the colour
+
+
+def colours(count=600, seed=0):
+    return torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_mean_is_moved_to_the_originals():
+    e = colours()
+    matrix, offset = maths.fit_mean(e, e + OFFSET, torch.ones(600, dtype=torch.float64))
+    assert torch.equal(matrix, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(offset, OFFSET)
+
+
+def test_mean_and_spread_give_the_originals_mean_and_spread():
+    e, o = colours(), 0.7 * colours(seed=1) + 0.2
+    new = maths.recolour(e, maths.fit_mean_and_spread(e, o, torch.ones(600, dtype=torch.float64)))
+    torch.testing.assert_close(new.mean(0), o.mean(0))
+    torch.testing.assert_close(new.std(0), o.std(0), rtol=1e-3, atol=0)
+
+
+def test_the_linear_fit_finds_mixed_channels():
+    e = colours()
+    matrix, offset = maths.fit_linear(e, e @ TINT.T + OFFSET, torch.ones(600, dtype=torch.float64))
+    torch.testing.assert_close(matrix, TINT, rtol=0, atol=1e-4)
+    torch.testing.assert_close(offset, OFFSET, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fit", [maths.fit_mean_and_spread, maths.fit_linear])
+def test_flat_surroundings_change_only_what_they_show(fit):
+    grey = torch.full((600, 3), 0.4, dtype=torch.float64)
+    matrix, offset = fit(grey, grey + 0.1, torch.ones(600, dtype=torch.float64))
+    torch.testing.assert_close(matrix, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(offset, torch.full((3,), 0.1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("fit", [maths.fit_mean, maths.fit_mean_and_spread, maths.fit_linear])
+def test_a_fifth_of_foreign_pixels_does_not_tint_the_edit(fit):
+    e = colours()
+    diagonal, offset = torch.tensor([1.1, 0.95, 1.0]).double(), OFFSET
+    o = (e if fit is maths.fit_mean else e * diagonal) + offset
+    o[::5] = torch.tensor([1.0, 0.0, 1.0]).double()
+    new = maths.recolour(e, maths.fit_robustly(fit, e, o))
+    kept = torch.arange(600) % 5 != 0
+    assert (new - o)[kept].abs().max() < 2e-3
+
+
+def test_the_biweight_is_one_at_no_residual_and_zero_for_outliers():
+    weights = maths.biweight(torch.tensor([0.0, 0.01, 0.01, 0.01, 9.0]))
+    assert weights[0] == 1
+    assert weights[4] == 0
+    cut = maths.TUKEY * maths.MAD_TO_STD * 0.01
+    assert weights[1].item() == pytest.approx((1 - (0.01 / cut) ** 2) ** 2)
