@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,8 +22,11 @@ Thing = TypeVar("Thing")
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
-def register_folder(name: str) -> None:
-    """Tell the host about models/<name>; only .safetensors files of it are ever listed."""
+def register_folder(name: str, note: str) -> None:
+    """Tell the host about models/<name>; only .safetensors files of it are ever listed.
+
+    A new folder is made with an empty file in it whose name says what belongs there, as the host's own folders have.
+    """
     import folder_paths
 
     path = os.path.join(folder_paths.models_dir, name)
@@ -31,6 +35,10 @@ def register_folder(name: str) -> None:
         [*paths, *([] if path in paths else [path])],
         extensions | {".safetensors"},
     )
+    if not os.path.isdir(path):
+        with contextlib.suppress(OSError):  # a models folder that cannot be written to is still good for reading
+            os.makedirs(path)
+            Path(path, f"put_{note}_here").touch()
 
 
 def folders_with(marker: str, roots: Iterable[Path | str]) -> dict[str, Path]:
@@ -39,14 +47,6 @@ def folders_with(marker: str, roots: Iterable[Path | str]) -> dict[str, Path]:
         (root, file) for root in map(Path, roots) for deep in ("*", "*/*") for file in root.glob(f"{deep}/{marker}")
     ]
     return {file.parent.relative_to(root).as_posix(): file.parent for root, file in reversed(files)}
-
-
-def model_folders(name: str) -> dict[str, Path]:
-    """Folders with a config.json in models/<name>, by name; none where the host was not told of it yet."""
-    import folder_paths
-
-    known = name in folder_paths.folder_names_and_paths
-    return folders_with("config.json", folder_paths.get_folder_paths(name)) if known else {}
 
 
 def safe_name(prefix: str, kind: str, example: str) -> str:
@@ -86,11 +86,44 @@ def filled(build: Callable[..., Network], config: Any, tensors: dict[str, Tensor
 
 
 @dataclass(frozen=True)
+class ModelFolders:
+    """models/<folder>, with whole folders of models as transformers writes them (config.json beside the weights).
+
+    put: what belongs there, in the name of its note; what: a folder of it, as messages say it; hint: what to put there.
+    """
+
+    folder: str
+    put: str
+    what: str
+    hint: str
+
+    def register(self) -> None:
+        """Tell the host about the folder."""
+        register_folder(self.folder, self.put)
+
+    def found(self) -> dict[str, Path]:
+        """Where each lies, by name; none where the host was not told of the folder yet."""
+        import folder_paths
+
+        known = self.folder in folder_paths.folder_names_and_paths
+        return folders_with("config.json", folder_paths.get_folder_paths(self.folder)) if known else {}
+
+    def path(self, name: str) -> Path:
+        """Where one lies. Raises ValueError for a name that is none of them."""
+        known = self.found()
+        if name not in known:
+            have = ", ".join(sorted(known)) or "nothing"
+            raise ValueError(f"models/{self.folder} has no {self.what} {name!r}, it has {have}: {self.hint}.")
+        return known[name]
+
+
+@dataclass(frozen=True)
 class Shelf:
     """models/<folder>, with files of one format.
 
     what: the kind of file and the node that saves it, as error messages say them; example: a file name to suggest;
-    room: what to do when the disk is full; older: what to do about files of earlier versions.
+    room: what to do when the disk is full; older: what to do about files of earlier versions; put: what belongs there,
+    in the name of its note.
     """
 
     folder: str
@@ -100,10 +133,11 @@ class Shelf:
     example: str
     room: str
     older: str = "an early version of this pack, before its first release: make it again."
+    put: str = "files"
 
     def register(self) -> None:
         """Tell the host about the folder; only .safetensors files of it are ever listed."""
-        register_folder(self.folder)
+        register_folder(self.folder, self.put)
 
     def listed(self) -> list[str]:
         """Names of the saved files, as a loader offers them; none where the host was not told of the folder yet."""

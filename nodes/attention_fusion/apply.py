@@ -8,10 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import host
 from ..feature_blend import cache as feature_cache
-from ..host import model as host
-from ..kv.embeddings import Trajectory
-from ..video import attention as video_attention
 from .fusion import CROSS, PREFIX, SELF, TECHNIQUE, Fusion, install
 from .prompts import Prompts
 from .source import SameStep, expected_bytes, levels_in, record
@@ -34,7 +32,7 @@ class FusionSettings:
 
 def apply(
     model: Any,
-    trajectory: Trajectory,
+    trajectory: host.Trajectory,
     prompts: Prompts,
     settings: FusionSettings,
     mask: Tensor | None = None,
@@ -56,7 +54,7 @@ def apply(
     until = {kind: value for kind, value in ((SELF, settings.self_until), (CROSS, settings.cross_until)) if value > 0}
     if not until:
         return model.clone(), "both fractions are 0: nothing is fused"
-    keys = frozenset(layer.key for layer in video_attention.chosen_layers(model, settings.layers, TECHNIQUE))
+    keys = frozenset(layer.key for layer in host.chosen_self_attention(model, settings.layers, TECHNIQUE))
     to_sigma = model.get_model_object("model_sampling").percent_to_sigma
     fusion = Fusion(
         name=PREFIX + uuid.uuid4().hex,

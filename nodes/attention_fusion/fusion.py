@@ -19,12 +19,10 @@ from torch import Tensor
 
 from ...kernels import attention_fusion as maths
 from ...kernels.attention_map import indicator_values, mass_of_output
-from ..attention_map.maps import whole_grid
+from .. import host
 from ..cross_attention import masking as cross_attention
 from ..feature_blend import blend as feature_blend
-from ..host import model as host
 from ..host.areas import Area
-from ..kv.embeddings import Trajectory
 from .prompts import Prompts
 
 TECHNIQUE = "Attention Fusion"
@@ -47,7 +45,7 @@ class Fusion:
     """
 
     name: str
-    reference: Trajectory
+    reference: host.Trajectory
     prompts: Prompts
     layers: Mapping[str, frozenset[host.LayerKey]]
     above: Mapping[str, float]
@@ -215,7 +213,7 @@ class Fusing:
         """
         found = self.pieces[name].expand(len(like), -1, -1).to(like)
         if area is not None:
-            whole = whole_grid(area, grid)
+            whole = host.whole_grid(area, grid)
             frames = found.unflatten(1, (-1, whole[0] * whole[1]))
             found = frames[:, :, area.tokens(whole, *grid).to(found.device)].flatten(1, 2)
         if found.shape != like.shape:
@@ -293,9 +291,9 @@ class Run(feature_blend.Run):
         super().__init__()
         self.pieces: Pieces = {}
         self.weights: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self.offsets: dict[cross_attention.Prompt, int | None] = {}
+        self.offsets: dict[host.Prompt, int | None] = {}
 
-    def offset(self, fusion: Fusion, prompt: cross_attention.Prompt) -> int | None:
+    def offset(self, fusion: Fusion, prompt: host.Prompt) -> int | None:
         """Where the edit's prompt begins in a sampled one."""
         if prompt not in self.offsets:
             self.offsets[prompt] = fusion.prompts.offset(prompt.text)

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cross_attention import masking as cross_attention
+from .. import host
 from ..feature_blend import blend as feature_blend
 from ..host.streaming import PieceStream
-from ..inversion import ddim as inversion
-from ..kv.embeddings import nearest_level
 from .fusion import CROSS, PREFIX, SELF, Fusion, Pieces, Recording, Run, replace_both
 
 OURS = (PREFIX, feature_blend.PREFIX)  # what must not act in a pass of the source
@@ -36,7 +34,7 @@ class SameStep(feature_blend.SameStep):
         import comfy.samplers
 
         recording = Recording(fusion, call.sigma)
-        x = feature_blend.latents_at(fusion.reference, call.sigma).to(call.x)
+        x = host.latents_at(fusion.reference, call.sigma).to(call.x)
         options = call.options_with(**{fusion.name: recording})
         others = options["transformer_options"]
         for name in [name for name in others if name.startswith(OURS) and name != fusion.name]:
@@ -69,7 +67,7 @@ class Cached:
         Near the end of one kind of attention, the nearest level may have been recorded without it.
         """
         kinds = fusion.kinds(call.sigma)
-        index = nearest_level(tuple(level for level in self.levels if kinds <= fusion.kinds(level)), call.sigma)
+        index = host.nearest_level(tuple(level for level in self.levels if kinds <= fusion.kinds(level)), call.sigma)
         return call.run.use(index, partial(self.fetch, index, call.run.stream, call.x.device))
 
     def fetch(self, index: int, stream: PieceStream, device: torch.device) -> Pieces:
@@ -99,7 +97,7 @@ class RecordLevels:
             recording = Recording(self.fusion, sigma)
             options = extra_args["model_options"]
             options = options | {"transformer_options": options["transformer_options"] | {self.fusion.name: recording}}
-            here = feature_blend.latents_at(self.fusion.reference, sigma).to(x)
+            here = host.latents_at(self.fusion.reference, sigma).to(x)
             denoised = model(here, here.new_full((len(here),), sigma), **extra_args | {"model_options": options})
             found = recording.pieces()
             first = next(iter(found.values()))
@@ -123,7 +121,7 @@ def record(model: Any, fusion: Fusion, callback: Any = None) -> Cached:
     replace_both(patched, model, fusion)
     start = model.model.process_latent_out(fusion.reference.latents[0].clone())
     steps = torch.tensor([*levels, 0.0])
-    inversion.sample(patched, function, start, steps, fusion.prompts.source, None, 1.0, callback)
+    host.sample(patched, function, start, steps, fusion.prompts.source, None, 1.0, callback)
     return Cached(levels, tuple(function.pieces), tuple(function.shapes))
 
 
@@ -144,7 +142,7 @@ def expected_bytes(model: Any, fusion: Fusion) -> int:
     pictures, _, height, width = fusion.reference.latents.shape[1:]
     tokens = len(fusion.prompts.link)
     numbers = {SELF: 0, CROSS: 0}
-    for place in cross_attention.places(model):
+    for place in host.places(model):
         places, channels = math.ceil(height / place.scale) * math.ceil(width / place.scale), place.layer.channels
         numbers[SELF] += 2 * places * channels * (place.layer.key in fusion.layers[SELF])
         numbers[CROSS] += (places + tokens) * channels * (place.layer.key in fusion.layers[CROSS])

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import attention_map as maths
+from .. import host
 from ..cross_attention import masking as cross_attention
-from ..host import model as host
-from ..host.areas import Area
-from ..inversion import ddim as inversion
-from ..kv.embeddings import Trajectory, nearest_level
 from ..words.words import ChosenWords
 
 NAME = "palimpsest_attention_map"
@@ -99,7 +96,7 @@ class Sums:
         self.sigmas = tuple(float(s) for s in sigmas[:-1])
         self.sums: dict[Grid, Tensor] = {}
         self.counts: dict[Grid, Tensor] = {}
-        self.starts: dict[cross_attention.Prompt, tuple[int, ...]] = {}
+        self.starts: dict[host.Prompt, tuple[int, ...]] = {}
         self.values: dict[tuple, Tensor] = {}
 
     def add(self, sigma: float, mass: Tensor, grid: Grid, places: Tensor | None) -> None:
@@ -108,7 +105,7 @@ class Sums:
             shape = (len(self.sigmas), *mass.shape[:2], grid[0] * grid[1])
             self.sums[grid], self.counts[grid] = mass.new_zeros(shape), mass.new_zeros(shape[0], 1, 1, shape[-1])
         where = slice(None) if places is None else places.to(mass.device)
-        step = nearest_level(self.sigmas, sigma)
+        step = host.nearest_level(self.sigmas, sigma)
         self.sums[grid][step, ..., where] += mass.to(self.sums[grid])
         self.counts[grid][step, ..., where] += 1
 
@@ -165,9 +162,7 @@ class RecordWords:
         with torch.no_grad():
             self.look(sums, call, attend, query, key, options)
 
-    def look(
-        self, sums: Sums, call: cross_attention.Call, attend: Callable, query: Tensor, key: Tensor, options: dict
-    ) -> None:
+    def look(self, sums: Sums, call: host.Call, attend: Callable, query: Tensor, key: Tensor, options: dict) -> None:
         """Ask the layer for the words' mass and add it up, prompt by prompt."""
         chunks, pictures = host.chunk_rows(options, len(query))
         starts = self.starts(sums, call, key.shape[1])
@@ -182,11 +177,11 @@ class RecordWords:
         heads = options["n_heads"]
         mass = self.mass(sums, starts, attend, key, heads, pictures).unflatten(0, (chunks, pictures))
         for chunk, area in ((chunk, call.areas[chunk]) for chunk in range(chunks) if starts[chunk]):
-            whole = grid if area is None else whole_grid(area, grid)
+            whole = grid if area is None else host.whole_grid(area, grid)
             places = None if area is None else area.tokens(whole, *grid)
             sums.add(call.sigma, mass[chunk].mT, whole, places)
 
-    def starts(self, sums: Sums, call: cross_attention.Call, keys: int) -> tuple[tuple[int, ...], ...]:
+    def starts(self, sums: Sums, call: host.Call, keys: int) -> tuple[tuple[int, ...], ...]:
         """For every prompt of a call, the keys at which the words' prompt begins, in each copy that the host made."""
         joined = math.lcm(*(prompt.length for prompt in call.prompts))
         if joined > keys:
@@ -220,18 +215,6 @@ class RecordWords:
                 sums.values[name] = torch.stack(values).repeat_interleave(pictures, 0).to(key)
             found.append(maths.mass_of_output(attend(sums.values[name]), len(positions), heads))
         return torch.cat(found, -1)
-
-
-def whole_grid(area: Area, grid: Grid) -> Grid:
-    """The grid that a layer has on the whole latent, from the one it has on an area's crop."""
-    height, width = area.height, area.width
-    whole = area.whole
-    while (height, width) != grid and (height > grid[0] or width > grid[1]):
-        height, width, whole = -(-height // 2), -(-width // 2), tuple(-(-side // 2) for side in whole)
-    if (height, width) == grid:
-        return whole
-    return tuple(max(round(side * g / a), g) for side, g, a in
-                 zip(area.whole, grid, (area.height, area.width), strict=True))  # fmt: skip
 
 
 LAYERS: dict[str, Callable[[host.AttentionLayer], bool]] = {
@@ -271,22 +254,6 @@ def record_words(
 # ---- a picture's own latents ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class VisitLevels:
-    """A host sampler function: one model call at each of some noise levels, on latents that are already known."""
-
-    latents: Tensor
-
-    def __call__(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable=False, **_):
-        """sigmas: the levels, and one more that is not visited. latents (levels, B, C, H, W). Returns x."""
-        for i, (latent, sigma) in enumerate(zip(self.latents, sigmas[:-1].tolist(), strict=True)):
-            latent = latent.to(x)
-            denoised = model(latent, latent.new_full((len(latent),), sigma), **(extra_args or {}))
-            if callback is not None:
-                callback({"i": i, "x": latent, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        return x
-
-
 def span(steps: int, start: float, end: float) -> range:
     """The steps that a share of them covers, at least one."""
     first = min(math.floor(start * steps), steps - 1)
@@ -302,7 +269,7 @@ def spread(levels: int, steps: int, start: float, end: float) -> list[int]:
 
 def find_words(
     model: Any,
-    trajectory: Trajectory,
+    trajectory: host.Trajectory,
     words: ChosenWords,
     positive: list,
     levels: int,
@@ -328,7 +295,7 @@ def find_words(
     steps = spread(levels, trajectory.steps, start_percent, end_percent)
     sigmas = torch.tensor([*(trajectory.sigmas[step] for step in steps), 0.0])
     picture = model.model.process_latent_out(trajectory.latents[-1].clone())
-    inversion.sample(patched, VisitLevels(trajectory.latents[steps]), picture, sigmas, positive, None, 1.0, callback)
+    host.sample(patched, host.VisitLevels(trajectory.latents[steps]), picture, sigmas, positive, None, 1.0, callback)
     record.of(None)
     return record
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import latent_preview
 from comfy_api.latest import io
 
-from .. import sockets
-from ..host import model as host
+from .. import host, sockets
 from . import maps
 
 
@@ -292,3 +291,6 @@ class ReadAttentionMap(io.ComfyNode):
         host.show_text(host.node_id(cls), report)
         drawing = maps.drawn(reading, image, opacity, label)
         return io.NodeOutput(drawing, reading.mask, reading.soft, reading.leakage, report)
+
+
+NODES = [AttentionMap, FindWords, ReadAttentionMap]

@@ -1,4 +1,4 @@
-"""Context adapters on disk: one .safetensors file in models/context_adapters, layout and training in its header."""
+"""Context adapters on disk: one .safetensors file in models/palimpsest_context, layout and training in its header."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from ..files import Shelf, filled
 from .adapter import AdapterConfig, ContextAdapter, build
 
 SHELF = Shelf(
-    folder="context_adapters",
+    folder="palimpsest_context",
     format="palimpsest.context_adapter",
     version=1,
     what=("a context adapter", "Save Context Adapter"),
     example="my clip",
+    put="context_adapters",
     room="save with precision float16",
 )
 LORAS = Shelf(
@@ -27,7 +28,7 @@ LORAS = Shelf(
     example="my clip",
     room="train with a lower lora_rank",
 )
-register_folder, listed, new_path = SHELF.register, SHELF.listed, SHELF.new_path
+listed, new_path = SHELF.listed, SHELF.new_path
 
 
 def save(adapter: ContextAdapter, path: Path, dtype: torch.dtype = torch.float32) -> None:

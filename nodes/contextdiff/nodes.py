@@ -6,11 +6,11 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from .. import sockets
-from ..host import model as host
+from .. import host, sockets
 from . import files as context_files
 from . import sampling as context_sampling
 from .adapter import describe
+from .train_node import TrainContextAdapter
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
@@ -152,7 +152,7 @@ class ContextSampler(io.ComfyNode):
 
 
 class SaveContextAdapter(io.ComfyNode):
-    """Write a context adapter to models/context_adapters."""
+    """Write a context adapter to models/palimpsest_context."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -161,7 +161,7 @@ class SaveContextAdapter(io.ComfyNode):
             node_id="PalimpsestSaveContextAdapter",
             display_name="Save Context Adapter",
             category="palimpsest/context",
-            description="Saves a trained context adapter as a .safetensors file in models/context_adapters, for Load "
+            description="Saves a trained context adapter as a .safetensors file in models/palimpsest_context, for Load "
             "Context Adapter.",
             search_aliases=["contextdiff", "save adapter", "context aware adapter"],
             inputs=[
@@ -194,7 +194,7 @@ class SaveContextAdapter(io.ComfyNode):
 
 
 class LoadContextAdapter(io.ComfyNode):
-    """Read a context adapter from models/context_adapters."""
+    """Read a context adapter from models/palimpsest_context."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -210,7 +210,7 @@ class LoadContextAdapter(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=context_files.listed(),
-                    tooltip="A file in models/context_adapters. Refresh (R) lists new ones.",
+                    tooltip="A file in models/palimpsest_context. Refresh (R) lists new ones.",
                 )
             ],
             outputs=[
@@ -236,3 +236,7 @@ class LoadContextAdapter(io.ComfyNode):
         report = describe(adapter)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(adapter, report)
+
+
+SHELVES = [context_files.SHELF]
+NODES = [TrainContextAdapter, SaveContextAdapter, LoadContextAdapter, ContextSampler]

@@ -7,8 +7,7 @@ import time
 import latent_preview
 from comfy_api.latest import io
 
-from .. import sockets
-from ..host import model as host
+from .. import host, sockets
 from . import files as context_files
 from . import objective as context_objective
 from . import plot as context_plot
@@ -162,7 +161,7 @@ class TrainContextAdapter(io.ComfyNode):
                     default="context_rescued",
                     advanced=True,
                     tooltip="If the training is cancelled or fails, what it learned so far is saved under this name in "
-                    "models/context_adapters, for Load Context Adapter, and its LoRA in models/loras. Empty: lost.",
+                    "models/palimpsest_context, for Load Context Adapter, and its LoRA in models/loras. Empty: lost.",
                 ),
             ],
             outputs=[

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.contextdiff import noise_angle
+from .. import host
 from ..host import checkpointing as recompute
 from ..host import gradient as tuning_runtime
-from ..host import model as host
-from ..inversion import ddim as inversion
 from .adapter import AdapterConfig, ContextAdapter, ContextNetwork
 from .objective import PREDICTED, SEEN, Objective, PickRows, one_prompt_per_picture
 from .query_lora import QueryLora
@@ -317,7 +316,7 @@ def train(
         levels = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
         finished = False
         try:
-            inversion.sample(patched, fitting, start, levels, positive, None, 1.0)
+            host.sample(patched, fitting, start, levels, positive, None, 1.0)
             finished = True
         finally:
             if not finished and fitting.history.kept > 1:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.cross_attention_mask import biased_keys, fused, weight
-from ..host import model as host
+from .. import host
 from ..host.areas import Area, NoteAreas
 from ..words.words import ChosenWords
 
@@ -113,7 +113,7 @@ class LayerMask:
         nothing = None
         if self.index is not None:
             nothing = self.zero.expand(len(value), len(self.index) - value.shape[1], value.shape[2])
-        return fused(partial(biased_attention, options), query, key, value, self.index, self.bias, nothing)
+        return fused(partial(host.biased_attention, options), query, key, value, self.index, self.bias, nothing)
 
 
 class Run:
@@ -190,7 +190,7 @@ class Call:
                 f"the mask of Cross-Attention Mask cannot find its place: a layer of {width} x {height} places asks "
                 f"for {query.shape[1]} here because another node merges or tiles them: take that node out."
             )
-        dtype = attention_dtype(options, query)
+        dtype = host.attention_dtype(options, query)
         like = (pictures, height, width, key.shape[1], dtype, query.device)
         name = (tuple(region.name for region in regions), self.prompts, self.areas, *like)
         if name not in self.run.masks:
@@ -227,30 +227,6 @@ class Call:
 
 
 # ---- what the host calls --------------------------------------------------------------------------------------------
-
-
-def attention_dtype(options: dict, query: Tensor) -> torch.dtype:
-    """In what the host wants attention computed: it has some models, or all on its user's word, in float32."""
-    from comfy.ldm.modules.attention import get_attn_precision
-
-    return get_attn_precision(options["attn_precision"], query.dtype) or query.dtype
-
-
-def biased_attention(options: dict, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """PyTorch's attention with a bias, as the host calls it: the right kernels first, other nodes' overrides honoured.
-
-    The host's own choice will not do: some of its functions refuse a bias, with a warning each time.
-    """
-    from comfy.ldm.modules.attention import attention_pytorch
-
-    out = attention_pytorch(
-        *(t.to(bias.dtype) for t in (query, key, value)),
-        options["n_heads"],
-        mask=bias,
-        attn_precision=options["attn_precision"],
-        transformer_options=options,
-    )
-    return out.to(query.dtype)
 
 
 @dataclass(frozen=True)
@@ -436,40 +412,7 @@ def mask_words(
 # ---- layers ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Place:
-    """A cross-attention layer and where it stands: its grid is the latent's divided by `scale`.
-
-    level: 0 for the finest grid with cross-attention in this network, 1 for the next. last: no later decoder block
-    works at that level.
-    """
-
-    layer: host.AttentionLayer
-    scale: int
-    level: int
-    last: bool
-
-
-def places(model: Any) -> list[Place]:
-    """Every cross-attention layer of a host MODEL, in the order of a forward pass."""
-    from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
-
-    found = host.cross_attention_layers(model, "Cross-Attention Mask")
-    scales, scale = {}, 1
-    for name, number, block in host.blocks(model.model.diffusion_model):
-        inside = list(block.modules()) if block is not None else []
-        scale *= 2 if any(isinstance(module, Downsample) for module in inside) else 1
-        scales[name, number] = scale
-        scale //= 2 if any(isinstance(module, Upsample) for module in inside) else 1
-    levels = sorted({scales[layer.key[:2]] for layer in found})
-    last = {scales[layer.key[:2]]: layer.key[:2] for layer in found if layer.block == "output"}
-    return [
-        Place(layer, scales[at], levels.index(scales[at]), last.get(scales[at]) == at)
-        for layer, at in ((layer, layer.key[:2]) for layer in found)
-    ]
-
-
-def in_pfb_diff_object(place: Place) -> bool:
+def in_pfb_diff_object(place: host.Place) -> bool:
     """PFB-Diff's layers for an object (a), at their sizes in SD 1.5: 16 x 16 and 8 x 8, 32 x 32 in the decoder but one.
 
     The levels are counted from the finest, so that in SDXL, whose finest is 64 x 64 as well, the sizes are the same.
@@ -479,7 +422,7 @@ def in_pfb_diff_object(place: Place) -> bool:
 
 
 CUSTOM = "custom"
-PRESETS: dict[str, Callable[[Place], bool]] = {
+PRESETS: dict[str, Callable[[host.Place], bool]] = {
     "all": lambda place: True,
     "PFB-Diff object": in_pfb_diff_object,
     "PFB-Diff background": lambda place: place.layer.block == "middle" or place.level > 0,
@@ -498,7 +441,7 @@ def choose_layers(model: Any, layers: str, custom: str = "") -> list[host.Attent
     custom: parts with commas between them; each is input, middle or output, a block's number or a range of them behind
     it if not all are meant, and .number for one of several layers in a block: "input 7-8, middle, output 3.1".
     """
-    available = places(model)
+    available = host.places(model)
     if layers != CUSTOM:
         chosen = [place.layer for place in available if PRESETS[layers](place)]
         if not chosen:
@@ -530,7 +473,7 @@ def selects(part: re.Match, layer: host.AttentionLayer) -> bool:
     )
 
 
-def listed(available: list[Place]) -> str:
+def listed(available: list[host.Place]) -> str:
     """The blocks that look at the prompt, in words."""
     blocks: dict[str, list[int]] = {}
     for place in available:

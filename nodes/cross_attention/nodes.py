@@ -5,8 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ...kernels.cross_attention_mask import feathered
-from .. import sockets
-from ..host import model as host
+from .. import host, sockets
 from . import masking as cross_attention
 
 INSIDE, OUTSIDE = "inside", "outside"
@@ -149,3 +148,6 @@ class CrossAttentionMask(io.ComfyNode):
                 end_percent,
             )
         )
+
+
+NODES = [CrossAttentionMask]

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...kernels import edit_metrics as metrics
-from ..host import model as host
+from .. import host
 
 NOT_MEASURED = math.nan
 CELL, LABEL, GAP, MOST_ROWS = 256, 22, 6, 8
@@ -358,3 +358,6 @@ def as_json(numbers: dict[str, Tensor], means: dict[str, float]) -> str:
 
     each = {name: [plain(float(v)) for v in values] for name, values in numbers.items() if values.ndim}
     return json.dumps({"mean": {k: plain(v) for k, v in means.items() if not math.isnan(v)}, "each": each})
+
+
+NODES = [EditReport]

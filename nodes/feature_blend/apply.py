@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..host import model as host
-from ..kv.embeddings import Trajectory
+from .. import host
 from . import blend as feature_blend
 from . import cache as feature_cache
 from . import layers as layering
@@ -76,7 +75,7 @@ class Applied:
 
 
 def check(
-    model: Any, trajectory: Trajectory, settings: BlendSettings, mask: Tensor | None, weights: BlendWeights | None
+    model: Any, trajectory: host.Trajectory, settings: BlendSettings, mask: Tensor | None, weights: BlendWeights | None
 ) -> None:
     """Raise ValueError for what cannot be blended, or would silently blend nothing."""
     host.require_unet(model, TECHNIQUE)
@@ -104,7 +103,7 @@ def check(
 
 def apply(
     model: Any,
-    trajectory: Trajectory,
+    trajectory: host.Trajectory,
     prompt: list,
     settings: BlendSettings,
     reference: str = feature_blend.TRAJECTORY,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from ...kernels import feature_blend as maths
 from ...kernels.ddim import rescale_to_level
-from ..host import model as host
+from .. import host
 from ..host.areas import Area, NoteAreas
 from ..host.streaming import PieceStream
-from ..kv.embeddings import Trajectory
 from .layers import AFTER_MIDDLE, MIDDLE, OUT, Feature, FeatureLayer
 
 PREFIX = "palimpsest_feature_blend."
@@ -33,32 +32,10 @@ Alpha = tuple[Tensor | float, Tensor | float]  # the edit's share inside and out
 # ---- the reference's latents ----------------------------------------------------------------------------------------
 
 
-def latents_at(trajectory: Trajectory, sigma: float) -> Tensor:
-    """The reference (B, C, H, W) at any noise level, on the straight lines on which DDIM walks between the recorded.
-
-    Above the noisiest level the line through it and the clean picture goes on.
-    """
-    levels = trajectory.sigmas
-    if sigma >= levels[0]:
-        i, j = 0, len(levels) - 1
-    else:
-        j = next((j for j, level in enumerate(levels) if level <= sigma), len(levels) - 1)
-        i = j - 1
-    x, x_next = trajectory.latents[i], trajectory.latents[j]
-    return maths.between_levels(x, x_next, levels[i], levels[j], sigma)
-
-
-def renoised(trajectory: Trajectory, seed: int) -> Trajectory:
-    """The clean original under one fixed noise at every level, x_0 + sigma eps, instead of its inverted latents."""
-    clean = trajectory.latents[-1]
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
-    return replace(trajectory, latents=torch.stack([clean + sigma * noise for sigma in trajectory.sigmas]))
-
-
 TRAJECTORY, RENOISED = "trajectory", "re-noised original"
-REFERENCES: dict[str, Callable[[Trajectory, int], Trajectory]] = {
+REFERENCES: dict[str, Callable[[host.Trajectory, int], host.Trajectory]] = {
     TRAJECTORY: lambda trajectory, seed: trajectory,
-    RENOISED: renoised,
+    RENOISED: host.renoised,
 }
 
 # ---- what the patches do with a feature -----------------------------------------------------------------------------
@@ -266,7 +243,7 @@ class SameStep:
         run = call.run
         if run.at != call.sigma:
             recording = Recording(frozenset(blend.sources.values()))
-            x = latents_at(blend.reference, call.sigma).to(call.x)
+            x = host.latents_at(blend.reference, call.sigma).to(call.x)
             model_options = call.options_with(**{blend.name: recording})
             others = model_options["transformer_options"]
             for name in [name for name in others if name.startswith(PREFIX) and name != blend.name]:
@@ -317,7 +294,7 @@ class BlendFeatures:
     """
 
     name: str
-    reference: Trajectory
+    reference: host.Trajectory
     features: Features
     alphas: Mapping[Feature, Alpha]
     sources: Mapping[Feature, Feature]
@@ -344,8 +321,8 @@ class BlendFeatures:
     def target(self, sigma: float, sigma_next: float) -> Tensor:
         """The reference that a step from sigma arrives at outside of the mask."""
         if self.quirks:  # PFB-Diff's code blends with the level just left, as if it were the next
-            return rescale_to_level(latents_at(self.reference, sigma), sigma, sigma_next)
-        return latents_at(self.reference, sigma_next)
+            return rescale_to_level(host.latents_at(self.reference, sigma), sigma, sigma_next)
+        return host.latents_at(self.reference, sigma_next)
 
 
 @dataclass(frozen=True)
@@ -371,7 +348,7 @@ class BeginSampling:
             sigmas, run.levels = sigmas[1:], run.levels[1:]
         elif blend.pinned(run.levels[0]) and denoise_mask is None:  # that mask needs the picture itself
             mask = blend.latent_mask(noise, run.grids)
-            latent_image = maths.blend(latent, latents_at(blend.reference, run.levels[0]).to(latent), mask)
+            latent_image = maths.blend(latent, host.latents_at(blend.reference, run.levels[0]).to(latent), mask)
             noise = noise * mask
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
@@ -396,7 +373,7 @@ class BlendStep:
         pinned = blend.pinned(sigma)
         if pinned:
             mask = blend.latent_mask(x, run.grids)
-            here = x if blend.quirks else latents_at(blend.reference, sigma).to(x)
+            here = x if blend.quirks else host.latents_at(blend.reference, sigma).to(x)
             x = maths.blend(x, here, mask)
         if blend.active(sigma):
             features = blend.features.at(call, blend)

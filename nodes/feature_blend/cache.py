@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inversion import ddim as inversion
-from ..kv.embeddings import nearest_level
-from .blend import PREFIX, BlendFeatures, Call, Recording, Run, install, latents_at, source
+from .. import host
+from .blend import PREFIX, BlendFeatures, Call, Recording, Run, install, source
 from .layers import Feature, FeatureLayer
 
 # Share of the free memory that recorded features may take where this is left to the node.
@@ -40,7 +39,7 @@ class Cached:
 
     def at(self, call: Call, blend: BlendFeatures) -> Mapping[Feature, Tensor]:
         """The features recorded at the nearest level; those of the one after it begin their way to the device."""
-        index, run = nearest_level(self.levels, call.sigma), call.run
+        index, run = host.nearest_level(self.levels, call.sigma), call.run
         if run.at != index:
             coming = {index + 1: self.pieces[index + 1]} if index + 1 < len(self.pieces) else {}
             piece = run.stream.fetch({index: self.pieces[index]}, coming, call.x.device)[index]
@@ -71,7 +70,7 @@ class RecordFeatures:
         extra_args = extra_args | {"model_options": extra_args["model_options"] | {"transformer_options": options}}
         for i, sigma in enumerate(self.levels):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            here = latents_at(self.blend.reference, sigma).to(x)
+            here = host.latents_at(self.blend.reference, sigma).to(x)
             denoised = model(here, here.new_full((len(here),), sigma), **extra_args)
             features = self.recording.features
             self.shapes = {key: tuple(feature.shape[1:]) for key, feature in features.items()}
@@ -93,7 +92,7 @@ def record(model: Any, blend: BlendFeatures, prompt: list, callback: Any = None)
     patched = install(plain, replace(blend, alphas={}, pinned_above=math.inf, quirks=False))
     start = model.model.process_latent_out(blend.reference.latents[0].clone())
     steps = torch.tensor([*levels, 0.0])
-    inversion.sample(patched, function, start, steps, source(prompt), None, 1.0, callback)
+    host.sample(patched, function, start, steps, source(prompt), None, 1.0, callback)
     return Cached(levels, tuple(function.pieces), function.shapes)
 
 

@@ -16,9 +16,10 @@ SHELF = Shelf(
     version=1,
     what=("a file of blend weights", "Save Blend Weights"),
     example="my garden",
+    put="blend_weights",
     room="clear the temporary files",
 )
-register_folder, listed, new_path = SHELF.register, SHELF.listed, SHELF.new_path
+listed, new_path = SHELF.listed, SHELF.new_path
 
 
 def save(weights: BlendWeights, path: Path) -> None:

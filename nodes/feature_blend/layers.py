@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..host import model as host
+from .. import host
 
 Feature = tuple[str, int]
 

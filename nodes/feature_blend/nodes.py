@@ -7,8 +7,7 @@ import time
 import latent_preview
 from comfy_api.latest import io
 
-from .. import sockets
-from ..host import model as host
+from .. import host, sockets
 from . import apply as feature_apply
 from . import blend as feature_blend
 from . import files
@@ -433,3 +432,7 @@ def describe(weights) -> str:
         return "no record of the tuning"
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
     return f"loss {first:.3f} at first, {last:.3f} at last over {len(losses)} steps"
+
+
+SHELVES = [files.SHELF]
+NODES = [FeatureBlend, TuneFeatureBlend, SaveBlendWeights, LoadBlendWeights]

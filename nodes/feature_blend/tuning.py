@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import feature_blend as maths
+from .. import host
 from ..host import gradient as tuning_runtime
-from ..host import model as host
-from ..inversion import ddim as inversion
-from ..kv.embeddings import Trajectory
 from . import apply as feature_apply
 from . import blend as feature_blend
 from . import cache as feature_cache
@@ -188,7 +186,7 @@ class FitAlphas:
 
 def tune(
     model: Any,
-    trajectory: Trajectory,
+    trajectory: host.Trajectory,
     prompt: list,
     target: list,
     negative: list | None,
@@ -241,7 +239,7 @@ def tune(
         fitting = FitAlphas(blend, alphas, mask, settings, report)
         start = model.model.process_latent_out(trajectory.latents[0].clone())
         levels = torch.tensor(trajectory.sigmas)
-        inversion.sample(patched, fitting, start, levels, target, negative, guidance, callback)
+        host.sample(patched, fitting, start, levels, target, negative, guidance, callback)
     learned = {str(layer): float(torch.sigmoid(alphas.raw[layer.key].detach())) for layer in chosen}
     info = {"losses": fitting.losses, "guidance": guidance, "features": how, **vars(settings)}
     return BlendWeights(learned, trajectory.layout, info)

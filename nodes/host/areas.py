@@ -52,3 +52,15 @@ class NoteAreas:
             options = model_options.get("transformer_options", {}) | {self.name + ".areas": found}
             model_options = model_options | {"transformer_options": options}
         return executor(model, conds, x, timestep, model_options, **kwargs)
+
+
+def whole_grid(area: Area, grid: tuple[int, int]) -> tuple[int, int]:
+    """The grid that a layer has on the whole latent, from the one it has on an area's crop."""
+    height, width = area.height, area.width
+    whole = area.whole
+    while (height, width) != grid and (height > grid[0] or width > grid[1]):
+        height, width, whole = -(-height // 2), -(-width // 2), tuple(-(-side // 2) for side in whole)
+    if (height, width) == grid:
+        return whole
+    return tuple(max(round(side * g / a), g) for side, g, a in
+                 zip(area.whole, grid, (area.height, area.width), strict=True))  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import model as host
+from .model import AttentionLayer, blocks
 
 
 def alias(weight: Tensor) -> Tensor:
@@ -102,12 +102,12 @@ class CachedPrefix:
         self.outputs.clear()
 
 
-def prefix_layers(network: nn.Module, first: host.AttentionLayer) -> frozenset[int]:
+def prefix_layers(network: nn.Module, first: AttentionLayer) -> frozenset[int]:
     """Ids of the layers that a forward pass runs before the transformer which holds `first`; none in video U-Nets."""
     found = set()
     if getattr(network, "default_num_video_frames", None):
         return frozenset()
-    for name, number, block in host.blocks(network):
+    for name, number, block in blocks(network):
         for layer in block or ():
             if (name, number) == first.key[:2] and hasattr(layer, "transformer_blocks"):
                 return frozenset(found)
@@ -126,7 +126,7 @@ def differentiable_attention(previous: Any) -> Callable:
     return attend
 
 
-def prepare(model: Any, first: host.AttentionLayer, cache: bool) -> tuple[Any, CachedPrefix]:
+def prepare(model: Any, first: AttentionLayer, cache: bool) -> tuple[Any, CachedPrefix]:
     """A clone of the model that lets gradients through from layer `first` on, and its cache. The input is untouched.
 
     cache=False, or patches of other nodes that may look at the layers before `first`, leave the cache without layers.
@@ -141,7 +141,7 @@ def prepare(model: Any, first: host.AttentionLayer, cache: bool) -> tuple[Any, C
     if prefix.layers:
         patched.set_model_forward_timestep_embed_patch((nn.Module, prefix))
     options["optimized_attention_override"] = differentiable_attention(options.get("optimized_attention_override"))
-    names = host.parameters_in_gradient(model, first)
+    names = parameters_in_gradient(model, first)
     plain = [n for n in names if type(model.get_model_object(n)) in (Tensor, nn.Parameter)]
     for name in set(names) - set(plain):
         patched.add_weight_wrapper(name, ordinary)
@@ -170,3 +170,49 @@ class LateReader:
             return None
         arrived[1].synchronize()
         return arrived[0]
+
+
+def parameters_in_gradient(model: Any, first: AttentionLayer) -> list[str]:
+    """Keys, as the host's patcher names them, of the U-Net parameters that a gradient into layer `first` touches.
+
+    They lie at or behind it in a forward pass; in hosts that leave requires_grad on, the others count too.
+    """
+    order = {"input_blocks": 0, "middle_block": 1, "output_blocks": 2, "out": 3}
+    start = ({"input": 0, "middle": 1, "output": 2}[first.block], first.number)
+    keys = []
+    for name, module in model.model.diffusion_model.named_modules():
+        if not hasattr(module, "weight_function"):
+            continue
+        parts = name.split(".")
+        number = int(parts[1]) if parts[0] in ("input_blocks", "output_blocks") else 0
+        behind = (order.get(parts[0], -1), number) >= start
+        for key, parameter in module.named_parameters(recurse=False):
+            if behind or parameter.requires_grad:
+                keys.append(f"diffusion_model.{name}.{key}")
+    return keys
+
+
+class FixedControl:
+    """A ControlNet whose output is taken as given: the host loads some with trainable weights, which cannot be here."""
+
+    def __init__(self, control: Any):
+        self.control = control
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.control, name)
+
+    def get_control(self, *args: Any, **kwargs: Any) -> Any:
+        """The control's output, without a gradient."""
+        with torch.no_grad():
+            return self.control.get_control(*args, **kwargs)
+
+
+def with_fixed_controls(*prompts: list | None) -> list[list | None]:
+    """CONDITIONINGs in which every ControlNet is fixed; those that share one still do, so that they run together."""
+    fixed: dict[int, FixedControl] = {}
+
+    def fix(extra: dict) -> dict:
+        control = extra.get("control")
+        return extra if control is None else extra | {"control": fixed.setdefault(id(control), FixedControl(control))}
+
+    return [None if prompt is None else [[tensor, fix(extra)] for tensor, extra in prompt] for prompt in prompts]

@@ -1,12 +1,8 @@
-"""The one place that knows the host's models, options and dictionaries."""
+"""The host's models: the families we know, their layers by name, and fingerprints."""
 
 from __future__ import annotations
 
 import hashlib
-import html
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +10,7 @@ import torch
 from torch import Tensor
 
 LayerKey = tuple[str, int, int]
-OF_A_NODE = "palimpsest_of_a_node"  # key in a run's options: one of our nodes runs the model, no sampler does
+Grid = tuple[int, int]  # (height, width) in tokens, or in cells of a latent
 
 
 @dataclass(frozen=True)
@@ -108,150 +104,6 @@ def conditioning_fingerprint(conditioning: list) -> str:
     return digest.hexdigest()[:16]
 
 
-def chunk_rows(options: dict, rows: int) -> tuple[int, int]:
-    """(chunks, pictures): the host stacks one chunk of B pictures per cond, so rows = chunks * B.
-
-    Raises ValueError if another node's patch added rows that break this order.
-    """
-    chunks = len(options["cond_or_uncond"])
-    if rows % chunks:
-        raise ValueError(
-            f"attention got {rows} rows for {chunks} prompts: another node on this model adds rows of its own "
-            "(a reference picture); put that node after this one or take it out."
-        )
-    return chunks, rows // chunks
-
-
-def run_attention(options: dict, previous: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> Tensor:
-    """The attention the host would have run here: an earlier node's replacement if there is one, else its own.
-
-    query (R, N, C), key and value (R, M, C) after projection, heads not split -> (R, N, C).
-    """
-    if previous is not None:
-        if mask is not None:
-            raise ValueError(
-                "a strength other than 1 in mode extend, and source masks that differ within a batch, cannot pass "
-                "through another node's attention replacement: set strength to 1, or take the other node out."
-            )
-        return previous(query, key, value, options)
-    from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
-
-    run = optimized_attention if mask is None else optimized_attention_masked
-    extra = {} if mask is None else {"mask": mask}
-    return run(
-        query,
-        key,
-        value,
-        options["n_heads"],
-        attn_precision=options["attn_precision"],
-        transformer_options=options,
-        **extra,
-    )
-
-
-# Replacements of the host's own nodes that take as many keys as queries for granted.
-SQUARE_ONLY = ("comfy_extras.nodes_sag",)
-
-
-def replace_attention(
-    patched: Any, name: str, layers: list[AttentionLayer], make: Callable[[Any], Callable], longer: bool = False
-) -> None:
-    """Put a replacement ("attn1" or "attn2") on some layers: make(previous), which calls what was there before.
-
-    It stands under the name of the whole block: the host prefers a single layer's name to a block's, so that under the
-    former no node could take a block for a pass of its own any more (perturbed attention does). It must therefore look
-    at options["block_index"]. Layers that have a replacement of their own get it there as well. longer: it will pass
-    more keys than queries on; raises ValueError where a node of the host cannot take them.
-    """
-    slots = patched.model_options.get("transformer_options", {}).get("patches_replace", {}).get(name, {})
-    present = {key: slots[key] for key in slots}
-    for key in sorted({layer.key[:2] for layer in layers} | {la.key for la in layers if la.key in present}, key=str):
-        previous = present.get(key)
-        if longer and getattr(previous, "__module__", None) in SQUARE_ONLY:
-            raise ValueError(
-                f"another node records the attention of block {' '.join(map(str, key))} and expects as many keys as "
-                "queries (Self-Attention Guidance): put that node after this one."
-            )
-        getattr(patched, f"set_model_{name}_replace")(make(previous), *key)
-
-
-def layer_key(options: dict) -> LayerKey:
-    """The layer that calls an attention replacement."""
-    return (*options["block"], options["block_index"])
-
-
-class FixedControl:
-    """A ControlNet whose output is taken as given: the host loads some with trainable weights, which cannot be here."""
-
-    def __init__(self, control: Any):
-        self.control = control
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.control, name)
-
-    def get_control(self, *args: Any, **kwargs: Any) -> Any:
-        """The control's output, without a gradient."""
-        with torch.no_grad():
-            return self.control.get_control(*args, **kwargs)
-
-
-def with_fixed_controls(*prompts: list | None) -> list[list | None]:
-    """CONDITIONINGs in which every ControlNet is fixed; those that share one still do, so that they run together."""
-    fixed: dict[int, FixedControl] = {}
-
-    def fix(extra: dict) -> dict:
-        control = extra.get("control")
-        return extra if control is None else extra | {"control": fixed.setdefault(id(control), FixedControl(control))}
-
-    return [None if prompt is None else [[tensor, fix(extra)] for tensor, extra in prompt] for prompt in prompts]
-
-
-def parameters_in_gradient(model: Any, first: AttentionLayer) -> list[str]:
-    """Keys, as the host's patcher names them, of the U-Net parameters that a gradient into layer `first` touches.
-
-    They lie at or behind it in a forward pass; in hosts that leave requires_grad on, the others count too.
-    """
-    order = {"input_blocks": 0, "middle_block": 1, "output_blocks": 2, "out": 3}
-    start = ({"input": 0, "middle": 1, "output": 2}[first.block], first.number)
-    keys = []
-    for name, module in model.model.diffusion_model.named_modules():
-        if not hasattr(module, "weight_function"):
-            continue
-        parts = name.split(".")
-        number = int(parts[1]) if parts[0] in ("input_blocks", "output_blocks") else 0
-        behind = (order.get(parts[0], -1), number) >= start
-        for key, parameter in module.named_parameters(recurse=False):
-            if behind or parameter.requires_grad:
-                keys.append(f"diffusion_model.{name}.{key}")
-    return keys
-
-
-def show_text(node_id: Any, text: str) -> None:
-    """Show a line of text under a node in the graph editor, which takes it for HTML; silent where no server runs."""
-    running = sys.modules.get("server")  # never imported for this: without a server there is nobody to tell
-    server = getattr(getattr(running, "PromptServer", None), "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(html.escape(text, quote=False), node_id)
-
-
-def node_id(node: Any) -> Any:
-    """The id of the node that runs, for messages under it; None outside of a graph."""
-    return getattr(node.hidden, "unique_id", None)
-
-
-class ProgressText:
-    """A line of text under a node that changes a few times a second at most."""
-
-    def __init__(self, node_id: Any, seconds: float = 0.3):
-        self.node_id, self.seconds, self.last = node_id, seconds, 0.0
-
-    def update(self, text: str, now: bool = False) -> None:
-        """Show the text if enough time has passed, or `now`."""
-        if now or time.monotonic() - self.last >= self.seconds:
-            self.last = time.monotonic()
-            show_text(self.node_id, text)
-
-
 def single_device(model: Any) -> Any:
     """The model in the form that a backward pass can use: on one GPU, weights in ordinary memory.
 
@@ -262,18 +114,34 @@ def single_device(model: Any) -> Any:
     return model.get_non_dynamic_delegate() if getattr(model, "is_dynamic", bool)() else model
 
 
-def picture_rows(mask: Tensor, pictures: int, height: int, width: int, what: str = "mask") -> Tensor:
-    """A MASK as (pictures, 1, height, width) weights in 0..1: any size in, area-averaged, batch 1 or `pictures`.
+@dataclass(frozen=True)
+class Place:
+    """A cross-attention layer and where it stands: its grid is the latent's divided by `scale`.
 
-    Raises ValueError for another batch, NaN, or no pixels.
+    level: 0 for the finest grid with cross-attention in this network, 1 for the next. last: no later decoder block
+    works at that level.
     """
-    mask = mask.reshape(-1, *mask.shape[-2:]).float()
-    if mask.numel() == 0 or not torch.isfinite(mask).all():
-        raise ValueError(f"the {what} is empty or holds NaN: connect a mask with values from 0 to 1.")
-    if mask.shape[0] not in (1, pictures):
-        raise ValueError(
-            f"the {what} has {mask.shape[0]} pictures, the batch has {pictures}: give one mask for all, or one for "
-            "each."
-        )
-    small = torch.nn.functional.interpolate(mask.clamp(0, 1)[:, None], size=(height, width), mode="area")
-    return small.expand(pictures, -1, -1, -1)
+
+    layer: AttentionLayer
+    scale: int
+    level: int
+    last: bool
+
+
+def places(model: Any) -> list[Place]:
+    """Every cross-attention layer of a host MODEL, in the order of a forward pass."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
+
+    found = cross_attention_layers(model, "Cross-Attention Mask")
+    scales, scale = {}, 1
+    for name, number, block in blocks(model.model.diffusion_model):
+        inside = list(block.modules()) if block is not None else []
+        scale *= 2 if any(isinstance(module, Downsample) for module in inside) else 1
+        scales[name, number] = scale
+        scale //= 2 if any(isinstance(module, Upsample) for module in inside) else 1
+    levels = sorted({scales[layer.key[:2]] for layer in found})
+    last = {scales[layer.key[:2]]: layer.key[:2] for layer in found if layer.block == "output"}
+    return [
+        Place(layer, scales[at], levels.index(scales[at]), last.get(scales[at]) == at)
+        for layer, at in ((layer, layer.key[:2]) for layer in found)
+    ]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.ddim import ddim_step, predicted_noise, rescale_to_level
-from ..host import model as host
-from ..kv.embeddings import Trajectory
+from .. import host
 
 NEXT_LEVEL = "next noise level"
 CURRENT_LEVEL = "current noise level"
@@ -75,32 +74,6 @@ def descend(
     return x
 
 
-def sample(
-    model: Any,
-    function: Callable,
-    start: Tensor,
-    sigmas: Tensor,
-    positive: list,
-    negative: list | None,
-    guidance: float,
-    callback: Any = None,
-) -> Tensor:
-    """Run a sampler function of ours under the host's CFGGuider, so that LoRA, ControlNet, areas and hooks all act.
-
-    start (B, C, H, W) enters as it would from a LATENT socket and no noise is added. Returns a LATENT tensor. Patches
-    find host.OF_A_NODE in the options: such a run looks at the picture as it is, often without the edit's prompt.
-    """
-    import comfy.samplers
-
-    guider = comfy.samplers.CFGGuider(model)
-    options = guider.model_options.get("transformer_options", {}) | {host.OF_A_NODE: True}
-    guider.model_options = guider.model_options | {"transformer_options": options}
-    guider.set_conds(positive, positive if negative is None else negative)
-    guider.set_cfg(guidance)
-    sampler = comfy.samplers.KSAMPLER(function)
-    return guider.sample(torch.zeros_like(start), start, sampler, sigmas, callback=callback, disable_pbar=True, seed=0)
-
-
 def descending_schedule(model: Any, scheduler: str, steps: int, sigmas: Tensor | None) -> tuple[float, ...]:
     """The T+1 noise levels to invert along, from a SIGMAS input or the host's scheduler; always descending to 0.
 
@@ -132,15 +105,15 @@ def invert(
     guidance: float,
     evaluate_at: str,
     callback: Any = None,
-) -> Trajectory:
+) -> host.Trajectory:
     """DDIM inversion of pictures: the latents at every noise level, from the same solver that will sample them.
 
     latent (B, C, H, W) as on a LATENT socket; levels descending to 0. guidance 1 costs one row a picture.
     """
     sampling = model.get_model_object("model_sampling")
     record = RecordClimb(evaluate_at, float(sampling.sigma_min))
-    sample(model, record, latent, torch.tensor(levels[::-1]), positive, negative, guidance, callback)
-    return Trajectory(
+    host.sample(model, record, latent, torch.tensor(levels[::-1]), positive, negative, guidance, callback)
+    return host.Trajectory(
         sigmas=levels,
         latents=torch.stack(record.latents[::-1]),
         guidance=guidance,

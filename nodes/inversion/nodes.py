@@ -7,8 +7,7 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from .. import sockets
-from ..host import model as host
+from .. import host, sockets
 from . import ddim as inverting
 from . import measure
 
@@ -140,7 +139,7 @@ class Invert(io.ComfyNode):
         noise = model.model.process_latent_out(trajectory.latents[0].clone())
         rebuilt, report = samples, f"{trajectory.steps} steps, reconstruction not measured"
         if reconstruct_at:
-            rebuilt = inverting.sample(
+            rebuilt = host.sample(
                 model,
                 inverting.descend,
                 noise,
@@ -174,3 +173,6 @@ def checked_latent(model, latent: dict) -> torch.Tensor:
     if torch.count_nonzero(samples) == 0:
         raise ValueError("the latent is empty (all zero): inversion starts from a picture, connect VAE Encode.")
     return samples
+
+
+NODES = [Invert]

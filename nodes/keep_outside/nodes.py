@@ -7,7 +7,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..host import model as host
+from .. import host
 from . import compositing
 
 
@@ -157,3 +157,6 @@ class KeepOutside(io.ComfyNode):
         report = compositing.report(found)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(images, weights, report, max(one.largest_outside for one in found))
+
+
+NODES = [KeepOutside]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.kv_inversion import self_similarity_distance
-from .embeddings import SOURCE, KVEmbeddings, Trajectory
+from .. import host
+from .embeddings import SOURCE, KVEmbeddings
 from .tuning import TuneSettings, tune
 
 STEPS, ITERATIONS = 5, 3
@@ -35,7 +36,7 @@ class Candidate:
 
 def choose(
     model: Any,
-    trajectory: Trajectory,
+    trajectory: host.Trajectory,
     positive: list,
     negative: list | None,
     guidance: float,
@@ -58,7 +59,7 @@ def choose(
     )  # fmt: skip
     clean = trajectory.latents[-1]
 
-    def attempt(part: Trajectory, placement: str, using: TuneSettings) -> tuple[KVEmbeddings, Tensor]:
+    def attempt(part: host.Trajectory, placement: str, using: TuneSettings) -> tuple[KVEmbeddings, Tensor]:
         return tune(model, part, positive, negative, guidance, placement, using, lambda *_: None, mask=mask)
 
     def last_keys(kv: KVEmbeddings) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,55 +10,11 @@ from torch import Tensor
 
 from ...kernels import low_rank
 from ...kernels.kv_inversion import between_keyframes
+from .. import host
 
 SCALARS = ("lambda_k", "gamma_k", "lambda_v", "gamma_v")
 LEARNED, SOURCE = "learned", "source"
 MATRICES = {LEARNED: 2, SOURCE: 1}  # matrices a layer: K_hat and V_hat; the tokens that K and V are made of
-
-
-def nearest_level(sigmas: tuple[float, ...], sigma: float) -> int:
-    """Index of the noise level nearest to sigma, by the ratio of the two (levels span four orders of magnitude)."""
-    return min(range(len(sigmas)), key=lambda i: abs(math.log(max(sigmas[i], 1e-6) / max(sigma, 1e-6))))
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """The latents a picture passes through on its way to noise: the supervision of KV Inversion, stage 1.
-
-    sigmas: T+1 noise levels, descending, the last one 0. latents (T+1, B, C, H, W) float32 on the CPU, at those
-    levels, in the host's x = x_0 + sigma eps and the model's latent scale. The fingerprints name the prompt and the
-    architecture.
-    """
-
-    sigmas: tuple[float, ...]
-    latents: Tensor
-    guidance: float
-    prompt: str
-    layout: str
-
-    @property
-    def pictures(self) -> int:
-        """Number of pictures B."""
-        return self.latents.shape[1]
-
-    @property
-    def steps(self) -> int:
-        """Number of steps T between the T+1 levels."""
-        return len(self.sigmas) - 1
-
-    def check_batch(self, x: Tensor) -> None:
-        """Refuse a batch or a picture size other than the trajectory's."""
-        pictures, _, height, width = self.latents.shape[1:]
-        if pictures not in (1, len(x)):
-            raise ValueError(
-                f"the trajectory holds {pictures} pictures, the sampled batch has {len(x)}: sample {pictures} at a "
-                "time, or invert a single picture to use it for any batch."
-            )
-        if (height, width) != tuple(x.shape[-2:]):
-            raise ValueError(
-                f"the trajectory was recorded for a latent of {width} x {height}, sampling runs at {x.shape[-1]} x "
-                f"{x.shape[-2]} (8 pixels each): resize the picture to the inverted size, or invert again."
-            )
 
 
 @dataclass(frozen=True)
@@ -173,7 +128,7 @@ class KVEmbeddings:
 
     def at(self, sigma: float) -> int:
         """The step whose noise level is nearest to sigma: the rule when another schedule samples than tuned."""
-        return nearest_level(self.sigmas[:-1], sigma)
+        return host.nearest_level(self.sigmas[:-1], sigma)
 
     def ahead(self, index: int, share: float) -> int:
         """The step that lies `share` of the schedule nearer to the finished picture than step `index`."""

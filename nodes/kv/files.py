@@ -17,10 +17,11 @@ SHELF = Shelf(
     version=2,
     what=("a file of KV embeddings", "Save KV"),
     example="my cat",
+    put="kv_embeddings",
     room="tune with a rank, keyframes or fewer layers",
     older="an early version of this pack, before its first release: tune the picture again.",
 )
-register_folder, listed, new_path = SHELF.register, SHELF.listed, SHELF.new_path
+listed, new_path = SHELF.listed, SHELF.new_path
 
 
 def save(kv: KVEmbeddings, path: Path) -> None:

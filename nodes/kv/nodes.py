@@ -8,8 +8,7 @@ from dataclasses import replace
 import latent_preview
 from comfy_api.latest import io
 
-from .. import sockets
-from ..host import model as host
+from .. import host, sockets
 from ..inversion import measure
 from . import auto as kv_auto
 from . import files as kv_files
@@ -581,3 +580,7 @@ def describe(kv: KVEmbeddings) -> str:
         f"{kv.pictures} picture(s) of {width * 8} x {height * 8}, {len(kv.sigmas) - 1} steps, {len(kv.layers)} layers, "
         f"{rank}{kv.bytes / 1e6:.1f} MB{error}"
     )
+
+
+SHELVES = [kv_files.SHELF]
+NODES = [TuneKV, ApplyKV, SaveKV, LoadKV, PromptLines]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.kv_inversion import content_preserving_folded, source_guidance
-from ..host import model as host
+from .. import host
 from ..host.areas import Area, NoteAreas
 from ..host.streaming import PieceStream
 from .embeddings import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer

@@ -13,10 +13,9 @@ from torch import Tensor
 from ...kernels import low_rank
 from ...kernels.ddim import ddim_step
 from ...kernels.kv_inversion import content_preserving, reconstruction_loss
+from .. import host
 from ..host import gradient as tuning_runtime
-from ..host import model as host
-from ..inversion import ddim as inversion
-from .embeddings import KVEmbeddings, Trajectory, TunedLayer, pack
+from .embeddings import KVEmbeddings, TunedLayer, pack
 from .psi import BetweenKeyframes, OneOfSeveral, Psi
 
 PLACEMENTS = {
@@ -200,7 +199,7 @@ class FitTrajectory:
 
     def __init__(
         self,
-        trajectory: Trajectory,
+        trajectory: host.Trajectory,
         state: TuningState,
         prefix: tuning_runtime.CachedPrefix,
         layers: list[host.AttentionLayer],
@@ -442,7 +441,7 @@ def better(best: Best | None, psi: Psi | BetweenKeyframes, x: Tensor, losses: Te
 
 def tune(
     model: Any,
-    trajectory: Trajectory,
+    trajectory: host.Trajectory,
     positive: list,
     negative: list | None,
     guidance: float,
@@ -493,7 +492,7 @@ def tune(
         fitting = FitTrajectory(trajectory, state, prefix, layers, settings, report)
         start = model.model.process_latent_out(trajectory.latents[0].clone())
         levels = torch.tensor(trajectory.sigmas)
-        rebuilt = inversion.sample(patched, fitting, start, levels, positive, negative, guidance, callback).cpu()
+        rebuilt = host.sample(patched, fitting, start, levels, positive, negative, guidance, callback).cpu()
     untouched = torch.ones(len(fitting.tuned), 4, trajectory.pictures)
     kv = KVEmbeddings(
         sigmas=trajectory.sigmas,

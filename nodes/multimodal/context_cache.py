@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cross_attention.masking import attention_dtype, biased_attention
-from ..host import model as host
+from .. import host
 
 NAME = "palimpsest_context_cache"
 RUN = NAME + ".run"
@@ -209,10 +208,10 @@ class KeptAttention:
             return host.run_attention(options, self.previous, query, key, value)
         if call.keeps(layer):
             key, value = call.kept.pairs.setdefault(layer, (key, value))
-        bias = call.kept.bias(attention_dtype(options, query), key.shape[1])
+        bias = call.kept.bias(host.attention_dtype(options, query), key.shape[1])
         if bias is None:
             return host.run_attention(options, self.previous, query, key, value)
-        counted = biased_attention(options, query, key, value, bias)
+        counted = host.biased_attention(options, query, key, value, bias)
         if self.previous is None:
             return counted
         plain = host.run_attention(options, None, query, key, value)

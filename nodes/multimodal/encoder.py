@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.connector import ConnectorConfig, ConnectorNetwork, initialise, repeated, weighted
-from ..host import model as host
+from .. import host
 from .context_cache import Padded, cache_context
 from .interleaved import Prompt, with_tokens, words_only
 from .vlm.vision_language import Hidden, Span, VisionLanguage

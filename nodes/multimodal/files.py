@@ -13,45 +13,28 @@ from ...kernels.connector import ConnectorConfig
 from .. import files as storage
 from .encoder import Connector, Reads, build
 
-FOLDER = "multimodal_encoders"
+ENCODERS = storage.ModelFolders(
+    folder="palimpsest_encoders",
+    put="vision_language_model_folders",
+    what="model folder",
+    hint="put a folder of a vision-language model there (config.json, tokenizer, .safetensors), and refresh",
+)
 SHELF = storage.Shelf(
-    folder="multimodal_connectors",
+    folder="palimpsest_connectors",
     format="palimpsest.multimodal_connector",
     version=1,
     what=("a multimodal connector", "Train Multimodal Encoder"),
     example="mumu sdxl",
+    put="connectors",
     room="save with precision float16",
 )
 listed, new_path = SHELF.listed, SHELF.new_path
-NO_FOLDER = "no folder in models/multimodal_encoders"
-
-
-def register_folder() -> None:
-    """Tell the host about both folders, models/multimodal_encoders and models/multimodal_connectors."""
-    SHELF.register()
-    storage.register_folder(FOLDER)
-
-
-def found() -> dict[str, Path]:
-    """Model folders by name: those with a config.json, directly in models/multimodal_encoders or one folder deeper."""
-    return storage.model_folders(FOLDER)
+NO_FOLDER = "no folder in models/palimpsest_encoders"
 
 
 def folders() -> list[str]:
     """Names of the model folders, as a loader offers them; a sentence where there are none."""
-    return sorted(found()) or [NO_FOLDER]
-
-
-def folder_path(name: str) -> Path:
-    """Where a model folder lies. Raises ValueError for a name that is none of them."""
-    known = found()
-    if name not in known:
-        have = ", ".join(sorted(known)) or "nothing"
-        raise ValueError(
-            f"models/{FOLDER} has no model folder {name!r}, it has {have}: put a folder of a vision-language model "
-            "there (config.json, tokenizer, .safetensors), and refresh."
-        )
-    return known[name]
+    return sorted(ENCODERS.found()) or [NO_FOLDER]
 
 
 def save(connector: Connector, path: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -6,10 +6,11 @@ import os
 
 from comfy_api.latest import io
 
-from .. import sockets
-from ..host import model as host
+from .. import host, sockets
 from . import encoder as multimodal
 from . import files, interleaved
+from .dataset import nodes as dataset_nodes
+from .training import nodes as training_nodes
 from .vlm import vision_language
 
 MOST_PICTURES = 10
@@ -44,13 +45,13 @@ class LoadMultimodalEncoder(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=files.folders(),
-                    tooltip="A model folder in models/multimodal_encoders, with config.json, tokenizer and "
+                    tooltip="A model folder in models/palimpsest_encoders, with config.json, tokenizer and "
                     ".safetensors weights; nothing is downloaded. Refresh (R) lists new ones.",
                 ),
                 io.Combo.Input(
                     "connector",
                     options=[NONE, *files.listed()],
-                    tooltip="A connector in models/multimodal_connectors, trained on this model and for the family of "
+                    tooltip="A connector in models/palimpsest_connectors, trained on this model and for the family of "
                     "your checkpoint. none (default): for training one; it cannot prompt yet.",
                 ),
                 io.Combo.Input(
@@ -106,7 +107,7 @@ class LoadMultimodalEncoder(io.ComfyNode):
         """Say what to do while there is no folder; a list of names cannot."""
         if folder == files.NO_FOLDER:
             return (
-                "models/multimodal_encoders is empty: put the folder of a vision-language model there, such as "
+                "models/palimpsest_encoders is empty: put the folder of a vision-language model there, such as "
                 "Idefics2 or SmolVLM (config.json, tokenizer, .safetensors), and refresh."
             )
         return True
@@ -118,8 +119,8 @@ class LoadMultimodalEncoder(io.ComfyNode):
 
         parts = {files.SHELF.folder: connector, "loras": lora}
         chosen = [folder_paths.get_full_path(kind, name) for kind, name in parts.items() if name != NONE]
-        if folder in files.found():
-            chosen += sorted(str(path) for path in files.folder_path(folder).glob("*.*"))
+        if folder in files.ENCODERS.found():
+            chosen += sorted(str(path) for path in files.ENCODERS.path(folder).glob("*.*"))
         return " ".join(f"{path} {os.path.getmtime(path)}" for path in chosen if path)
 
     @classmethod
@@ -141,7 +142,7 @@ def load(folder, connector, perceiver, dtype, lora, lora_strength) -> multimodal
         trained = files.load(files.SHELF.path(connector))
     if perceiver is None:
         perceiver = trained is not None and trained.reads.perceiver
-    vlm = vision_language.load(files.folder_path(folder), dtype, perceiver)
+    vlm = vision_language.load(files.ENCODERS.path(folder), dtype, perceiver)
     if lora != NONE and lora_strength != 0.0:
         path = folder_paths.get_full_path_or_raise("loras", lora)
         if not path.endswith(".safetensors"):
@@ -289,3 +290,7 @@ class MultimodalPrompt(io.ComfyNode):
         )
         host.show_text(host.node_id(cls), made.report)
         return io.NodeOutput(made.model, made.positive, made.negative, made.report)
+
+
+SHELVES = [files.SHELF, files.ENCODERS, *dataset_nodes.SHELVES, *training_nodes.SHELVES]
+NODES = [LoadMultimodalEncoder, MultimodalPrompt, *dataset_nodes.NODES, *training_nodes.NODES]

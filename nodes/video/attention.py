@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import video_attention as maths
-from ..cross_attention import masking as cross_attention
-from ..host import model as host
+from .. import host
+from ..settings import Settings
 
 TECHNIQUE = "Video Attention"
 
@@ -26,24 +25,6 @@ FRAMES: dict[str, Callable[[int, int], tuple[int, ...]]] = {
     "middle": maths.middle,
     "all": maths.every,
 }
-
-LAYERS: dict[str, Callable[[cross_attention.Place], bool]] = {
-    "all": lambda place: True,
-    "decoder": lambda place: place.layer.block == "output",
-    "all but the finest": lambda place: place.level > 0,
-    "finest": lambda place: place.level == 0,
-}
-
-
-def chosen_layers(model: Any, layers: str, technique: str = TECHNIQUE) -> list[host.AttentionLayer]:
-    """The self-attention layers of a choice. Raises ValueError where this model has none there."""
-    present = {layer.key: layer for layer in host.self_attention_layers(model, technique)}
-    chosen = [
-        present[p.layer.key] for p in cross_attention.places(model) if LAYERS[layers](p) and p.layer.key in present
-    ]
-    if not chosen:
-        raise ValueError(f"layers is {layers!r}, and this model has no self-attention there: set layers to all.")
-    return chosen
 
 
 @lru_cache(maxsize=64)
@@ -58,14 +39,12 @@ class FrameAttention:
     """attn1 replacement: a frame's keys and values are those of other frames of its clip, with a share over time.
 
     Every prompt of a call has the whole batch in its rows: clips of `length` frames, or one (0). What acted here before
-    is given the gathered keys and values. A single frame, and model calls outside of the window that NoteLevel knows,
-    are left alone.
+    is given the gathered keys and values. A single frame, and model calls outside of the window, are left alone.
     """
 
-    name: str
     look_at: Callable[[int, int], tuple[int, ...]]
     layers: frozenset[host.LayerKey]
-    always: bool = True
+    window: host.Window
     strength: float = 1.0
     temporal: float = 0.0
     length: int = 0
@@ -74,8 +53,7 @@ class FrameAttention:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         frames = self.frames(key, options)
         attend = partial(host.run_attention, options, self.previous, query)
-        acts = self.always or options.get(self.name, False)
-        if frames == 1 or not acts or host.layer_key(options) not in self.layers:
+        if frames == 1 or host.layer_key(options) not in self.layers or not host.acts(self.window, options):
             return attend(key, value)
         tiles = len(query) // len(key)  # more rows of queries than of keys: another node tiles them
         seen = sources(self.look_at, frames, key.device)
@@ -113,30 +91,7 @@ def over_time(query: Tensor, key: Tensor, value: Tensor, frames: int, options: d
 
 
 @dataclass(frozen=True)
-class NoteLevel:
-    """APPLY_MODEL wrapper: tell the layers whether the noise level lies in a window (from, to; the second excluded)."""
-
-    name: str
-    window: tuple[float, float]
-
-    def __call__(
-        self,
-        executor: Any,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Any = None,
-        c_crossattn: Any = None,
-        control: Any = None,
-        transformer_options: dict | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        inside = self.window[1] < float(t.flatten()[0]) <= self.window[0]
-        options = (transformer_options or {}) | {self.name: inside}
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
-
-@dataclass(frozen=True)
-class VideoSettings:
+class VideoSettings(Settings):
     """Which frames look at which, where and when; see PalimpsestVideoAttention for what each does to the picture."""
 
     look_at: str = "own, first and previous"
@@ -153,24 +108,17 @@ def apply(model: Any, settings: VideoSettings) -> Any:
 
     Raises ValueError for models other than U-Nets and for an empty span of steps.
     """
-    from comfy.patcher_extension import WrappersMP
-
-    chosen = chosen_layers(model, settings.layers)
-    start, end = settings.start_percent, settings.end_percent
-    if end < start:
-        raise ValueError(f"end_percent {end:g} lies before start_percent {start:g}: swap them.")
+    chosen = host.chosen_self_attention(model, settings.layers, TECHNIQUE)
+    window = host.Window.of(model, settings.start_percent, settings.end_percent)
     patched = model.clone()
     if settings.strength == settings.temporal == 0.0:
         return patched
-    name, always = f"palimpsest_video_attention.{uuid.uuid4().hex}", start <= 0.0 and end >= 1.0
-    if not always:
-        to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-        patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, name, NoteLevel(name, (to_sigma(start), to_sigma(end))))
+    if not window.always:
+        host.observe(patched)
     patch = FrameAttention(
-        name=name,
         look_at=FRAMES[settings.look_at],
         layers=frozenset(layer.key for layer in chosen),
-        always=always,
+        window=window,
         strength=settings.strength,
         temporal=settings.temporal,
         length=settings.clip_length,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import sockets
-from ..host import model as host
+from .. import host, sockets
 from .words import select
 
 
@@ -72,3 +71,6 @@ class SelectWords(io.ComfyNode):
         chosen, positive, report = select(clip, text, words)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(chosen, positive, report)
+
+
+NODES = [SelectWords]

@@ -152,8 +152,8 @@ class OneVector(VisionLanguage):
 # ---- what was learned, as the host's models folder holds it ---------------------------------------------------------
 
 UNTRAINED = "untrained"
-VLM = "multimodal_encoders/palimpsest_pocket"
-CONNECTOR = "multimodal_connectors/palimpsest_pocket.safetensors"
+VLM = "palimpsest_encoders/palimpsest_pocket"
+CONNECTOR = "palimpsest_connectors/palimpsest_pocket.safetensors"
 LORA = "loras/palimpsest_pocket_unet.safetensors"
 
 

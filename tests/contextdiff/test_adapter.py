@@ -353,10 +353,10 @@ def test_sizes_that_cannot_be_built_are_refused(changes, message):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty models/context_adapters."""
+    """An empty models/palimpsest_context."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
-    context_files.register_folder()
+    context_files.SHELF.register()
     return tmp_path / context_files.SHELF.folder
 
 

@@ -39,7 +39,7 @@ give a real photo 200."""
 
 START_DRAW = """## Draw with a saved context adapter
 
-1. **Load Context Adapter**: the file that Save Context Adapter wrote (models/context_adapters; press R to list new
+1. **Load Context Adapter**: the file that Save Context Adapter wrote (models/palimpsest_context; press R to list new
    ones).
 2. **Load Checkpoint**: a model of the family that the adapter was trained with.
 3. Write a prompt, queue: the same noise is drawn by the plain sampler and by the **Context-Aware Sampler**.

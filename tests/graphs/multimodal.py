@@ -29,7 +29,7 @@ PLACE_PICTURE = "palimpsest_example_place.png"
 
 START_SENTENCE = """## Two pictures in a sentence
 
-1. **Load Multimodal Encoder**: a vision-language model (a folder in models/multimodal_encoders) and the connector that
+1. **Load Multimodal Encoder**: a vision-language model (a folder in models/palimpsest_encoders) and the connector that
    was trained on it. **Load LoRA (Model)**: the LoRA that was trained beside it.
 2. **Load Image**: two pictures, each with a painted mask: on its subject, and on what shows the place.
 3. **Multimodal Prompt**: write `<image1>`, `<image2>` where the pictures belong. `<image1:0.7>` weakens one.
@@ -59,8 +59,8 @@ START_TRAIN = """## Train a connector on your own pictures
 
 1. **Load Multimodal Encoder**: the vision-language model, connector *none*.
 2. **Load Image-Text Dataset from Folder** in place of the example: some hundred captioned pictures.
-3. **Build Multimodal Dataset**: choose a *detector* (a GroundingDINO folder in models/open_detectors), or connect masks
-   as here. Look at the contact sheet: do the words fit the crops?
+3. **Build Multimodal Dataset**: choose a *detector* (a GroundingDINO folder in models/palimpsest_detectors), or connect
+   masks as here. Look at the contact sheet: do the words fit the crops?
 4. **Train Multimodal Encoder** writes the connector, and the U-Net's LoRA with *train_unet*, as files.
 
 The values here are for a look at how it goes. The paper trained 300,000 steps on five million pictures."""

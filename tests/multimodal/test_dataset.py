@@ -33,7 +33,7 @@ def folders(tmp_path, monkeypatch):
         monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
-    multimodal_dataset_files.register_folder()
+    multimodal_dataset_files.DETECTORS.register()
     return tmp_path
 
 
@@ -67,7 +67,7 @@ def texts(prompt):
 
 def test_a_folder_of_pictures_and_lines_that_can_be_read_again(folders):
     dataset, sheet, report = build(masks=[masks()])
-    folder = folders / "output" / "multimodal_datasets" / "test_00001"
+    folder = folders / "output" / "palimpsest_datasets" / "test_00001"
     assert dataset.folder == folder
     line = json.loads((folder / "dataset.jsonl").read_text())
     assert line["prompt"] == "A big <image1> man and his red <image2> dog in the snow"
@@ -267,8 +267,8 @@ def test_a_folder_of_grounding_dino_detects_as_transformers_does(detector_folder
 
 
 def test_the_node_uses_the_chosen_detector(detector_folder, folders):
-    (folders / "models" / "open_detectors").mkdir(parents=True)
-    (folders / "models" / "open_detectors" / "tiny-dino").symlink_to(detector_folder)
+    (folders / "models" / "palimpsest_detectors").mkdir(parents=True)
+    (folders / "models" / "palimpsest_detectors" / "tiny-dino").symlink_to(detector_folder)
     assert multimodal_dataset_files.detector_names() == ["none", "tiny-dino"]
     dataset = build(
         detector="tiny-dino", words="", box_threshold=0.01, text_threshold=0.3, least_side=1, largest_share=1.0
@@ -344,7 +344,7 @@ def test_cancelling_leaves_nothing_behind(folders, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", stop)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         build(masks=[masks()])
-    assert not list((folders / "output" / "multimodal_datasets").iterdir())
+    assert not list((folders / "output" / "palimpsest_datasets").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("encoders")
     with pytest.MonkeyPatch.context() as patch:
         known = dict(folder_paths.folder_names_and_paths)
-        known["multimodal_encoders"] = ([str(root / "models")], {".safetensors"})
-        known["multimodal_connectors"] = ([str(root / "connectors")], {".safetensors"})
+        known["palimpsest_encoders"] = ([str(root / "models")], {".safetensors"})
+        known["palimpsest_connectors"] = ([str(root / "connectors")], {".safetensors"})
         known["loras"] = ([str(root / "loras")], {".safetensors"})
         patch.setattr(folder_paths, "folder_names_and_paths", known)
         patch.setattr(folder_paths, "filename_list_cache", {})
@@ -205,9 +205,9 @@ def test_a_folder_that_is_no_such_model_is_refused(models, tmp_path, change, say
 def test_folders_are_listed_by_name_also_one_deeper(models):
     tiny_vlm.write(models / "models" / "maker" / "small", "smolvlm")
     assert multimodal_files.folders() == ["idefics2", "idefics3", "maker/small", "qwen2_5_vl", "smolvlm"]
-    assert multimodal_files.folder_path("maker/small") == models / "models" / "maker" / "small"
+    assert multimodal_files.ENCODERS.path("maker/small") == models / "models" / "maker" / "small"
     with pytest.raises(ValueError, match=r"has no model folder '../idefics2'"):
-        multimodal_files.folder_path("../idefics2")
+        multimodal_files.ENCODERS.path("../idefics2")
 
 
 def test_the_weights_are_the_folders_own(models, vlms):

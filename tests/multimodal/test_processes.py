@@ -43,7 +43,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
         ]  # fmt: skip
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-        states.append(load_file(tmp_path / str(processes) / "multimodal_training" / "it_00001.safetensors"))
+        states.append(load_file(tmp_path / str(processes) / "palimpsest_trainings" / "it_00001.safetensors"))
     one, two = states
     assert one.keys() == two.keys()
     for part in ("network", "unet", "language"):

@@ -60,8 +60,9 @@ def folder(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     monkeypatch.setattr(multimodal_training, "SAMPLE_STEPS", 2)
-    multimodal_files.register_folder()
-    multimodal_training_files.register_folder()
+    multimodal_files.SHELF.register()
+    multimodal_files.ENCODERS.register()
+    multimodal_training_files.STATES.register()
     return tmp_path
 
 
@@ -184,7 +185,7 @@ def test_all_three_parts_learn_and_the_files_say_the_same(vlms, dataset, folder,
     }  # fmt: skip
     assert "4 steps" in report
     assert "models/loras/connector_00001_unet.safetensors" in report
-    kept = multimodal_files.load(str(folder / "multimodal_connectors" / "connector_00001.safetensors"))
+    kept = multimodal_files.load(str(folder / "palimpsest_connectors" / "connector_00001.safetensors"))
     assert torch.equal(weights(kept), weights(encoder.connector))
     assert kept.info["steps"] == STEPS
     loaded = nodes.LoraLoaderModelOnly().load_lora_model_only(model, "connector_00001_unet.safetensors", 1.0)[0]
@@ -453,10 +454,10 @@ def test_cancelling_keeps_what_was_learned(vlms, dataset, folder, monkeypatch):
     monkeypatch.setattr(multimodal_training.Fit, "step", stop)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(vlms(), dataset, steps=6)
-    found = multimodal_files.load(str(folder / "multimodal_connectors" / "connector_00001.safetensors"))
+    found = multimodal_files.load(str(folder / "palimpsest_connectors" / "connector_00001.safetensors"))
     assert found.info["steps"] == 3
     assert torch.equal(weights(found), kept["weights"])
-    state = multimodal_training_files.load(str(folder / "multimodal_training" / "connector_00001.safetensors"))
+    state = multimodal_training_files.load(str(folder / "palimpsest_trainings" / "connector_00001.safetensors"))
     assert int(state["steps"]) == 3
 
 
@@ -483,7 +484,7 @@ def test_saving_now_and_then_writes_one_set_of_files(vlms, dataset, folder):
     train(vlms(), dataset, save_every=1)
     assert len(list(folder.rglob("*.safetensors"))) == 2
     train(vlms(), dataset, keep_state=False)
-    assert {path.name for path in (folder / "multimodal_connectors").iterdir()} == {
+    assert {path.name for path in (folder / "palimpsest_connectors").iterdir()} == {
         "connector_00001.safetensors", "connector_00002.safetensors",
     }  # fmt: skip
 

@@ -2,13 +2,13 @@
 
     pip install accelerate
     torchrun --nproc_per_node 8 tests/recipes/train_multimodal.py --comfyui COMFYUI --checkpoint sdxl.safetensors \\
-        --encoder models/multimodal_encoders/idefics2-8b --dataset output/multimodal_datasets/dataset_00001 \\
+        --encoder models/palimpsest_encoders/idefics2-8b --dataset output/palimpsest_datasets/dataset_00001 \\
         --out models --name mumu --steps 300000 --batch 4 --train-unet --train-language
 
 Every GPU runs the host's own U-Net and the vision-language model on its share of the batch. The connector, its
 gradients and its optimiser, which are most of the memory of a training, are sharded block by block by torch's FSDP
 (fully_shard). LoRA factors are small: every process has them, and their gradients are averaged. With the same whole
-batch the result is that of the node on one GPU. --resume goes on from a file in models/multimodal_training, whatever
+batch the result is that of the node on one GPU. --resume goes on from a file in models/palimpsest_trainings, whatever
 the number of processes. accelerate starts the processes and talks between them; its own wrapping of FSDP knows no CPU,
 where this is tested.
 """
@@ -145,8 +145,9 @@ def main() -> None:
     chosen = arguments(TrainSettings)
     folder_paths.models_dir = str(chosen.out)
     folder_paths.folder_names_and_paths["loras"] = ([str(chosen.out / "loras")], {".safetensors"})
-    multimodal_files.register_folder()
-    files.register_folder()
+    multimodal_files.SHELF.register()
+    multimodal_files.ENCODERS.register()
+    files.STATES.register()
     names = {field.name for field in fields(TrainSettings)}
     settings = TrainSettings(**{k: v for k, v in vars(chosen).items() if k in names})
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(

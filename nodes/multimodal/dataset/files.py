@@ -6,19 +6,19 @@ from pathlib import Path
 
 from ... import files as storage
 
-DATASETS = "multimodal_datasets"  # in the host's output folder, and in its input folder
-DETECTORS = "open_detectors"  # in the host's models folder
+DATASETS = "palimpsest_datasets"  # in the host's output folder, and in its input folder
+DETECTORS = storage.ModelFolders(
+    folder="palimpsest_detectors",
+    put="grounding_dino_folders",
+    what="detector",
+    hint="put a GroundingDINO there, and refresh",
+)
 CONNECTED = "(the connected one)"
 NO_DETECTOR = "none"
 
 
-def register_folder() -> None:
-    """Tell the host about models/open_detectors."""
-    storage.register_folder(DETECTORS)
-
-
 def datasets() -> dict[str, Path]:
-    """Every dataset by name: in output/multimodal_datasets, then in input/multimodal_datasets."""
+    """Every dataset by name: in output/palimpsest_datasets, then in input/palimpsest_datasets."""
     import folder_paths
 
     roots = (folder_paths.get_output_directory(), folder_paths.get_input_directory())
@@ -43,7 +43,7 @@ def dataset_path(name: str) -> Path:
 
 
 def new_dataset(prefix: str) -> Path:
-    """A new folder output/multimodal_datasets/<prefix>_00001. Raises ValueError for a prefix without a letter."""
+    """A new folder output/palimpsest_datasets/<prefix>_00001. Raises ValueError for a prefix without a letter."""
     import folder_paths
 
     name = storage.safe_name(prefix, "folder", "my pictures")
@@ -52,22 +52,6 @@ def new_dataset(prefix: str) -> Path:
     return folder
 
 
-def detectors() -> dict[str, Path]:
-    """Detector folders by name."""
-    return storage.model_folders(DETECTORS)
-
-
 def detector_names() -> list[str]:
     """Names of the detector folders, as a node offers them, after "none"."""
-    return [NO_DETECTOR, *sorted(detectors())]
-
-
-def detector_path(name: str) -> Path:
-    """Where a detector lies. Raises ValueError for a name that is none of them."""
-    known = detectors()
-    if name not in known:
-        have = ", ".join(sorted(known)) or "nothing"
-        raise ValueError(
-            f"models/{DETECTORS} has no detector {name!r}, it has {have}: put a GroundingDINO there, and refresh."
-        )
-    return known[name]
+    return [NO_DETECTOR, *sorted(DETECTORS.found())]

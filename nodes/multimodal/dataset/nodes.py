@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ... import sockets
-from ...host import model as host
+from ... import host, sockets
 from . import dataset as interleaved_dataset
 from . import files as multimodal_dataset_files
 from . import open_detection
@@ -30,7 +29,7 @@ class BuildMultimodalDataset(io.ComfyNode):
             category="palimpsest/multimodal",
             description="Cuts out of captioned pictures what their captions name, and binds each crop to its word: "
             "the prompts of words and pictures that a multimodal encoder is trained on. Writes a folder in "
-            "output/multimodal_datasets that can be looked at and edited.",
+            "output/palimpsest_datasets that can be looked at and edited.",
             search_aliases=["mumu", "interleaved prompts", "grounding dino", "object crops", "training data"],
             is_input_list=True,
             is_output_node=True,
@@ -50,8 +49,8 @@ class BuildMultimodalDataset(io.ComfyNode):
                 io.Combo.Input(
                     "detector",
                     options=multimodal_dataset_files.detector_names(),
-                    tooltip="A GroundingDINO folder in models/open_detectors, which finds what the captions name, and "
-                    "heads: one or two calls of it a picture. none: boxes or masks are connected instead.",
+                    tooltip="A GroundingDINO folder in models/palimpsest_detectors, which finds what the captions name, "
+                    "and heads: one or two calls of it a picture. none: boxes or masks are connected instead.",
                 ),
                 io.String.Input(
                     "words",
@@ -176,7 +175,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="dataset",
-                    tooltip="The folder's name in output/multimodal_datasets, to which a number is added. Nothing that "
+                    tooltip="The folder's name in output/palimpsest_datasets, to which a number is added. Nothing that "
                     "is there is overwritten.",
                 ),
             ],
@@ -231,7 +230,7 @@ class BuildMultimodalDataset(io.ComfyNode):
         recipe = Recipe(least_side[0], largest_share[0], most_crops[0], head_share[0], vary_share[0], whole_share[0])
         eye = None
         if detector[0] != multimodal_dataset_files.NO_DETECTOR:
-            found = open_detection.load(multimodal_dataset_files.detector_path(detector[0]))
+            found = open_detection.load(multimodal_dataset_files.DETECTORS.path(detector[0]))
             spoken = tuple(dict.fromkeys(word for each in named for word in each))
             eye = ByDetector(found, box_threshold[0], text_threshold[0], spoken)
         finder = chosen_finder(eye, pictures, named, masks, boxes, remove_background[0])
@@ -332,8 +331,8 @@ def chosen_finder(
         return ByBox([flat(each) for each in entries], named)
     if eye is None:
         raise ValueError(
-            "nothing says where the words are: choose a detector (a GroundingDINO folder in models/open_detectors), or "
-            "connect masks or boxes."
+            "nothing says where the words are: choose a detector (a GroundingDINO folder in models/palimpsest_detectors), "
+            "or connect masks or boxes."
         )
     return eye
 
@@ -341,3 +340,7 @@ def chosen_finder(
 def flat(boxes: dict | list) -> list[dict]:
     """Boxes without the lists that some nodes put around those of a frame; one may come by itself."""
     return [boxes] if isinstance(boxes, dict) else [box for each in boxes for box in flat(each)]
+
+
+SHELVES = [multimodal_dataset_files.DETECTORS]
+NODES = [BuildMultimodalDataset]

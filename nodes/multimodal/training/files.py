@@ -14,16 +14,16 @@ from .. import files as multimodal_files
 from .learner import Snapshot
 
 STATES = Shelf(
-    folder="multimodal_training",
+    folder="palimpsest_trainings",
     format="palimpsest.multimodal_training",
     version=1,
     what=("a training of a multimodal encoder", "Train Multimodal Encoder"),
     example="mumu sdxl",
+    put="trainings",
     room="train without keep_state",
 )
 LORAS = Shelf("loras", "pt", 1, ("a LoRA", "Train Multimodal Encoder"), "mumu sdxl", "train without LoRAs")
 NEW = "(new)"
-register_folder = STATES.register
 
 
 def listed() -> list[str]:
@@ -61,7 +61,7 @@ class Place:
     def save(self, snapshot: Snapshot) -> list[str]:
         """Write, or write anew, everything that was learned; returns what was written, as people find it."""
         multimodal_files.save(snapshot.connector, self.connector)
-        written = [f"models/multimodal_connectors/{self.connector.name}"]
+        written = [f"models/palimpsest_connectors/{self.connector.name}"]
         for part, tensors in (("unet", snapshot.unet_lora), ("language", snapshot.language_lora)):
             if tensors:
                 folder = LORAS.new_path(self.connector.stem).parent
@@ -70,5 +70,5 @@ class Place:
                 written.append(f"models/loras/{name}")
         if self.state is not None:
             STATES.write(self.state, snapshot.state, {"info": json.dumps(snapshot.info)})
-            written.append(f"models/multimodal_training/{self.state.name}")
+            written.append(f"models/palimpsest_trainings/{self.state.name}")
         return written

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....kernels.denoising_loss import noise_loss, velocity_loss
+from ... import host
 from ...host import checkpointing as recompute
 from ...host import gradient as tuning_runtime
-from ...host import model as host
 from . import lora as multimodal_lora
 from .lessons import LEARNED, TrainSettings
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import host
 from ...host import gradient as tuning_runtime
-from ...host import model as host
 
 # The layers that Idefics2's authors train in their own LoRA recipe, without the perceiver.
 LANGUAGE = re.compile(

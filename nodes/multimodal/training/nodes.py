@@ -7,8 +7,7 @@ import time
 import latent_preview
 from comfy_api.latest import io
 
-from ... import sockets
-from ...host import model as host
+from ... import host, sockets
 from ..dataset import dataset as interleaved_dataset
 from ..dataset import files as multimodal_dataset_files
 from . import files as multimodal_training_files
@@ -62,7 +61,7 @@ class TrainMultimodal(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=multimodal_dataset_files.dataset_names(),
-                    tooltip="A dataset in output/multimodal_datasets or input/multimodal_datasets, where none is "
+                    tooltip="A dataset in output/palimpsest_datasets or input/palimpsest_datasets, where none is "
                     "connected.",
                 ),
                 io.Combo.Input(
@@ -133,8 +132,8 @@ class TrainMultimodal(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="connector",
-                    tooltip="Name of the files in models/multimodal_connectors, models/loras and "
-                    "models/multimodal_training, to which a number is added.",
+                    tooltip="Name of the files in models/palimpsest_connectors, models/loras and "
+                    "models/palimpsest_trainings, to which a number is added.",
                 ),
                 io.Int.Input(
                     "tokens",
@@ -241,7 +240,7 @@ class TrainMultimodal(io.ComfyNode):
                     "keep_state",
                     default=True,
                     advanced=True,
-                    tooltip="Keep what resume needs in models/multimodal_training, three times the size of what is "
+                    tooltip="Keep what resume needs in models/palimpsest_trainings, three times the size of what is "
                     "trained: 10 GB for SDXL at depth 16.",
                 ),
             ],
@@ -342,3 +341,7 @@ class TrainMultimodal(io.ComfyNode):
         shown.update(report, now=True)
         plot = multimodal_plot.draw(trained.history)
         return io.NodeOutput(trained.encoder, changed, trained.samples, plot, report)
+
+
+SHELVES = [multimodal_training_files.STATES]
+NODES = [TrainMultimodal]

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ....kernels.ddim import ddim_step
+from ... import host
 from ...host import gradient as tuning_runtime
-from ...host import model as host
-from ...inversion import ddim as inversion
 from ..dataset import dataset as interleaved_dataset
 from ..dataset.dataset import STAGES, Dataset
 from ..encoder import POOLED_WIDTH, MultimodalEncoder, join
@@ -140,7 +139,7 @@ class Fit:
                 nothing = {"pooled_output": torch.zeros(1, POOLED_WIDTH)}
                 positive = [[torch.zeros(1, 1, self.learner.config.context_width), nothing]]
                 levels = torch.tensor([float(self.sigmas[-1]), 0.0])
-                inversion.sample(self.unet.patched(), self, start, levels, positive, None, 1.0)
+                host.sample(self.unet.patched(), self, start, levels, positive, None, 1.0)
                 if self.history.stopped:
                     break
 

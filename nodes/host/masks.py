@@ -1,0 +1,23 @@
+"""Masks of pictures on the grids of the latent and of layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def picture_rows(mask: Tensor, pictures: int, height: int, width: int, what: str = "mask") -> Tensor:
+    """A MASK as (pictures, 1, height, width) weights in 0..1: any size in, area-averaged, batch 1 or `pictures`.
+
+    Raises ValueError for another batch, NaN, or no pixels.
+    """
+    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    if mask.numel() == 0 or not torch.isfinite(mask).all():
+        raise ValueError(f"the {what} is empty or holds NaN: connect a mask with values from 0 to 1.")
+    if mask.shape[0] not in (1, pictures):
+        raise ValueError(
+            f"the {what} has {mask.shape[0]} pictures, the batch has {pictures}: give one mask for all, or one for "
+            "each."
+        )
+    small = torch.nn.functional.interpolate(mask.clamp(0, 1)[:, None], size=(height, width), mode="area")
+    return small.expand(pictures, -1, -1, -1)

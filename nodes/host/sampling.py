@@ -1,0 +1,54 @@
+"""Sampling runs of our own nodes, through the host's guider and samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OF_A_NODE = "palimpsest_of_a_node"  # key in a run's options: one of our nodes runs the model, no sampler does
+
+
+def sample(
+    model: Any,
+    function: Callable,
+    start: Tensor,
+    sigmas: Tensor,
+    positive: list,
+    negative: list | None,
+    guidance: float,
+    callback: Any = None,
+) -> Tensor:
+    """Run a sampler function of ours under the host's CFGGuider, so that LoRA, ControlNet, areas and hooks all act.
+
+    start (B, C, H, W) enters as it would from a LATENT socket and no noise is added. Returns a LATENT tensor. Patches
+    find OF_A_NODE in the options: such a run looks at the picture as it is, often without the edit's prompt.
+    """
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(model)
+    options = guider.model_options.get("transformer_options", {}) | {OF_A_NODE: True}
+    guider.model_options = guider.model_options | {"transformer_options": options}
+    guider.set_conds(positive, positive if negative is None else negative)
+    guider.set_cfg(guidance)
+    sampler = comfy.samplers.KSAMPLER(function)
+    return guider.sample(torch.zeros_like(start), start, sampler, sigmas, callback=callback, disable_pbar=True, seed=0)
+
+
+@dataclass(frozen=True)
+class VisitLevels:
+    """A host sampler function: one model call at each of some noise levels, on latents that are already known."""
+
+    latents: Tensor
+
+    def __call__(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable=False, **_):
+        """sigmas: the levels, and one more that is not visited. latents (levels, B, C, H, W). Returns x."""
+        for i, (latent, sigma) in enumerate(zip(self.latents, sigmas[:-1].tolist(), strict=True)):
+            latent = latent.to(x)
+            denoised = model(latent, latent.new_full((len(latent),), sigma), **(extra_args or {}))
+            if callback is not None:
+                callback({"i": i, "x": latent, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        return x

@@ -1,0 +1,78 @@
+"""The latents that a picture passes through on its way to noise, and the noise levels of a schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...kernels import feature_blend as maths
+
+
+def nearest_level(sigmas: tuple[float, ...], sigma: float) -> int:
+    """Index of the noise level nearest to sigma, by the ratio of the two (levels span four orders of magnitude)."""
+    return min(range(len(sigmas)), key=lambda i: abs(math.log(max(sigmas[i], 1e-6) / max(sigma, 1e-6))))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The latents a picture passes through on its way to noise: the supervision of KV Inversion, stage 1.
+
+    sigmas: T+1 noise levels, descending, the last one 0. latents (T+1, B, C, H, W) float32 on the CPU, at those
+    levels, in the host's x = x_0 + sigma eps and the model's latent scale. The fingerprints name the prompt and the
+    architecture.
+    """
+
+    sigmas: tuple[float, ...]
+    latents: Tensor
+    guidance: float
+    prompt: str
+    layout: str
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures B."""
+        return self.latents.shape[1]
+
+    @property
+    def steps(self) -> int:
+        """Number of steps T between the T+1 levels."""
+        return len(self.sigmas) - 1
+
+    def check_batch(self, x: Tensor) -> None:
+        """Refuse a batch or a picture size other than the trajectory's."""
+        pictures, _, height, width = self.latents.shape[1:]
+        if pictures not in (1, len(x)):
+            raise ValueError(
+                f"the trajectory holds {pictures} pictures, the sampled batch has {len(x)}: sample {pictures} at a "
+                "time, or invert a single picture to use it for any batch."
+            )
+        if (height, width) != tuple(x.shape[-2:]):
+            raise ValueError(
+                f"the trajectory was recorded for a latent of {width} x {height}, sampling runs at {x.shape[-1]} x "
+                f"{x.shape[-2]} (8 pixels each): resize the picture to the inverted size, or invert again."
+            )
+
+
+def latents_at(trajectory: Trajectory, sigma: float) -> Tensor:
+    """The reference (B, C, H, W) at any noise level, on the straight lines on which DDIM walks between the recorded.
+
+    Above the noisiest level the line through it and the clean picture goes on.
+    """
+    levels = trajectory.sigmas
+    if sigma >= levels[0]:
+        i, j = 0, len(levels) - 1
+    else:
+        j = next((j for j, level in enumerate(levels) if level <= sigma), len(levels) - 1)
+        i = j - 1
+    x, x_next = trajectory.latents[i], trajectory.latents[j]
+    return maths.between_levels(x, x_next, levels[i], levels[j], sigma)
+
+
+def renoised(trajectory: Trajectory, seed: int) -> Trajectory:
+    """The clean original under one fixed noise at every level, x_0 + sigma eps, instead of its inverted latents."""
+    clean = trajectory.latents[-1]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    return replace(trajectory, latents=torch.stack([clean + sigma * noise for sigma in trajectory.sigmas]))

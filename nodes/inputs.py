@@ -1,0 +1,63 @@
+"""Inputs that several nodes have, and their checks: one id, one range and one error for one thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import host, sockets
+
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+def percents(start: str, end: str, **more: Any) -> list[io.Float.Input]:
+    """start_percent and end_percent, shares of the sampling, with what each does to the picture.
+
+    host.Window.of makes noise levels of them, and refuses a start that does not lie before the end.
+    """
+    return [
+        io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, **more)
+        for name, default, tooltip in (("start_percent", 0.0, start), ("end_percent", 1.0, end))
+    ]
+
+
+def seed(tooltip: str, **more: Any) -> io.Int.Input:
+    """A seed."""
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip=tooltip, **more)
+
+
+def guidance(tooltip: str, default: float = 3.0, **more: Any) -> io.Float.Input:
+    """The guidance (cfg) of a run; `require_negative` is its check."""
+    return io.Float.Input("guidance", default=default, min=0.0, max=30.0, step=0.1, tooltip=tooltip, **more)
+
+
+def require_negative(guidance: float, negative: list | None) -> None:
+    """Raise ValueError where guidance other than 1 has no negative prompt to go by."""
+    if guidance != 1.0 and negative is None:
+        raise ValueError(
+            f"guidance is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text)."
+        )
+
+
+def trajectory(tooltip: str) -> io.Custom.Input:
+    """A trajectory; `require_same_layout` is its check."""
+    return sockets.Trajectory.Input("trajectory", tooltip=tooltip)
+
+
+def require_same_layout(model: Any, layout: str, what: str, way_out: str) -> None:
+    """Raise ValueError where something was made with another architecture than the model's."""
+    if layout != host.layout_fingerprint(model):
+        raise ValueError(f"{what} with another model architecture: {way_out}.")
+
+
+def prompt_note(trajectory: host.Trajectory, positive: list) -> str:
+    """What a report adds where a prompt is not the one that the picture was inverted with; else nothing."""
+    if trajectory.prompt == host.conditioning_fingerprint(positive):
+        return ""
+    return "; note: the prompt differs from the one the picture was inverted with"
+
+
+def unique_id() -> list[io.Hidden]:
+    """The hidden input by which a node shows text under itself."""
+    return [io.Hidden.unique_id]

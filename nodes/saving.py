@@ -1,0 +1,99 @@
+"""Save and Load nodes, made from what they keep: one place for their inputs, outputs, messages and habits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import host
+from .files import Shelf
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kind of thing that has a Save and a Load node.
+
+    name: as display names say it ("KV"); id: as node ids do; socket with its input id; shelf: where the files lie.
+    save(thing, path, **extra inputs), load(path) -> thing, describe(thing) -> one line. made_by and used_by: the nodes
+    before and behind, in tooltips. filename: the default.
+    """
+
+    name: str
+    id: str
+    category: str
+    socket: Any
+    input: str
+    shelf: Shelf
+    save: Callable[..., None]
+    load: Callable[[str], Any]
+    describe: Callable[[Any], str]
+    made_by: str
+    used_by: str
+    filename: str
+
+
+def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: tuple = ()) -> io.Schema:
+    """The schema of a Save node; extra: inputs behind the file name, which go to `save` by name."""
+    return io.Schema(
+        node_id=f"PalimpsestSave{kept.id}",
+        display_name=f"Save {kept.name}",
+        category=kept.category,
+        description=description,
+        search_aliases=search_aliases,
+        inputs=[
+            kept.socket.Input(kept.input, tooltip=f"From {kept.made_by}."),
+            io.String.Input(
+                "filename",
+                default=kept.filename,
+                tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores.",
+            ),
+            *extra,
+        ],
+        outputs=[io.String.Output(display_name="file", tooltip=f"The name to pick in Load {kept.name}.")],
+        hidden=[io.Hidden.unique_id],
+        is_output_node=True,
+    )
+
+
+def save(node: Any, kept: Kept, thing: Any, filename: str, **extra: Any) -> io.NodeOutput:
+    """Save under the next free number, and say where."""
+    path = kept.shelf.new_path(filename)
+    kept.save(thing, path, **extra)
+    said = f"{path.name}, {path.stat().st_size / 1e6:.1f} MB"
+    host.show_text(host.node_id(node), said)
+    return io.NodeOutput(path.name, ui={"text": [said]})
+
+
+def load_schema(kept: Kept, description: str, search_aliases: list[str], more_outputs: tuple = ()) -> io.Schema:
+    """The schema of a Load node; more_outputs stand behind the thing and its report."""
+    return io.Schema(
+        node_id=f"PalimpsestLoad{kept.id}",
+        display_name=f"Load {kept.name}",
+        category=kept.category,
+        description=description,
+        search_aliases=search_aliases,
+        inputs=[
+            io.Combo.Input(
+                "file",
+                options=kept.shelf.listed(),
+                tooltip=f"A file in models/{kept.shelf.folder}. Refresh (R) lists new ones.",
+            )
+        ],
+        outputs=[
+            kept.socket.Output(display_name=kept.input, tooltip=f"For {kept.used_by}."),
+            io.String.Output(display_name="report", tooltip="What the file holds."),
+            *more_outputs,
+        ],
+        hidden=[io.Hidden.unique_id],
+    )
+
+
+def load(node: Any, kept: Kept, file: str) -> tuple[Any, str]:
+    """(the thing in a file, its report), which is shown under the node as well."""
+    thing = kept.load(kept.shelf.path(file))
+    report = kept.describe(thing)
+    host.show_text(host.node_id(node), report)
+    return thing, report
