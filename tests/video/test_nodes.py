@@ -7,7 +7,7 @@ import tiny_models
 import torch
 from comfy_extras import nodes_hypertile, nodes_pag, nodes_sag, nodes_tomesd
 from palimpsest.kernels.kv_inversion import attention
-from palimpsest.nodes.host import model as host
+from palimpsest.nodes import host
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 from palimpsest.nodes.video import attention as video_attention
@@ -66,10 +66,11 @@ def test_at_strength_0_a_clip_is_the_plain_models_and_the_model_stays_itself(fam
 def test_outside_of_its_span_nothing_changes():
     model, latent = tiny_models.unet(), clip()
     plain = sample(model, latent)
-    assert torch.equal(sample(video(model, start_percent=0.5, end_percent=0.5), latent), plain)
+    assert torch.equal(sample(video(model, start_percent=0.99, end_percent=1.0), latent), plain)
     assert acts(sample(video(model, end_percent=0.5), latent), plain)
-    with pytest.raises(ValueError, match="lies before start_percent"):
-        video(model, start_percent=0.5, end_percent=0.2)
+    for start, end in ((0.5, 0.2), (0.5, 0.5)):
+        with pytest.raises(ValueError, match="leave no step between them"):
+            video(model, start_percent=start, end_percent=end)
 
 
 # ---- the equation
@@ -191,7 +192,7 @@ def test_cancelling_leaves_nothing_behind():
     assert torch.equal(sample(patched, latent), before)
 
 
-@pytest.mark.parametrize("layers", video_attention.LAYERS)
+@pytest.mark.parametrize("layers", host.SELF_ATTENTION)
 def test_every_choice_of_layers_acts_where_the_model_has_them(layers):
     model, latent = tiny_models.unet("sdxl-deep"), clip(2)
     assert acts(sample(video(model, layers=layers), latent, "sdxl"), sample(model, latent, "sdxl"))

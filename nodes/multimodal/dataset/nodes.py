@@ -49,8 +49,8 @@ class BuildMultimodalDataset(io.ComfyNode):
                 io.Combo.Input(
                     "detector",
                     options=multimodal_dataset_files.detector_names(),
-                    tooltip="A GroundingDINO folder in models/palimpsest_detectors, which finds what the captions name, "
-                    "and heads: one or two calls of it a picture. none: boxes or masks are connected instead.",
+                    tooltip="A GroundingDINO folder in models/palimpsest_detectors, which finds what the captions "
+                    "name, and heads: one or two calls of it a picture. none: boxes or masks are connected instead.",
                 ),
                 io.String.Input(
                     "words",
@@ -331,8 +331,8 @@ def chosen_finder(
         return ByBox([flat(each) for each in entries], named)
     if eye is None:
         raise ValueError(
-            "nothing says where the words are: choose a detector (a GroundingDINO folder in models/palimpsest_detectors), "
-            "or connect masks or boxes."
+            "nothing says where the words are: choose a detector (a GroundingDINO folder in "
+            "models/palimpsest_detectors), or connect masks or boxes."
         )
     return eye
 
