@@ -66,7 +66,7 @@ def test_at_strength_0_a_clip_is_the_plain_models_and_the_model_stays_itself(fam
 def test_outside_of_its_span_nothing_changes():
     model, latent = tiny_models.unet(), clip()
     plain = sample(model, latent)
-    assert torch.equal(sample(video(model, start_percent=0.99, end_percent=1.0), latent), plain)
+    assert torch.equal(sample(video(model, start_percent=0.6, end_percent=0.7), latent), plain)
     assert acts(sample(video(model, end_percent=0.5), latent), plain)
     for start, end in ((0.5, 0.2), (0.5, 0.5)):
         with pytest.raises(ValueError, match="leave no step between them"):
