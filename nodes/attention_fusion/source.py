@@ -121,7 +121,7 @@ def record(model: Any, fusion: Fusion, callback: Any = None) -> Cached:
     replace_both(patched, model, fusion)
     start = model.model.process_latent_out(fusion.reference.latents[0].clone())
     steps = torch.tensor([*levels, 0.0])
-    host.sample(patched, function, start, steps, fusion.prompts.source, None, 1.0, callback)
+    host.sample(patched, function, start, sigmas=steps, positive=fusion.prompts.source, callback=callback)
     return Cached(levels, tuple(function.pieces), tuple(function.shapes))
 
 

@@ -295,7 +295,8 @@ def find_words(
     steps = spread(levels, trajectory.steps, start_percent, end_percent)
     sigmas = torch.tensor([*(trajectory.sigmas[step] for step in steps), 0.0])
     picture = model.model.process_latent_out(trajectory.latents[-1].clone())
-    host.sample(patched, host.VisitLevels(trajectory.latents[steps]), picture, sigmas, positive, None, 1.0, callback)
+    visit = host.VisitLevels(trajectory.latents[steps])
+    host.sample(patched, visit, picture, sigmas=sigmas, positive=positive, callback=callback)
     record.of(None)
     return record
 

@@ -316,7 +316,7 @@ def train(
         levels = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
         finished = False
         try:
-            host.sample(patched, fitting, start, levels, positive, None, 1.0)
+            host.sample(patched, fitting, start, sigmas=levels, positive=positive)
             finished = True
         finally:
             if not finished and fitting.history.kept > 1:

@@ -92,7 +92,7 @@ def record(model: Any, blend: BlendFeatures, prompt: list, callback: Any = None)
     patched = install(plain, replace(blend, alphas={}, pinned_above=math.inf, quirks=False))
     start = model.model.process_latent_out(blend.reference.latents[0].clone())
     steps = torch.tensor([*levels, 0.0])
-    host.sample(patched, function, start, steps, source(prompt), None, 1.0, callback)
+    host.sample(patched, function, start, sigmas=steps, positive=source(prompt), callback=callback)
     return Cached(levels, tuple(function.pieces), function.shapes)
 
 

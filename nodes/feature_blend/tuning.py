@@ -239,7 +239,8 @@ def tune(
         fitting = FitAlphas(blend, alphas, mask, settings, report)
         start = model.model.process_latent_out(trajectory.latents[0].clone())
         levels = torch.tensor(trajectory.sigmas)
-        host.sample(patched, fitting, start, levels, target, negative, guidance, callback)
+        prompts = {"positive": target, "negative": negative, "guidance": guidance}
+        host.sample(patched, fitting, start, sigmas=levels, **prompts, callback=callback)
     learned = {str(layer): float(torch.sigmoid(alphas.raw[layer.key].detach())) for layer in chosen}
     info = {"losses": fitting.losses, "guidance": guidance, "features": how, **vars(settings)}
     return BlendWeights(learned, trajectory.layout, info)

@@ -16,10 +16,11 @@ def sample(
     model: Any,
     function: Callable,
     start: Tensor,
+    *,
     sigmas: Tensor,
     positive: list,
-    negative: list | None,
-    guidance: float,
+    negative: list | None = None,
+    guidance: float = 1.0,
     callback: Any = None,
 ) -> Tensor:
     """Run a sampler function of ours under the host's CFGGuider, so that LoRA, ControlNet, areas and hooks all act.

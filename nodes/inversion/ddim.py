@@ -112,7 +112,8 @@ def invert(
     """
     sampling = model.get_model_object("model_sampling")
     record = RecordClimb(evaluate_at, float(sampling.sigma_min))
-    host.sample(model, record, latent, torch.tensor(levels[::-1]), positive, negative, guidance, callback)
+    prompts = {"positive": positive, "negative": negative, "guidance": guidance}
+    host.sample(model, record, latent, sigmas=torch.tensor(levels[::-1]), **prompts, callback=callback)
     return host.Trajectory(
         sigmas=levels,
         latents=torch.stack(record.latents[::-1]),

@@ -143,11 +143,11 @@ class Invert(io.ComfyNode):
                 model,
                 inverting.descend,
                 noise,
-                torch.tensor(levels),
-                positive,
-                negative,
-                reconstruct_at,
-                latent_preview.prepare_callback(model, trajectory.steps),
+                sigmas=torch.tensor(levels),
+                positive=positive,
+                negative=negative,
+                guidance=reconstruct_at,
+                callback=latent_preview.prepare_callback(model, trajectory.steps),
             ).cpu()
             numbers = measure.reconstruction(rebuilt, samples, vae)
             report = (

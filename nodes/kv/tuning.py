@@ -492,7 +492,16 @@ def tune(
         fitting = FitTrajectory(trajectory, state, prefix, layers, settings, report)
         start = model.model.process_latent_out(trajectory.latents[0].clone())
         levels = torch.tensor(trajectory.sigmas)
-        rebuilt = host.sample(patched, fitting, start, levels, positive, negative, guidance, callback).cpu()
+        rebuilt = host.sample(
+            patched,
+            fitting,
+            start,
+            sigmas=levels,
+            positive=positive,
+            negative=negative,
+            guidance=guidance,
+            callback=callback,
+        ).cpu()
     untouched = torch.ones(len(fitting.tuned), 4, trajectory.pictures)
     kv = KVEmbeddings(
         sigmas=trajectory.sigmas,

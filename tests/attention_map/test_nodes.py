@@ -11,6 +11,7 @@ from palimpsest.nodes.attention_map import maps
 from palimpsest.nodes.attention_map.nodes import AttentionMap, FindWords, ReadAttentionMap
 from palimpsest.nodes.cross_attention import masking as cross_attention
 from palimpsest.nodes.host import model as host
+from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.host.areas import Area
 from palimpsest.nodes.inversion import ddim as inversion
 from palimpsest.nodes.words.words import ChosenWords
@@ -327,8 +328,8 @@ def test_words_are_found_on_the_pictures_own_latents(family):
     levels = torch.tensor([trajectory.sigmas[3], 0.0])
     assert maps.spread(2, 6, 0.5, 1.0) == [3, 5]
     watched, again = watch(model, select(positive))
-    visit = maps.VisitLevels(trajectory.latents[3:4])
-    inversion.sample(watched, visit, tiny_models.latent()["samples"], levels, positive, None, 1.0)
+    visit = host_sampling.VisitLevels(trajectory.latents[3:4])
+    host_sampling.sample(watched, visit, tiny_models.latent()["samples"], sigmas=levels, positive=positive)
     for grid, masses in again.items():
         torch.testing.assert_close(torch.cat(masses), torch.cat(seen[grid][: len(masses)]))
     *_, report = read(found)

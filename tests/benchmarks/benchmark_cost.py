@@ -28,6 +28,7 @@ import comfy.model_management  # noqa: E402
 import comfyui_version  # noqa: E402
 from benchmarks import counting, counting_blends, counting_masks  # noqa: E402
 from benchmarks.counting import STEPS, Calls, Family  # noqa: E402
+from palimpsest.nodes.host import sampling as host_sampling  # noqa: E402
 from palimpsest.nodes.inversion import ddim as inversion  # noqa: E402
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV  # noqa: E402
 
@@ -134,7 +135,8 @@ def measure(family: Family, device: torch.device, options: argparse.Namespace) -
 
     def sample(patched: Any, guidance: float = 7.5) -> Callable[[], Any]:
         levels = torch.tensor(inversion.descending_schedule(model, "normal", options.steps, None))
-        return lambda: inversion.sample(patched, sampler, family.latent(), levels, prompt, prompt, guidance)
+        prompts = {"positive": prompt, "negative": prompt, "guidance": guidance}
+        return lambda: host_sampling.sample(patched, sampler, family.latent(), sigmas=levels, **prompts)
 
     def tune(n: int, patched: Any = model, **chosen: Any) -> Callable[[], Any]:
         chosen = counting.widgets(TuneKV, inner_steps=n, tolerance=0.0, **counting.TUNING | chosen)

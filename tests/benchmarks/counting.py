@@ -24,6 +24,7 @@ import comfy.samplers
 import tiny_models
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.inversion import ddim as inversion
 from palimpsest.nodes.kv.nodes import CONDITIONAL, ApplyKV, TuneKV
 from torch import Tensor
@@ -331,7 +332,8 @@ def sampling_step(model: Any, family: Family, guidance: float) -> Cost:
     with torch.inference_mode(), meta_host() as answers:
         count = CountCall(model.model, answers)
         prompt, start = family.prompt(), family.latent()
-        inversion.sample(model, count, start, torch.tensor(levels(1)), prompt, prompt, guidance)
+        prompts = {"positive": prompt, "negative": prompt, "guidance": guidance}
+        host_sampling.sample(model, count, start, sigmas=torch.tensor(levels(1)), **prompts)
     return count.cost
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from benchmarks import counting
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
-from palimpsest.nodes.inversion import ddim as inversion
+from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.words.words import ChosenWords
 
 TOKENS = 4  # of each region's words
@@ -46,5 +46,6 @@ def later_step(model: Any, family: counting.Family) -> counting.Cost:
     with torch.inference_mode(), counting.meta_host() as answers:
         count = CountSecondCall(model.model, answers)
         prompt, levels = family.prompt(), torch.tensor((1.0, 0.0))
-        inversion.sample(model, count, family.latent(), levels, prompt, prompt, 7.5)
+        prompts = {"positive": prompt, "negative": prompt, "guidance": 7.5}
+        host_sampling.sample(model, count, family.latent(), sigmas=levels, **prompts)
     return count.cost

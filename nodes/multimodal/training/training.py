@@ -139,7 +139,7 @@ class Fit:
                 nothing = {"pooled_output": torch.zeros(1, POOLED_WIDTH)}
                 positive = [[torch.zeros(1, 1, self.learner.config.context_width), nothing]]
                 levels = torch.tensor([float(self.sigmas[-1]), 0.0])
-                host.sample(self.unet.patched(), self, start, levels, positive, None, 1.0)
+                host.sample(self.unet.patched(), self, start, sigmas=levels, positive=positive)
                 if self.history.stopped:
                     break
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from palimpsest.kernels.ddim import ddim_step, signal_level
-from palimpsest.nodes.inversion import ddim as inversion
+from palimpsest.nodes.host import sampling as host_sampling
 from torch import Tensor
 
 KEY = "rivals.null_text"
@@ -135,7 +135,8 @@ def tune(
         patched = differentiable(model)
         patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, Unconditional(lambda _: fitting.current))
         start, levels = model.model.process_latent_out(trajectory.latents[0].clone()), torch.tensor(trajectory.sigmas)
-        rebuilt = inversion.sample(patched, fitting, start, levels, positive, negative, guidance)
+        prompts = {"positive": positive, "negative": negative, "guidance": guidance}
+        rebuilt = host_sampling.sample(patched, fitting, start, sigmas=levels, **prompts)
     return torch.stack(fitting.embeddings), rebuilt.cpu()
 
 
