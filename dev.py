@@ -3,7 +3,8 @@
     python dev.py demo       edit the example picture, write the result to output/demo
     python dev.py test       run every test, end with the counts
     python dev.py serve      start the host with the pack and open the graph editor
-    python dev.py bench X    run tests/benchmarks/benchmark_X.py
+    python dev.py bench X    measure: run tests/X/benchmark.py
+    python dev.py draw X     draw the pictures of help pages: run tests/X/pictures.py
     python dev.py setup      only make everything ready
 
 Each does its own set-up first: a virtual environment, a pinned ComfyUI (the host), the pocket model and, for the
@@ -690,13 +691,20 @@ def command_serve(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def command_bench(options: argparse.Namespace, rest: list[str]) -> int:
-    folder = ROOT / "tests" / "benchmarks"
-    script = folder / f"benchmark_{options.name}.py"
-    if not script.is_file():
-        known = sorted(path.stem.removeprefix("benchmark_") for path in folder.glob("benchmark_*.py"))
-        raise Problem(f"There is no benchmark '{options.name}': choose one of {', '.join(known) or '(none yet)'}")
-    place = set_up(options.host)
-    command = [str(place.python), str(script), *options.arguments, *rest]
+    return run_script(set_up(options.host), options.name, "benchmark", [*options.arguments, *rest])
+
+
+def command_draw(options: argparse.Namespace, rest: list[str]) -> int:
+    return run_script(set_up(options.host), options.name, "pictures", [*options.arguments, *rest])
+
+
+def run_script(place: Place, folder: str, kind: str, arguments: list[str]) -> int:
+    """Run tests/<folder>/<kind>.py in a process that can import the pack, the host and the test modules."""
+    tests = ROOT / "tests"
+    known = sorted(path.parent.name for path in tests.glob(f"*/{kind}.py"))
+    if folder not in known:
+        raise Problem(f"There is no tests/{folder}/{kind}.py: choose one of {', '.join(known)}")
+    command = [str(place.python), str(tests / "prepared.py"), f"{folder}.{kind}", *arguments]
     return subprocess.run(command, env=environment(place)).returncode
 
 
@@ -768,8 +776,10 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8188, help="8188 unless told")
     serve.add_argument("--no-open", action="store_true", help="do not open a browser window")
     bench = add("bench", "run a benchmark; give dev.py's own options before its name", command_bench)
-    bench.add_argument("name", help="X of tests/benchmarks/benchmark_X.py")
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="go to the benchmark")
+    draw = add("draw", "draw the pictures of a technique's help pages", command_draw)
+    for script, file in ((bench, "benchmark"), (draw, "pictures")):
+        script.add_argument("name", help=f"X of tests/X/{file}.py")
+        script.add_argument("arguments", nargs=argparse.REMAINDER, help="go to the script")
     test = add("test", "run the tests; other options and paths go to pytest", command_test)
     test.add_argument("-k", metavar="EXPR", help="only tests whose names match")
     test.add_argument("--tier", action="append", choices=TIERS, help="only these tests; may be given again")

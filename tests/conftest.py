@@ -11,32 +11,21 @@ The pack is loaded by path as `palimpsest`, as the host loads packs, and its roo
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import prepared
 import pytest
+import run_host
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 NO_HOST = "needs ComfyUI: run `python dev.py test`, or set COMFYUI_PATH to a ComfyUI folder"
 
 
-def load_module(name: str, path: Path, *, package: bool = False) -> ModuleType:
-    """Import a file under a chosen name, once."""
-    if name not in sys.modules:
-        folders = [str(path.parent)] if package else None
-        spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-sys.path.append(str(TESTS))  # at the end: for `import api` and `from pocket import world`
-load_module("palimpsest", ROOT / "__init__.py", package=True)
-dev = load_module("palimpsest_dev", ROOT / "dev.py")
+prepared.load_pack()
+dev = prepared.load_dev()
 
 
 # -------------------------------------------------------------------------------------------------------- the tiers
@@ -92,7 +81,7 @@ def import_host() -> Path:
     """Make ComfyUI's modules importable in this process, on the CPU. Returns its folder."""
     comfy = Path(os.environ["COMFYUI_PATH"]).absolute()
     if str(comfy) not in sys.path:
-        load_module("palimpsest_run_host", TESTS / "run_host.py").declare_missing_operators()
+        run_host.declare_missing_operators()
         sys.path.insert(0, str(comfy))
         from comfy.cli_args import args
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,12 +177,8 @@ class Studio:
     """The nodes on the pocket model in this process, at their defaults except what is given."""
 
     def __init__(self) -> None:
-        sys.path.append(str(TESTS / "benchmarks"))
-        import pocket_host
-
-        pocket_host.import_host()
-        import scenes
         import torch
+        from benchmarks import pocket_host, scenes
         from palimpsest.nodes.inversion.nodes import Invert
         from palimpsest.nodes.kv import nodes as kv_inversion
 
@@ -312,14 +307,20 @@ def draw_two(studio: Studio, kv, noise: dict) -> tuple[Image.Image, Image.Image]
 def draw_thumbnails(everything: Path | None, of: str) -> list[Path]:
     """Run workflows in the host, and draw what each saves first; all its pictures go into a folder, too."""
     import api
+    import contextdiff.graph
+    import cross_attention.graph
+    import multimodal.graph
     from conftest import dev
-    from graphs import context, multimodal, regions
-    from shipped_workflows import api_form, provide_files
+    from graphs.shipped import api_form, provide_files
 
     written = []
     with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
         client = api.ApiClient(host.url)
-        for name in (name for name in (*regions.GRAPHS, *context.GRAPHS, *multimodal.GRAPHS) if of in name):
+        for name in (
+            name
+            for name in (*cross_attention.graph.GRAPHS, *contextdiff.graph.GRAPHS, *multimodal.graph.GRAPHS)
+            if of in name
+        ):
             prompt = api_form(name)
             provide_files(client, prompt)
             entry = client.queue(prompt)

@@ -2,8 +2,8 @@
 
     python tests/make_workflows.py          writes workflows/*.json and, in API format, tests/data/api/*.json
 
-Needs a browser as the browser tests do. The graphs are described in tests/graphs. The thumbnails come
-from make_pictures.py.
+Needs a browser as the browser tests do. The graphs are described in tests/<technique>/graph.py.
+The thumbnails come from make_pictures.py.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from graphs import context, kv_inversion, multimodal, regions
+import contextdiff.graph
+import cross_attention.graph
+import kv.graph
+import multimodal.graph
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
 API = ROOT / "tests" / "data" / "api"
 
-GRAPHS = kv_inversion.GRAPHS | regions.GRAPHS | context.GRAPHS | multimodal.GRAPHS
+GRAPHS = kv.graph.GRAPHS | cross_attention.graph.GRAPHS | contextdiff.graph.GRAPHS | multimodal.graph.GRAPHS
 
 
 def author(url: str, description: dict, browser) -> dict:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from multimodal_pocket import Data, Dictionary, Lesson, OneVector, Recipe, lesson, write_trained
+from benchmarks.multimodal_pocket import Data, Dictionary, Lesson, OneVector, Recipe, lesson, write_trained
 from palimpsest.kernels.connector import ConnectorConfig, attend
 from palimpsest.nodes.multimodal.encoder import Connector, Reads
 from palimpsest.nodes.multimodal.training import lora as multimodal_lora

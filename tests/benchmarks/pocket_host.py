@@ -7,27 +7,12 @@ it (doubled channels get equal gradients), at a quarter of the cost.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
-
-
-def import_host() -> None:
-    """Make ComfyUI (COMFYUI_PATH), the pack (`palimpsest`) and the test modules importable."""
-    sys.path.append(str(TESTS))
-    from pocket import train
-
-    train.import_host()
-    spec = importlib.util.spec_from_file_location(
-        "palimpsest", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    sys.modules["palimpsest"] = pack = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pack)
 
 
 def parse(parser: argparse.ArgumentParser, threads: int | None = None) -> tuple[argparse.Namespace, Path]:

@@ -1,7 +1,4 @@
-"""Held-out drawn scenes, inverted by the pack's own node, their edits, and what is measured of edited pictures.
-
-Import pocket_host and call its import_host() before this module: it needs the host.
-"""
+"""Held-out drawn scenes, inverted by the pack's own node, their edits, and what is measured of edited pictures."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pocket_host
 import torch
+from benchmarks import pocket_host
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv import nodes as kv_nodes
 from PIL import Image, ImageDraw, ImageFont

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from shipped_workflows import MAKES_TUNING, SHORT, WORKFLOWS, api_form, provide_files
+from graphs.shipped import MAKES_TUNING, SHORT, WORKFLOWS, api_form, provide_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "output" / "browser"

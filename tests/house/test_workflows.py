@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 
 import pytest
+from graphs.shipped import API, MAKES_TUNING, WORKFLOWS, api_form, files_wanted, provide_files, shortened
 from PIL import Image
-from shipped_workflows import API, MAKES_TUNING, WORKFLOWS, api_form, files_wanted, provide_files, shortened
 
 NAMES = [path.stem for path in WORKFLOWS]
 

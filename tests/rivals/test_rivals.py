@@ -1,13 +1,13 @@
-"""The rivals of `dev.py bench edits` in the host: their identities, limits and refusals."""
+"""The rivals of `dev.py bench rivals` in the host: their identities, limits and refusals."""
 
 import comfy.model_patcher
 import comfy.samplers
 import pytest
 import tiny_models
 import torch
-from benchmarks.rivals import masactrl, null_text, plug_and_play, source_branch
 from comfy.patcher_extension import WrappersMP
 from palimpsest.nodes.inversion import ddim as inversion
+from rivals import masactrl, null_text, plug_and_play, source_branch
 
 STEPS, GUIDANCE, PICTURES = 4, 3.0, 2
 SOURCE, EDIT, NEGATIVE = (tiny_models.prompt(seed) for seed in (1, 3, 2))

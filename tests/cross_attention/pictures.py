@@ -1,20 +1,14 @@
 """Draw the pictures of the help page of Cross-Attention Mask, on the pocket model.
 
-python tests/pictures/cross_attention_mask.py
+python dev.py draw cross_attention
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
-
-import make_pictures  # noqa: E402
-from make_pictures import ROOT, Studio, example_scene, row, save  # noqa: E402
-from PIL import Image  # noqa: E402
-from pocket import world  # noqa: E402
+import make_pictures
+from make_pictures import ROOT, Studio, example_scene, row, save
+from PIL import Image
+from pocket import world
 
 COLOUR, OTHER, GUIDANCE = "blue", "yellow", 4.0
 
@@ -29,7 +23,7 @@ def main() -> None:
     """Write web/docs/PalimpsestCrossAttentionMask/*.jpg."""
     make_pictures.GUIDANCE = GUIDANCE
     studio, scene = Studio(), example_scene()
-    import scenes
+    from benchmarks import scenes
     from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
     from palimpsest.nodes.words import words
 

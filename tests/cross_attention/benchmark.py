@@ -1,7 +1,7 @@
 """Words that act in one region: the nodes for regions beside the host's own ways, on held-out drawn scenes.
 
-    python dev.py bench regions                                      tables, JSON and contact sheet
-    python dev.py bench regions --scenes 4 --methods prompt both     some of it
+    python dev.py bench cross_attention                                      tables, JSON and contact sheet
+    python dev.py bench cross_attention --scenes 4 --methods prompt both     some of it
 
 Two edits by words and a mask. colour: the coat gets another colour, the mask is white on the animal, the words are the
 new colour. place: the scene gets another place, the mask is white on all but the animal, the words are the new place.
@@ -28,9 +28,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pocket_host
 import torch
-from benchmark_edits import PassCount, setting, table, without_nan  # this makes the host importable
+from benchmarks import pocket_host
+from benchmarks.scenes import Edit, Scenes, contact_sheet, defaults, mean
 from comfy.patcher_extension import WrappersMP
 from palimpsest.nodes.attention_map.nodes import AttentionMap, ReadAttentionMap
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
@@ -39,7 +39,7 @@ from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.keep_outside.nodes import KeepOutside
 from palimpsest.nodes.words.nodes import SelectWords
 from pocket import metrics, world
-from scenes import Edit, Scenes, contact_sheet, defaults, mean
+from rivals.benchmark import PassCount, setting, table, without_nan
 
 import nodes as host_nodes
 
@@ -281,7 +281,7 @@ def compare(scenes: Scenes, count: PassCount, methods: dict, kinds: list[str], g
 
 def main() -> None:
     """Parse, run, print, write output/bench."""
-    parser = argparse.ArgumentParser(prog="python dev.py bench regions", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python dev.py bench cross_attention", description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=32, help="no default was chosen on scenes from here on")
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--edits", choices=KINDS, nargs="+", default=list(KINDS))

@@ -1,33 +1,26 @@
 """Draw the pictures of Video Attention's and Attention Fusion's help pages: a drawn clip, edited by its prompt.
 
-python tests/pictures/video.py [NodeId ...]
+python dev.py draw video [NodeId ...]
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
-import pocket_host  # noqa: E402
+import tiny_models
+import torch
+from benchmarks import pocket_host, walks
+from make_pictures import GUIDANCE, LABEL, ROOT, STEPS, save
+from palimpsest.kernels.edit_metrics import frame_change
+from palimpsest.nodes.inversion.nodes import Invert
+from palimpsest.nodes.video.nodes import AttentionFusion, VideoAttention
+from PIL import Image, ImageDraw, ImageFont
+from pocket import judge as judging
+from pocket import metrics, world
 
-pocket_host.import_host()
-
-import tiny_models  # noqa: E402
-import torch  # noqa: E402
-import walks  # noqa: E402
-from make_pictures import GUIDANCE, LABEL, ROOT, STEPS, save  # noqa: E402
-from palimpsest.kernels.edit_metrics import frame_change  # noqa: E402
-from palimpsest.nodes.inversion.nodes import Invert  # noqa: E402
-from palimpsest.nodes.video.nodes import AttentionFusion, VideoAttention  # noqa: E402
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from pocket import judge as judging  # noqa: E402
-from pocket import metrics, world  # noqa: E402
-
-import nodes as host_nodes  # noqa: E402
+import nodes as host_nodes
 
 FRAMES, CELL, LEFT = 5, 128, 190
 NOTHING: Mapping[str, Any] = {}

@@ -1,27 +1,17 @@
 """Draw the pictures of the help page of Train Context Adapter.
 
-python tests/pictures/context.py
+python dev.py draw contextdiff
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
-
-import pocket_host  # noqa: E402
-
-pocket_host.import_host()
-
-import torch  # noqa: E402
-from benchmark_context import Pocket, context_aware, plain_ddim  # noqa: E402
-from make_pictures import ROOT, row, save  # noqa: E402
-from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter  # noqa: E402
-from PIL import Image  # noqa: E402
-from pocket import world  # noqa: E402
-from scenes import defaults, drawn  # noqa: E402
+import torch
+from benchmarks.scenes import defaults, drawn
+from contextdiff.benchmark import Pocket, context_aware, plain_ddim
+from make_pictures import ROOT, row, save
+from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter
+from PIL import Image
+from pocket import world
 
 SCENE, STEPS, KEPT, SEED, GUIDANCE = 5, 12, 0.75, 3, 2.0
 RECIPE = {"steps": 120, "learning_rate": 2e-3, "batch_size": 4, "validate_every": 20, "rescue_filename": ""}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .kv_inversion import tune
-from .parts import (
+from cross_attention.graph import MASKED_PICTURE
+from graphs.parts import (
     CHECKPOINT,
     GUIDANCE,
     SCHEDULER,
@@ -19,7 +19,7 @@ from .parts import (
     sampler,
     save,
 )
-from .regions import MASKED_PICTURE
+from kv.graph import tune
 
 ENCODER, CONNECTOR, LORA = "palimpsest_pocket", "palimpsest_pocket.safetensors", "palimpsest_pocket_unet.safetensors"
 SENTENCE = "a <image1> cat sitting on the left <image2>"

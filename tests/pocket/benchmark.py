@@ -9,15 +9,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pocket_host
 import torch
+from benchmarks import pocket_host
+from PIL import Image
 
-pocket_host.import_host()
-from PIL import Image  # noqa: E402
-from pocket import judge as judging  # noqa: E402
-from pocket import metrics, world  # noqa: E402
-
-import nodes as host_nodes  # noqa: E402 (the host is importable from here on)
+import nodes as host_nodes
+from pocket import judge as judging
+from pocket import metrics, world
 
 
 def main() -> None:

@@ -37,27 +37,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import comfy.sd
 import numpy as np
-import pocket_host
 import torch
+from benchmarks import multimodal_pocket as learning
+from benchmarks import pocket_host
+from benchmarks.multimodal_learning import KINDS, Trainer
+from benchmarks.scenes import another, defaults, drawn, mean, texture_similarity
+from palimpsest.nodes.multimodal import files as multimodal_files
+from palimpsest.nodes.multimodal.encoder import MultimodalEncoder, join
+from palimpsest.nodes.multimodal.interleaved import cut_out, squared
+from palimpsest.nodes.multimodal.nodes import MultimodalPrompt
+from palimpsest.nodes.multimodal.vlm import vision_language
+from PIL import Image, ImageDraw, ImageFont
+from pocket import judge as judging
+from pocket import metrics, world
+from rivals.benchmark import table, without_nan
+from safetensors.torch import load_file
 
-pocket_host.import_host()
-import comfy.sd  # noqa: E402 (the host is importable from here on)
-import multimodal_pocket as learning  # noqa: E402
-from benchmark_edits import table, without_nan  # noqa: E402
-from multimodal_learning import KINDS, Trainer  # noqa: E402
-from palimpsest.nodes.multimodal import files as multimodal_files  # noqa: E402
-from palimpsest.nodes.multimodal.encoder import MultimodalEncoder, join  # noqa: E402
-from palimpsest.nodes.multimodal.interleaved import cut_out, squared  # noqa: E402
-from palimpsest.nodes.multimodal.nodes import MultimodalPrompt  # noqa: E402
-from palimpsest.nodes.multimodal.vlm import vision_language  # noqa: E402
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from pocket import judge as judging  # noqa: E402
-from pocket import metrics, world  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from scenes import another, defaults, drawn, mean, texture_similarity  # noqa: E402
-
-import nodes as host_nodes  # noqa: E402
+import nodes as host_nodes
 
 TOLD = ("species", "pose", "side", "place")
 COLUMNS = {

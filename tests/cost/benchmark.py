@@ -19,18 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pocket_host
+import comfy.k_diffusion.sampling
+import comfy.model_management
+import comfyui_version
 import torch
-
-pocket_host.import_host()
-import comfy.k_diffusion.sampling  # noqa: E402
-import comfy.model_management  # noqa: E402
-import comfyui_version  # noqa: E402
-from benchmarks import counting, counting_blends, counting_masks  # noqa: E402
-from benchmarks.counting import STEPS, Calls, Family  # noqa: E402
-from palimpsest.nodes.host import sampling as host_sampling  # noqa: E402
-from palimpsest.nodes.inversion import ddim as inversion  # noqa: E402
-from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV  # noqa: E402
+from benchmarks import counting, counting_blends, counting_masks
+from benchmarks.counting import STEPS, Calls, Family
+from palimpsest.nodes.host import sampling as host_sampling
+from palimpsest.nodes.inversion import ddim as inversion
+from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 
 RANK, FULL = 32, "keys and values in full"
 

@@ -1,27 +1,17 @@
 """Draw the pictures of the help page of Keep Outside.
 
-python tests/pictures/keep_outside.py
+python dev.py draw keep_outside
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
-
-import pocket_host  # noqa: E402
-
-pocket_host.import_host()
-
-import torch  # noqa: E402
-from make_pictures import ROOT, row, save  # noqa: E402
-from palimpsest.kernels.keep_outside import shifted_back  # noqa: E402
-from palimpsest.nodes.keep_outside.nodes import KeepOutside  # noqa: E402
-from PIL import Image  # noqa: E402
-from pocket import world  # noqa: E402
-from scenes import defaults  # noqa: E402
+import torch
+from benchmarks.scenes import defaults
+from make_pictures import ROOT, row, save
+from palimpsest.kernels.keep_outside import shifted_back
+from palimpsest.nodes.keep_outside.nodes import KeepOutside
+from PIL import Image
+from pocket import world
 
 SCENE, COLOUR, SIDE = 5, "blue", 256
 SHIFT = (1.3, -0.7)  # pixels to the right and down

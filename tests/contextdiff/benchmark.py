@@ -1,8 +1,8 @@
 """The Context-Aware Sampler with a trained adapter against plain DDIM, and clips edited by prompt, on drawn scenes.
 
-    python dev.py bench context                               tables, JSON and contact sheet
-    python dev.py bench context --parts pictures --guidance 3 some of it
-    python dev.py bench context --sweep                       what else was tried, at one guidance
+    python dev.py bench contextdiff                               tables, JSON and contact sheet
+    python dev.py bench contextdiff --parts pictures --guidance 3 some of it
+    python dev.py bench contextdiff --sweep                       what else was tried, at one guidance
 
 Pictures (the paper's figure 10 in small): an adapter is trained by Train Context Adapter on drawn pictures with their
 captions, of scenes that are not among those measured. Then every held-out caption is sampled from the same noise with
@@ -34,25 +34,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import comfy.samplers
+import comfy.sd
 import numpy as np
-import pocket_host
 import torch
-
-pocket_host.import_host()
-import comfy.samplers  # noqa: E402 (the host is importable from here on)
-import comfy.sd  # noqa: E402
-import walks  # noqa: E402
-from benchmark_edits import table, without_nan  # noqa: E402
-from comfy_extras.nodes_custom_sampler import SamplerCustom  # noqa: E402
-from palimpsest.nodes.contextdiff import files as context_files  # noqa: E402
-from palimpsest.nodes.contextdiff.nodes import ContextSampler  # noqa: E402
-from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter  # noqa: E402
-from palimpsest.nodes.inversion.nodes import Invert  # noqa: E402
-from palimpsest.nodes.video.nodes import AttentionFusion, VideoAttention  # noqa: E402
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from pocket import judge as judging  # noqa: E402
-from pocket import metrics, world  # noqa: E402
-from scenes import another, defaults, drawn  # noqa: E402
+from benchmarks import pocket_host, walks
+from benchmarks.scenes import another, defaults, drawn
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from palimpsest.nodes.contextdiff import files as context_files
+from palimpsest.nodes.contextdiff.nodes import ContextSampler
+from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter
+from palimpsest.nodes.inversion.nodes import Invert
+from palimpsest.nodes.video.nodes import AttentionFusion, VideoAttention
+from PIL import Image, ImageDraw, ImageFont
+from pocket import judge as judging
+from pocket import metrics, world
+from rivals.benchmark import table, without_nan
 
 TRAINING_SEED = 5  # scenes of this seed are trained on; the held-out ones have world.HELD_OUT_SEED
 RECIPE = {"steps": 300, "learning_rate": 1e-3, "batch_size": 4, "validate_every": 0, "rescue_filename": ""}
@@ -482,7 +479,7 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
 
 def main() -> None:
     """Parse, run, print, write output/bench."""
-    parser = argparse.ArgumentParser(prog="python dev.py bench context", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python dev.py bench contextdiff", description=__doc__.splitlines()[0])
     parser.add_argument("--parts", choices=("pictures", "clips"), nargs="+", default=["pictures", "clips"])
     parser.add_argument("--first", type=int, default=32, help="held-out scenes from here on")
     parser.add_argument("--count", type=int, default=64, help="captions that are drawn")

@@ -6,7 +6,7 @@ import copy
 import json
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((TESTS.parent / "workflows").glob("*.json"))
 API = TESTS / "data" / "api"
 SHORT = {"steps": 4, "inner_steps": 2}  # set in every node that has them, so that a run takes seconds on a CPU

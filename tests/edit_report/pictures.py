@@ -1,24 +1,15 @@
 """Draw the picture of Edit Report's help page: two ideal edits, one of them with a tinted background.
 
-python tests/pictures/edit_report.py
+python dev.py draw edit_report
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
-import pocket_host  # noqa: E402
-
-pocket_host.import_host()
-
-import torch  # noqa: E402
-from make_pictures import ROOT, save  # noqa: E402
-from palimpsest.nodes.edit_report import nodes as edit_report  # noqa: E402
-from PIL import Image  # noqa: E402
-from pocket import world  # noqa: E402
+import torch
+from make_pictures import ROOT, save
+from palimpsest.nodes.edit_report import nodes as edit_report
+from PIL import Image
+from pocket import world
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """KV Inversion beside other ways of editing a real picture, in one host, on held-out drawn scenes.
 
-    python dev.py bench edits                                         tables, JSON and contact sheet
-    python dev.py bench edits --edits pose --methods ours masactrl    some of it
-    python dev.py bench edits --sweep --first 0 --scenes 4            the rivals at other settings
+    python dev.py bench rivals                                         tables, JSON and contact sheet
+    python dev.py bench rivals --edits pose --methods ours masactrl    some of it
+    python dev.py bench rivals --sweep --first 0 --scenes 4            the rivals at other settings
 
 Every scene is inverted once (prompt: its caption, guidance 1); every method edits from that trajectory by the same new
 caption, with the same sampler, steps and guidance. Each way is written anew in `rivals`, at its published settings
@@ -36,14 +36,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pocket_host
 import torch
-
-pocket_host.import_host()
-from comfy.patcher_extension import WrappersMP  # noqa: E402 (the host is importable from here on)
-from palimpsest.nodes.kv import nodes as kv_nodes  # noqa: E402
-from rivals import masactrl, null_text, plug_and_play  # noqa: E402
-from scenes import KINDS, Edit, Scenes, contact_sheet, defaults  # noqa: E402
+from benchmarks import pocket_host
+from benchmarks.scenes import KINDS, Edit, Scenes, contact_sheet, defaults
+from comfy.patcher_extension import WrappersMP
+from palimpsest.nodes.kv import nodes as kv_nodes
+from rivals import masactrl, null_text, plug_and_play
 
 SCORES = {
     "attribute": "edited", "followed": "prompt followed", "identity": "identity", "texture": "texture",
@@ -330,7 +328,7 @@ def without_nan(value: Any) -> Any:
 
 def main() -> None:
     """Parse, run, print, write output/bench."""
-    parser = argparse.ArgumentParser(prog="python dev.py bench edits", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python dev.py bench rivals", description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=32, help="the defaults were chosen on scenes 0 to 7")
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--edits", choices=KINDS, nargs="+", default=list(KINDS))

@@ -1,27 +1,19 @@
 """Draw the pictures of the help pages of Load Multimodal Encoder and Multimodal Prompt: what the encoder is shown.
 
-python tests/pictures/multimodal.py
+python dev.py draw multimodal
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
-
-import pocket_host  # noqa: E402
-
-pocket_host.import_host()
-
-import benchmark_multimodal as bench  # noqa: E402
-import torch  # noqa: E402
-from make_pictures import CELL, GAP, ROOT, row, save  # noqa: E402
-from palimpsest.nodes.multimodal.interleaved import cut_out, squared  # noqa: E402
-from PIL import Image, ImageDraw  # noqa: E402
-from pocket import world  # noqa: E402
+import torch
+from benchmarks import pocket_host
+from make_pictures import CELL, GAP, ROOT, row, save
+from multimodal import benchmark as bench
+from palimpsest.nodes.multimodal.interleaved import cut_out, squared
+from PIL import Image, ImageDraw
+from pocket import world
 
 SCENE, SIDE, PATCH = 5, 512, 14
 ANIMALS = (0, 2)  # of the held-out ones that the benchmark asks for
@@ -59,7 +51,7 @@ def at(picture: torch.Tensor, tokens: int) -> Image.Image:
 def animals() -> Image.Image:
     """Held-out animals in another pose, at another side and place than in their pictures, by the pocket encoder."""
     with torch.inference_mode():
-        pocket = bench.load(TESTS / "pocket" / "models", *pocket_host.load_pocket())
+        pocket = bench.load(ROOT / "tests" / "pocket" / "models", *pocket_host.load_pocket())
         asked = bench.questions(bench.FIRST, max(ANIMALS) + 1)
         rows = []
         for question in (asked[i] for i in ANIMALS):

@@ -1,19 +1,13 @@
 """Draw the pictures of the help pages of Select Words, Attention Map, Find Words and Read Attention Map.
 
-python tests/pictures/attention_map.py
+python dev.py draw attention_map
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
-
-from make_pictures import GUIDANCE, ROOT, STEPS, Studio, example_scene, row, save  # noqa: E402
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from pocket import world  # noqa: E402
+from make_pictures import GUIDANCE, ROOT, STEPS, Studio, example_scene, row, save
+from PIL import Image, ImageDraw, ImageFont
+from pocket import world
 
 PROMPT = "a red cat standing on the right in the snow"
 CHOICES = (

@@ -14,13 +14,11 @@ import json
 import platform
 from pathlib import Path
 
-import pocket_host
 import torch
-
-pocket_host.import_host()
-from palimpsest.nodes.kv import nodes as kv_nodes  # noqa: E402 (the host is importable from here on)
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-from scenes import Scenes, contact_sheet, defaults  # noqa: E402
+from benchmarks import pocket_host
+from benchmarks.scenes import Scenes, contact_sheet, defaults
+from palimpsest.nodes.kv import nodes as kv_nodes
+from PIL import Image, ImageDraw, ImageFont
 
 NUMBERS = {
     "followed": "prompt followed", "pose": "pose", "identity": "identity", "facing": "facing", "pattern": "pattern",

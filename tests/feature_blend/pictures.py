@@ -1,20 +1,14 @@
 """Draw the pictures of the help pages of Feature Blend and its three companions.
 
-python tests/pictures/feature_blend.py
+python dev.py draw feature_blend
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
-
-import torch  # noqa: E402
-from make_pictures import ROOT, Studio, example_scene, row, save  # noqa: E402
-from PIL import Image  # noqa: E402
-from pocket import world  # noqa: E402
+import torch
+from make_pictures import ROOT, Studio, example_scene, row, save
+from PIL import Image
+from pocket import world
 
 COLOUR, OTHER_COLOUR, PLACE, TUNING_STEPS = {"colour": "brown"}, {"colour": "yellow"}, {"place": "night"}, 100
 

@@ -1,34 +1,27 @@
 """Draw the pictures of the help pages of Build Multimodal Dataset and Train Multimodal Encoder.
 
-python tests/pictures/multimodal_training.py
+python dev.py draw multimodal
 
 The training is a few steps of a small random language model, to show what the node gives; it draws nothing yet.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "benchmarks")]
-
-import pocket_host  # noqa: E402
-
-pocket_host.import_host()
-
-import numpy as np  # noqa: E402
-import tiny_vlm  # noqa: E402
-import torch  # noqa: E402
-from make_pictures import ROOT, save  # noqa: E402
-from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset  # noqa: E402
-from palimpsest.nodes.multimodal.encoder import MultimodalEncoder  # noqa: E402
-from palimpsest.nodes.multimodal.training import plot as multimodal_plot  # noqa: E402
-from palimpsest.nodes.multimodal.training import training as multimodal_training  # noqa: E402
-from palimpsest.nodes.multimodal.training.lessons import TrainSettings  # noqa: E402
-from palimpsest.nodes.multimodal.vlm import vision_language  # noqa: E402
-from pocket import world  # noqa: E402
+import numpy as np
+import tiny_vlm
+import torch
+from benchmarks import pocket_host
+from make_pictures import ROOT, save
+from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset
+from palimpsest.nodes.multimodal.encoder import MultimodalEncoder
+from palimpsest.nodes.multimodal.training import plot as multimodal_plot
+from palimpsest.nodes.multimodal.training import training as multimodal_training
+from palimpsest.nodes.multimodal.training.lessons import TrainSettings
+from palimpsest.nodes.multimodal.vlm import vision_language
+from pocket import world
 
 SCENES, SHOWN, STEPS = 12, 4, 24
 DOCS = ROOT / "web" / "docs"

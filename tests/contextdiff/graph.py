@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .parts import (
+from graphs.parts import (
     EDIT,
     GUIDANCE,
     PICTURE,
