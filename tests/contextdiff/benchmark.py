@@ -41,11 +41,12 @@ import torch
 from benchmarks import pocket_host, walks
 from benchmarks.scenes import another, defaults, drawn
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from palimpsest.nodes.attention_fusion.nodes import AttentionFusion
 from palimpsest.nodes.contextdiff import files as context_files
 from palimpsest.nodes.contextdiff.nodes import ContextSampler
 from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter
 from palimpsest.nodes.inversion.nodes import Invert
-from palimpsest.nodes.video.nodes import AttentionFusion, VideoAttention
+from palimpsest.nodes.video.nodes import VideoAttention
 from PIL import Image, ImageDraw, ImageFont
 from pocket import judge as judging
 from pocket import metrics, world

@@ -14,8 +14,9 @@ import torch
 from benchmarks import pocket_host, walks
 from make_pictures import GUIDANCE, LABEL, ROOT, STEPS, save
 from palimpsest.kernels.edit_metrics import frame_change
+from palimpsest.nodes.attention_fusion.nodes import AttentionFusion
 from palimpsest.nodes.inversion.nodes import Invert
-from palimpsest.nodes.video.nodes import AttentionFusion, VideoAttention
+from palimpsest.nodes.video.nodes import VideoAttention
 from PIL import Image, ImageDraw, ImageFont
 from pocket import judge as judging
 from pocket import metrics, world
