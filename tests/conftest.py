@@ -1,6 +1,6 @@
 """Fixtures for all tests, in three tiers that follow the files:
 
-    maths    tests/*/test_maths*.py, tests/house/test_house.py, tests/pocket_tests   torch only
+    maths    tests/*/test_maths*.py, tests/house/test_{house,form}.py, tests/pocket_tests  torch only
     host     every other test file        ComfyUI's modules, or a running ComfyUI (`server`, `client`)
     browser  tests/browser                a running ComfyUI, Chromium and Node.js
 
@@ -36,7 +36,11 @@ def tier_of(path: Path) -> str:
     parts = path.relative_to(TESTS).parts if path.is_relative_to(TESTS) else ()
     if parts and parts[0] == "browser":
         return "browser"
-    alone = parts[:1] == ("pocket_tests",) or path.name.startswith("test_maths") or path.name == "test_house.py"
+    alone = (
+        parts[:1] == ("pocket_tests",)
+        or path.name.startswith("test_maths")
+        or path.name in ("test_house.py", "test_form.py")
+    )
     return "maths" if alone or not parts else "host"
 
 

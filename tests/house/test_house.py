@@ -1,4 +1,4 @@
-"""Rules of the house, checked on the shipped files themselves: imports, safety, portability, layout of the code."""
+"""Rules of the house, each checked on all shipped files at once: imports, safety, portability."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = [ROOT / "__init__.py", *sorted((ROOT / "nodes").rglob("*.py")), *sorted((ROOT / "kernels").rglob("*.py"))]
-SCRIPTS = [path for end in ("*.js", "*.mjs") for path in sorted((ROOT / "web").rglob(end))]
-JSONS = [path for folder in ("locales", "workflows", "subgraphs") for path in sorted((ROOT / folder).rglob("*.json"))]
-KERNELS = [path for path in PYTHON if path.is_relative_to(ROOT / "kernels")]
+from house.sources import (
+    JSONS,
+    KERNELS,
+    PYTHON,
+    ROOT,
+    SCRIPTS,
+    below,
+    calls,
+    check,
+    imports,
+    in_lines,
+    is_inside,
+    lines_of,
+    place,
+    top,
+    tree_of,
+)
 
 HOST_MODULES = {
     "app", "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "execution",
@@ -41,87 +50,39 @@ FORBIDDEN_ATTRIBUTES = {
 }  # fmt: skip
 RAW_LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "LayerNorm", "GroupNorm", "Embedding"}
 
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def each(paths: list[Path]):
-    return pytest.mark.parametrize("path", paths, ids=name_of)
-
-
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def imports(path: Path, *, top_level: bool = False) -> Iterator[tuple[str, int]]:
-    """Modules that a file imports, with the line. Our own are named from the pack's root: ".kernels.ddim"."""
-    tree = tree_of(path)
-    for node in statements_at_import(tree) if top_level else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                package = PurePosixPath(path.relative_to(ROOT).as_posix()).parts[: -node.level]
-                base = ".".join(["", *package, *filter(None, [node.module])])
-            yield base, node.lineno
-            # `from .. import kernels` names a module in the list of names
-            yield from ((f"{base}.{alias.name}" if base else f".{alias.name}", node.lineno) for alias in node.names)
-
-
-def statements_at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything that runs when the module is imported: not the bodies of functions, not `if TYPE_CHECKING:`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            continue
-        yield child
-        yield from statements_at_import(child)
-
-
-def is_inside(module: str, package: str) -> bool:
-    return module == package or module.startswith(f"{package}.")
-
-
-def top(module: str) -> str:
-    return module.partition(".")[0]
+TRITON = below(KERNELS / "triton")
 
 
 # ------------------------------------------------------------------------------------------------------ the imports
 
 
-@each(KERNELS)
-def test_kernels_import_neither_nodes_nor_the_host(path):
-    for module, line in imports(path):
-        assert not is_inside(module, ".nodes"), f"{name_of(path)}:{line} imports {module}"
-        assert top(module) not in HOST_MODULES, f"{name_of(path)}:{line} imports the host's {module}"
+def imported(is_wrong, *, top_level: bool = False):
+    """Finds the imports of a file that are wrong."""
+
+    def find(path):
+        for module, line in imports(path, top_level=top_level):
+            if is_wrong(module):
+                yield line, f"imports {module}"
+
+    return find
 
 
-@each([path for path in PYTHON if path.is_relative_to(ROOT / "nodes" / "patches")])
-def test_patches_import_only_patches_and_kernels_of_the_pack(path):
-    for module, line in imports(path):
-        ours = module.startswith(".") and module.strip(".") not in {"", "nodes"}
-        allowed = is_inside(module, ".nodes.patches") or is_inside(module, ".kernels")
-        assert not ours or allowed, f"{name_of(path)}:{line} imports {module}"
+def test_kernels_import_neither_nodes_nor_the_host():
+    wrong = imported(lambda module: is_inside(module, ".nodes") or top(module) in HOST_MODULES)
+    check(below(KERNELS), wrong)
 
 
-@each([path for path in PYTHON if not path.is_relative_to(ROOT / "kernels" / "triton")])
-def test_fast_versions_are_imported_late(path):
+def test_fast_versions_are_imported_late():
     """triton is there only beside CUDA on Linux: only kernels/triton may import it, and is itself imported lazily."""
-    for module, line in imports(path, top_level=True):
-        late = top(module) == "triton" or is_inside(module, ".kernels.triton")
-        assert not late, f"{name_of(path)}:{line} imports {module} at its top"
+    wrong = imported(lambda name: top(name) == "triton" or is_inside(name, ".kernels.triton"), top_level=True)
+    check([path for path in PYTHON if path not in TRITON], wrong)
 
 
-@each(PYTHON)
-def test_top_level_imports_are_what_the_host_requires(path):
+def test_top_level_imports_are_what_the_host_requires():
     known = sys.stdlib_module_names | HOST_REQUIRES | HOST_MODULES
-    if path.is_relative_to(ROOT / "kernels" / "triton"):
-        known |= {"triton"}
-    for module, line in imports(path, top_level=True):
-        assert module.startswith(".") or top(module) in known, f"{name_of(path)}:{line} needs {module}: import it late"
+    for paths, more in ((TRITON, {"triton"}), ([path for path in PYTHON if path not in TRITON], set())):
+        wrong = imported(lambda name, ok=known | more: not (name.startswith(".") or top(name) in ok), top_level=True)
+        check(paths, wrong)
 
 
 def test_the_entry_module_imports_no_host_at_its_top():
@@ -139,25 +100,22 @@ def test_the_entry_module_offers_only_the_new_entry_point():
 # ----------------------------------------------------------------------------------------------------------- safety
 
 
-@each(PYTHON)
-def test_no_module_that_runs_code_or_reaches_the_network(path):
-    for module, line in imports(path):
-        assert top(module) not in FORBIDDEN_MODULES, f"{name_of(path)}:{line} imports {module}"
+def test_no_module_that_runs_code_or_reaches_the_network():
+    check(PYTHON, imported(lambda module: top(module) in FORBIDDEN_MODULES))
 
 
-@each(PYTHON)
-def test_no_call_that_runs_text_or_unpickles(path):
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in FORBIDDEN_CALLS, f"{name_of(path)}:{node.lineno} calls {node.func.id}"
-        if isinstance(node, ast.Attribute):
-            pair = (ast.unparse(node.value), node.attr)
-            assert pair not in FORBIDDEN_ATTRIBUTES, f"{name_of(path)}:{node.lineno} uses {'.'.join(pair)}"
+def test_no_call_that_runs_text_or_unpickles():
+    def find(path):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
+                yield node.lineno, f"calls {node.func.id}"
+            if isinstance(node, ast.Attribute) and (ast.unparse(node.value), node.attr) in FORBIDDEN_ATTRIBUTES:
+                yield node.lineno, f"uses {ast.unparse(node)}"
+
+    check(PYTHON, find)
 
 
-@each(SCRIPTS)
-def test_scripts_keep_clear_of_what_scanners_and_readers_fear(path):
-    text = path.read_text(encoding="utf-8")
+def test_scripts_keep_clear_of_what_scanners_and_readers_fear():
     rules = {
         r"\beval\s*\(|new\s+Function\s*\(": "runs text",
         r"\.(bind|connect|send)\(": "is taken for network use by the registry's scanner",
@@ -165,45 +123,52 @@ def test_scripts_keep_clear_of_what_scanners_and_readers_fear(path):
         r"\b(window|globalThis)\.\w+\s*=[^=]": "writes a global",
         r"https?://(?!www\.w3\.org/)": "names a remote address",
     }
-    for number, line in enumerate(text.splitlines(), 1):
-        for pattern, why in rules.items():
-            assert not re.search(pattern, line), f"{name_of(path)}:{number} {why}: {line.strip()}"
+    check(SCRIPTS, in_lines({re.compile(pattern): why for pattern, why in rules.items()}))
 
 
 # ------------------------------------------------------------------------------------------------------ portability
 
 
-@each(PYTHON)
-def test_source_is_readable_on_every_windows(path):
-    path.read_text(encoding="utf-8").encode("cp1252")
+def test_source_is_readable_on_every_windows():
+    def find(path):
+        for number, line in enumerate(lines_of(path), 1):
+            if line != line.encode("cp1252", "replace").decode("cp1252"):
+                yield number, f"is not cp1252: {line.strip()!a}"
+
+    check(PYTHON, find)
 
 
-@each(PYTHON)
-def test_no_fixed_device(path):
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        assert not re.search(r"\.cuda\(|\.to\(\s*['\"]cuda", line), f"{name_of(path)}:{number}: ask the host's device"
+def test_no_fixed_device():
+    rule = {re.compile(r"\.cuda\(|\.to\(\s*['\"]cuda"): "ask the host's device"}
+    check(PYTHON, in_lines(rule))
 
 
-@each(PYTHON)
-def test_layers_come_from_the_host(path):
+def test_layers_come_from_the_host():
     """comfy.ops layers are cast, offloaded and quantised by the host; torch.nn's are not."""
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in RAW_LAYERS:
-            module = ast.unparse(node.func.value)
-            assert module not in {"nn", "torch.nn"}, f"{name_of(path)}:{node.lineno} {module}.{node.func.attr}"
+    raw = {f"{module}.{layer}" for module in ("nn", "torch.nn") for layer in RAW_LAYERS}
+
+    def find(path):
+        yield from ((n.lineno, ast.unparse(n.func)) for n in calls(path) if ast.unparse(n.func) in raw)
+
+    check(PYTHON, find)
 
 
-# ---------------------------------------------------------------------------------------------------------- papers
+# ----------------------------------------------------------------------------------------------------------- papers
 
 
-@each(JSONS)
-def test_json_files_parse(path):
-    json.loads(path.read_text(encoding="utf-8"))
+def test_json_files_parse():
+    for path in JSONS:
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise AssertionError(f"{place(path)}: {error}") from error
 
 
-@each(sorted((ROOT / "workflows").glob("*.json")))
-def test_workflows_have_a_thumbnail(path):
-    assert path.with_suffix(".jpg").is_file(), f"{name_of(path)}: the template browser asks for the same name in .jpg"
+def test_workflows_have_a_thumbnail():
+    """The template browser asks for the same name in .jpg."""
+    workflows = sorted((ROOT / "workflows").glob("*.json"))
+    assert workflows
+    assert [place(path) for path in workflows if not path.with_suffix(".jpg").is_file()] == []
 
 
 def test_versions_and_licence_agree():
@@ -217,13 +182,13 @@ def test_versions_and_licence_agree():
 
 
 def test_no_folder_of_the_tests_hides_a_module_of_the_host():
-    for name in HOST_MODULES & {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}:
-        assert not (ROOT / "tests" / name / "__init__.py").exists(), f"tests/{name}/__init__.py would hide {name}"
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+    assert [name for name in HOST_MODULES & folders if (ROOT / "tests" / name / "__init__.py").exists()] == []
 
 
-@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["check", "format"])
-def test_ruff(command):
+def test_ruff():
     if importlib.util.find_spec("ruff") is None:
         pytest.skip("ruff is not installed")
-    done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
