@@ -51,7 +51,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if is_host_file and "host" not in tiers else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
     """Mark each test by its file, or as a host test where it asks for the host, unless it has a mark already."""
     for item in items:
         if any(item.get_closest_marker(tier) for tier in dev.TIERS):
@@ -59,6 +60,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = tier_of(item.path)
         asks_for_host = {"server", "client", "comfy_host_path"} & set(getattr(item, "fixturenames", ()))
         item.add_marker("host" if tier == "maths" and asks_for_host else tier)
+    yield
+    leave_out_what_the_browser_runs(config, items)
+
+
+def leave_out_what_the_browser_runs(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A workflow that is queued from a browser, with the same checks, is not queued headless as well."""
+    if not os.environ.get("PALIMPSEST_CHROMIUM"):
+        return
+    given = [(item, getattr(item, "callspec", None)) for item in items]
+    from_browser = {spec.params["workflow"].stem for item, spec in given if item.path.parent.name == "browser" and spec}
+    twice = [i for i, spec in given if i.get_closest_marker("runs_in_browser") and spec.params["name"] in from_browser]
+    config.hook.pytest_deselected(items=twice)
+    items[:] = [item for item in items if item not in twice]
 
 
 class ModuleWithoutHost(pytest.Module):

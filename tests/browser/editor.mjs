@@ -1,10 +1,11 @@
-// The graph editor in a real browser, for run_workflow.mjs and author_workflow.mjs.
+// The graph editor in a real browser, for run_workflows.mjs and author_workflows.mjs.
 //
 // PALIMPSEST_CHROMIUM is the browser, PALIMPSEST_NODE_PATH the folder whose node_modules holds playwright-core.
 
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import readline from 'node:readline';
 import { createRequire } from 'node:module';
 
 const require = createRequire(path.join(process.env.PALIMPSEST_NODE_PATH, 'package.json'));
@@ -63,7 +64,7 @@ async function waitUntilReady(page) {
 }
 
 /** Open the editor in a fresh profile, give its page and what went wrong so far to `use`, and clean up. */
-export async function withEditor(url, renderer, locale, use) {
+async function withEditor(url, renderer, locale, use) {
   await setUp(url, renderer, locale);
   const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'palimpsest-browser-'));
   const context = await openBrowser(profile);
@@ -77,6 +78,20 @@ export async function withEditor(url, renderer, locale, use) {
     await context.close();
     fs.rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
   }
+}
+
+/**
+ * Open the editor once and answer lines of JSON from standard input, each with a line of JSON: what `answer(page,
+ * question)` gives and what went wrong in the page meanwhile, or {"error": ...}. Ends when the input does.
+ */
+export function answerLines(url, renderer, locale, answer) {
+  return withEditor(url, renderer, locale, async (page, seen) => {
+    for await (const line of readline.createInterface({ input: process.stdin })) {
+      const told = await answer(page, JSON.parse(line)).catch((error) => ({ error: String(error.stack ?? error) }));
+      const wrong = Object.fromEntries(Object.entries(seen).map(([kind, list]) => [kind, list.splice(0)]));
+      console.log(JSON.stringify({ ...told, ...wrong }));
+    }
+  });
 }
 
 /** Show a workflow (UI format) in the editor. */

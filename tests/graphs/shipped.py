@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from pathlib import Path
+
+from PIL import Image
 
 TESTS = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((TESTS.parent / "workflows").glob("*.json"))
@@ -48,3 +51,35 @@ def listed(client, loader: str) -> list[str]:
     """The files that a node offers."""
     kind, *options = client.object_info(loader)["input"]["required"]["file"]
     return options[0]["options"] if kind == "COMBO" else kind
+
+
+def nodes_of(prompt: dict, kind: str) -> list[dict]:
+    return [node["inputs"] for node in prompt.values() if node["class_type"] == kind]
+
+
+def pictures_wanted(prompt: dict) -> tuple[int, tuple[int, int]]:
+    """(number, size) of the pictures that each save node writes: one a line or empty latent, sources side by side."""
+    lines = [line for node in nodes_of(prompt, "PalimpsestPromptLines") for line in node["lines"].splitlines()]
+    drawn = sum(node["batch_size"] for node in nodes_of(prompt, "EmptyLatentImage"))
+    side_by_side = len(nodes_of(prompt, "LatentConcat")) + 1
+    return len(lines) or drawn or 1, (128 * side_by_side, 128)
+
+
+def source_of(prompt: dict, node_id: str) -> str:
+    """The kind of node that a picture or mask comes from."""
+    inputs = prompt[node_id]["inputs"]
+    return prompt[inputs.get("images", inputs.get("mask"))[0]]["class_type"]
+
+
+def check_pictures(client, prompt: dict, entry: dict) -> None:
+    """Assert that a run of a workflow saved as many pictures as it should, of the right size, none of one colour."""
+    count, size = pictures_wanted(prompt)
+    saved = [key for key, node in prompt.items() if node["class_type"] in ("SaveImage", "SaveAnimatedWEBP")]
+    previews = [key for key, node in prompt.items() if node["class_type"] in ("PreviewImage", "MaskPreview")]
+    assert {len(client.images(entry, key)) for key in saved} == {count}
+    for node_id in [*saved, *previews]:
+        for data in client.images(entry, node_id):
+            picture = Image.open(io.BytesIO(data)).convert("RGB")
+            if source_of(prompt, node_id) in ("VAEDecode", "PalimpsestKeepOutside"):  # others are maps and plots
+                assert picture.size == (size if node_id in saved else (128, 128))
+            assert all(low < high for low, high in picture.getextrema()), "a picture of one colour"

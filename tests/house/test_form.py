@@ -23,6 +23,7 @@ from house.sources import (
     imports,
     is_inside,
     lines_of,
+    tree_of,
 )
 
 CODE = [*below(NODES), *below(KERNELS)]

@@ -1,13 +1,12 @@
-// Build a graph in the graph editor from a description by names, and print it as the editor saves it, as JSON:
-// {"workflow": UI format, "prompt": API format}. tests/make_workflows.py writes the descriptions and keeps the results.
+// Build graphs in the graph editor from descriptions by names, and give each as the editor saves it:
+// {"workflow": UI format, "prompt": API format}. tests/graphs/make.py writes the descriptions and keeps the results.
 //
-//   node author_workflow.mjs <host url> <description.json>
+//   node author_workflows.mjs <host url>
 //
-// description: {"nodes": {key: {"type", "at": [x, y], "size"?: [w, h], "title"?, "colour"?, "widgets"?: {name: value},
+// Reads a description from each line: {"nodes": {key: {"type", "at": [x, y], "size"?: [w, h], "title"?, "colour"?, "widgets"?: {name: value},
 // "note"?: the text of a note, "inputs"?: {name: "key.output"}}}, "groups": [{"title", "bounding": [x, y, w, h], "colour"}]}
 
-import fs from 'node:fs';
-import { load, withEditor } from './editor.mjs';
+import { answerLines, load } from './editor.mjs';
 
 const FIRST_VIEW = { scale: 0.65, offset: [580, 180] }; // the left upper part, large enough to read
 
@@ -63,10 +62,7 @@ async function saved(page) {
   return { workflow, prompt: output };
 }
 
-const [url, descriptionPath] = process.argv.slice(2);
-const description = JSON.parse(fs.readFileSync(descriptionPath, 'utf8'));
-const result = await withEditor(url, 'canvas', 'en', async (page) => {
+await answerLines(process.argv[2], 'canvas', 'en', async (page, description) => {
   await build(page, description);
   return saved(page);
 });
-console.log(JSON.stringify(result));

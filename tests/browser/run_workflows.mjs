@@ -1,12 +1,12 @@
-// Open one workflow in the graph editor, check it, run it, keep a screenshot, print what happened as JSON.
+// Open workflows in the graph editor, check them, run those that are to run, and tell what happened.
 //
-//   node run_workflow.mjs <host url> <workflow.json> <screenshot.png> [canvas|nodes2] [locale] [values]
+//   node run_workflows.mjs <host url> <canvas|nodes2> <locale>
 //
-// values: JSON such as {"steps": 4}, set in every node with a widget of that name before the run, to make it short.
-// The exit code is 0 whenever the report was printed; test_workflows.py judges it. See editor.mjs for the variables.
+// Reads lines {"workflow": path, "screenshot": path, "run": true, "values": {"steps": 4}} and answers each with a report.
+// values are set in every node with a widget of that name before the run, to make it short. test_workflows.py judges.
 
 import fs from 'node:fs';
-import { fitView, load, withEditor } from './editor.mjs';
+import { answerLines, fitView, load } from './editor.mjs';
 
 const RUN_MS = 300_000;
 const DRAWN_MS = 1_200; // the last previews and pictures are drawn after the run has ended
@@ -82,19 +82,20 @@ function roundTrip(page) {
   });
 }
 
-function main([url, workflowPath, screenshot, renderer = 'canvas', locale = 'en', values = '{}']) {
-  const workflow = JSON.parse(fs.readFileSync(workflowPath, 'utf8'));
-  return withEditor(url, renderer, locale, async (page, seen) => {
-    await load(page, workflow);
-    const described = await describe(page);
-    const again = await roundTrip(page);
-    await setValues(page, JSON.parse(values));
-    const [result, detail] = described.missing.length ? ['not run', null] : await run(page);
-    await page.waitForTimeout(DRAWN_MS);
-    await fitView(page);
-    await page.screenshot({ path: screenshot });
-    return { result, detail, ...described, again, boxes: await boxes(page, renderer), ...seen };
-  });
-}
+const [url, renderer, locale] = process.argv.slice(2);
 
-console.log(JSON.stringify(await main(process.argv.slice(2))));
+await answerLines(url, renderer, locale, async (page, question) => {
+  await load(page, JSON.parse(fs.readFileSync(question.workflow, 'utf8')));
+  const described = await describe(page);
+  const again = await roundTrip(page);
+  let outcome = { result: 'not run', detail: null };
+  if (question.run && described.missing.length === 0) {
+    await setValues(page, question.values);
+    const [result, detail] = await run(page);
+    outcome = { result, detail };
+    await page.waitForTimeout(DRAWN_MS);
+  }
+  await fitView(page);
+  await page.screenshot({ path: question.screenshot });
+  return { ...outcome, ...described, again, boxes: await boxes(page, renderer) };
+});
