@@ -122,6 +122,15 @@ def _host_modules(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("comfy_host_path")
 
 
+@pytest.fixture
+def inference():
+    """Nothing in the test keeps a graph for gradients, as in the host's own nodes."""
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     """A real ComfyUI with the pack, the pocket model and the example pictures, started once. Gives a dev.Host."""
