@@ -23,7 +23,7 @@ def record(model):
     levels = inversion.descending_schedule(model, "normal", STEPS, None)
     positive, negative = tiny_models.prompt(1), tiny_models.prompt(2)
     latent = tiny_models.latent()["samples"]
-    return inversion.invert(model, latent, positive, negative, levels, 1.0, inversion.NEXT_LEVEL)
+    return inversion.invert(model, latent, positive, negative, levels=levels)
 
 
 def tune(model, trajectory, negative=None, **changes):

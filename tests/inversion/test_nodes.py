@@ -21,8 +21,8 @@ def _inference():
 def invert(model, latent, family="sd15", **changes):
     """Run the node as the host would, with its defaults."""
     settings = {
-        "steps": STEPS, "guidance": 1.0, "scheduler": "normal", "evaluate_at": inversion.NEXT_LEVEL,
-        "reconstruct_at": 1.0,
+        "steps": STEPS, "guidance": 1.0, "scheduler": "normal", "predict_at": inversion.NEXT_LEVEL,
+        "reconstruction_guidance": 1.0,
     } | changes  # fmt: skip
     return Invert.execute(
         model, latent, settings.pop("positive", tiny_models.prompt(1, family=family)), **settings
@@ -64,7 +64,7 @@ def test_asking_at_the_next_level_reconstructs_better():
     model, latent = tiny_models.unet(), tiny_models.latent()
     error = {}
     for where in (inversion.NEXT_LEVEL, inversion.CURRENT_LEVEL):
-        rebuilt = invert(model, latent, evaluate_at=where, steps=12)[2]["samples"]
+        rebuilt = invert(model, latent, predict_at=where, steps=12)[2]["samples"]
         error[where] = (rebuilt - latent["samples"]).norm()
     assert error[inversion.NEXT_LEVEL] < error[inversion.CURRENT_LEVEL]
 
@@ -77,18 +77,18 @@ def test_guidance_1_costs_one_row_and_one_call_a_step():
         return executor(x, *args, **kwargs)
 
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", count)
-    invert(model, tiny_models.latent(), reconstruct_at=0.0)
+    invert(model, tiny_models.latent(), reconstruction_guidance=0.0)
     assert rows == [1] * STEPS
     rows.clear()
-    invert(model, tiny_models.latent(), reconstruct_at=0.0, guidance=3.0, negative=tiny_models.prompt(2))
+    invert(model, tiny_models.latent(), reconstruction_guidance=0.0, guidance=3.0, negative=tiny_models.prompt(2))
     assert rows == [2] * STEPS
 
 
 def test_a_batch_is_its_pictures_one_by_one():
     model, batch = tiny_models.unet(), tiny_models.latent(3)
-    together = invert(model, batch, reconstruct_at=0.0)[0].latents
+    together = invert(model, batch, reconstruction_guidance=0.0)[0].latents
     for i in range(3):
-        alone = invert(model, {"samples": batch["samples"][i : i + 1]}, reconstruct_at=0.0)[0].latents
+        alone = invert(model, {"samples": batch["samples"][i : i + 1]}, reconstruction_guidance=0.0)[0].latents
         torch.testing.assert_close(together[:, i : i + 1], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -103,7 +103,7 @@ def test_inputs_stay_as_they_were_and_other_nodes_patches_act():
     before = latent["samples"].clone()
     patched = model.clone()
     patched.set_model_attn1_patch(lambda n, context, value, options: (calls.append(1), (n, context, value))[1])
-    invert(patched, latent, reconstruct_at=0.0)
+    invert(patched, latent, reconstruction_guidance=0.0)
     assert calls
     assert torch.equal(latent["samples"], before)
     assert not model.model_options["transformer_options"].get("patches")
@@ -130,7 +130,7 @@ def test_the_smallest_schedule_is_one_step():
         ({"sigmas": torch.tensor([5.0, float("nan"), 0.0])}, "fall from noisy to clean"),
         ({"sigmas": torch.tensor([5.0, 1.0])}, "end it at 0"),
         ({"guidance": 7.5}, "needs the negative prompt"),
-        ({"reconstruct_at": 7.5}, "needs the negative prompt"),
+        ({"reconstruction_guidance": 7.5}, "needs the negative prompt"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_a_way_out(changes, message):

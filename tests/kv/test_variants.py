@@ -50,7 +50,7 @@ def prompts(family):
 def invert(model, latent, positive, negative):
     """(trajectory, inverted noise, DDIM's reconstruction at the guidance of the edit)."""
     inputs = {"model": model, "latent": latent, "positive": positive, "negative": negative}
-    trajectory, noise, rebuilt, _ = tiny_models.execute(Invert, **inputs, steps=STEPS, reconstruct_at=GUIDANCE)
+    trajectory, noise, rebuilt, _ = tiny_models.execute(Invert, **inputs, steps=STEPS, reconstruction_guidance=GUIDANCE)
     return trajectory, noise["samples"], rebuilt["samples"]
 
 
