@@ -20,13 +20,45 @@ def _inference():
 
 def invert(model, latent, family="sd15", **changes):
     """Run the node as the host would, with its defaults."""
-    settings = {
-        "steps": STEPS, "guidance": 1.0, "scheduler": "normal", "predict_at": inversion.NEXT_LEVEL,
-        "reconstruction_guidance": 1.0,
-    } | changes  # fmt: skip
-    return Invert.execute(
-        model, latent, settings.pop("positive", tiny_models.prompt(1, family=family)), **settings
-    ).args
+    inputs = {"model": model, "latent": latent, "positive": tiny_models.prompt(1, family=family), "steps": STEPS}
+    return tiny_models.execute(Invert, **inputs | changes)
+
+
+SETTINGS = {
+    "steps": 7,
+    "guidance": 2.0,
+    "scheduler": "karras",
+    "predict_at": inversion.CURRENT_LEVEL,
+    "reconstruction_guidance": 3.0,
+}
+
+
+def test_every_input_arrives_in_the_field_of_its_name():
+    assert inversion.InvertSettings.of(SETTINGS).named() == SETTINGS
+
+
+def test_every_input_arrives_where_it_acts(monkeypatch):
+    model, latent = tiny_models.unet(), tiny_models.latent()
+    given = {"model": model, "latent": latent, "positive": tiny_models.prompt(1), "negative": tiny_models.prompt(2)}
+    calls = []
+
+    def noted(name, plain):
+        monkeypatch.setattr(
+            inversion, name, lambda *args, **named: (calls.append((args, named)), plain(*args, **named))[1]
+        )
+
+    for name in ("descending_schedule", "invert"):
+        noted(name, getattr(inversion, name))
+    plain = inversion.host.sample
+    monkeypatch.setattr(inversion.host, "sample", lambda *a, **named: (calls.append((a, named)), plain(*a, **named))[1])
+    trajectory, *_, report = Invert.execute(**given, **SETTINGS).args
+    schedule, inverted, climbed, descended = calls
+    assert schedule[0] == (model, "karras", 7, None)
+    assert (inverted[1]["guidance"], inverted[1]["predict_at"]) == (2.0, inversion.CURRENT_LEVEL)
+    assert climbed[0][1].predict_at == inversion.CURRENT_LEVEL
+    assert (climbed[1]["guidance"], descended[1]["guidance"]) == (2.0, 3.0)
+    assert (trajectory.steps, trajectory.guidance) == (7, 2.0)
+    assert "7 steps, reconstruction at guidance 3: latent error" in report
 
 
 def stock_euler(model, noise, steps, positive, negative, guidance):
