@@ -184,7 +184,7 @@ class FitTrajectory:
         self.state.psi = psi
         optimiser, mask = self.optimiser(psi, rows), self.loss_mask(rows.x)
         reader, best, goal = LateReader(), None, psi.per_row(rows.goal)
-        goal_there = goal.to(rows.x.device)
+        goal_on_device = goal.to(rows.x.device)
         for iteration in range(iterations + 1):
             comfy.model_management.throw_exception_if_processing_interrupted()
             last = iteration == iterations
@@ -201,7 +201,7 @@ class FitTrajectory:
             optimiser.zero_grad(set_to_none=True)
             # The sum over elements, not the mean: half-precision gradients stay clear of underflow, and Adam is
             # scale-free.
-            unfinished = losses * (best.losses > goal_there)
+            unfinished = losses * (best.losses > goal_on_device)
             unfinished.sum().mul(rows.x[0].numel()).backward()
             optimiser.step()
             self.iterations += 1
