@@ -32,11 +32,11 @@ def guidance(tooltip: str, default: float = 3.0, **more: Any) -> io.Float.Input:
     return io.Float.Input("guidance", default=default, min=0.0, max=30.0, step=0.1, tooltip=tooltip, **more)
 
 
-def require_negative(guidance: float, negative: list | None) -> None:
-    """Raise ValueError where guidance other than 1 has no negative prompt to go by."""
+def require_negative(guidance: float, negative: list | None, name: str = "guidance") -> None:
+    """Raise ValueError where guidance other than 1, from the input `name`, has no negative prompt to go by."""
     if guidance != 1.0 and negative is None:
         raise ValueError(
-            f"guidance is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text)."
+            f"{name} is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text)."
         )
 
 

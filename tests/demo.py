@@ -56,12 +56,12 @@ def graph(image: str, checkpoint: str, source_prompt: str, prompt: str, options:
         "invert": node(
             "PalimpsestInvert", model=["checkpoint", 0], latent=["encode", 0], positive=["was", 0],
             negative=["nothing", 0], vae=["checkpoint", 2], steps=options.steps, guidance=1.0, scheduler="normal",
-            evaluate_at="next noise level", reconstruct_at=1.0,
+            predict_at="next noise level", reconstruction_guidance=1.0,
         ),
         "tune": node(
             "PalimpsestTuneKV", model=["checkpoint", 0], trajectory=["invert", 0], positive=["was", 0],
             negative=["nothing", 0], vae=["checkpoint", 2], preset="as set below", guidance=options.guidance,
-            tune_cfg="with guidance", placement=options.placement, start=0.0, inner_steps=options.inner_steps,
+            tune_with="with guidance", layers=options.layers, start_percent=0.0, inner_steps=options.inner_steps,
             learning_rate=0.1, tolerance=1e-5, warm_start=True, keep_source=True,
         ),
         "apply": node(
@@ -191,7 +191,7 @@ def main() -> int:
     add("--steps", type=int, default=20, help="steps of inversion and sampling")
     add("--guidance", type=float, default=3.0, help="guidance of the edit")
     add("--inner-steps", type=int, default=10, help="learning iterations a step")
-    add("--placement", default="decoder", help="which self-attention layers learn")
+    add("--layers", default="decoder", help="which self-attention layers learn")
     add("--mode", default="extend", help="how the source acts on the edit")
     add("--source-guidance", type=float, default=10.0, help="how hard to insist on the source's look")
     add("--strength", type=float, default=1.0, help="how much of the source is used")

@@ -195,10 +195,9 @@ class Studio:
     def invert(self, scene: world.Scene) -> tuple:
         """(trajectory, start noise) of a scene."""
         picture = self.torch.from_numpy(world.render(scene)).float()[None] / 255
-        return self.invert_node.execute(
-            self.model, {"samples": self.vae.encode(picture)}, self.prompt(world.caption(scene)), STEPS, 1.0, "normal",
-            "next noise level", 0.0,
-        ).args[:2]  # fmt: skip
+        chosen = self.defaults(self.invert_node) | {"steps": STEPS, "reconstruction_guidance": 0.0}
+        latent, positive = {"samples": self.vae.encode(picture)}, self.prompt(world.caption(scene))
+        return self.invert_node.execute(self.model, latent, positive, **chosen).args[:2]
 
     def tune(self, scene: world.Scene, trajectory, **settings):
         node = self.kv_nodes.TuneKV

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,21 @@ from torch import Tensor
 
 from ...kernels.ddim import ddim_step, predicted_noise, rescale_to_level
 from .. import host
+from ..settings import Settings
 
 NEXT_LEVEL = "next noise level"
 CURRENT_LEVEL = "current noise level"
+
+
+@dataclass(frozen=True)
+class InvertSettings(Settings):
+    """How a picture is inverted; see PalimpsestInvert for what each does."""
+
+    steps: int = 20
+    guidance: float = 1.0
+    scheduler: str = "normal"
+    predict_at: str = NEXT_LEVEL
+    reconstruction_guidance: float = 1.0
 
 
 def climb_at_next_level(predict: Callable, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
@@ -34,8 +47,8 @@ def climb_at_current_level(predict: Callable, x: Tensor, sigma: float, sigma_nex
 class RecordClimb:
     """A host sampler function: integrate a clean latent up to noise and keep the latent at every level."""
 
-    def __init__(self, evaluate_at: str, lowest: float):
-        self.evaluate_at, self.lowest, self.latents = evaluate_at, lowest, []
+    def __init__(self, predict_at: str, lowest: float):
+        self.predict_at, self.lowest, self.latents = predict_at, lowest, []
 
     def __call__(
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
@@ -52,14 +65,17 @@ class RecordClimb:
 
         state = x
         for i, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
-            if self.evaluate_at == NEXT_LEVEL:
-                state = climb_at_next_level(predict, state, sigma, sigma_next)
-            else:
-                state = climb_at_current_level(predict, state, sigma, sigma_next, self.lowest)
+            state = self.climb(predict, state, sigma, sigma_next)
             self.latents.append(state.to("cpu", torch.float32, copy=True))
             if callback is not None:
                 callback({"i": i, "x": state, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         return x
+
+    def climb(self, predict: Callable, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """One step up, in the chosen convention."""
+        if self.predict_at == NEXT_LEVEL:
+            return climb_at_next_level(predict, x, sigma, sigma_next)
+        return climb_at_current_level(predict, x, sigma, sigma_next, self.lowest)
 
 
 def descend(
@@ -100,18 +116,18 @@ def invert(
     model: Any,
     latent: Tensor,
     positive: list,
-    negative: list | None,
+    negative: list | None = None,
+    *,
     levels: tuple[float, ...],
-    guidance: float,
-    evaluate_at: str,
+    guidance: float = 1.0,
+    predict_at: str = NEXT_LEVEL,
     callback: Any = None,
 ) -> host.Trajectory:
     """DDIM inversion of pictures: the latents at every noise level, from the same solver that will sample them.
 
     latent (B, C, H, W) as on a LATENT socket; levels descending to 0. guidance 1 costs one row a picture.
     """
-    sampling = model.get_model_object("model_sampling")
-    record = RecordClimb(evaluate_at, float(sampling.sigma_min))
+    record = RecordClimb(predict_at, float(model.get_model_object("model_sampling").sigma_min))
     prompts = {"positive": positive, "negative": negative, "guidance": guidance}
     host.sample(model, record, latent, sigmas=torch.tensor(levels[::-1]), **prompts, callback=callback)
     return host.Trajectory(

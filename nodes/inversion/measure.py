@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def psnr(picture: Tensor, reference: Tensor, peak: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB over all elements; infinite when equal."""
-    error = (picture.float() - reference.float()).pow(2).mean().item()
-    return math.inf if error == 0.0 else 10.0 * math.log10(peak * peak / error)
+from ...kernels.edit_metrics import psnr
 
 
-def reconstruction(reached: Tensor, wanted: Tensor, vae: Any = None) -> dict[str, float]:
+def reconstruction_error(reached: Tensor, wanted: Tensor, vae: Any = None) -> dict[str, float]:
     """How near a sampled latent came to the one it should rebuild.
 
     reached, wanted (B, C, H, W) as on a LATENT socket. latent_rmse is relative to the wanted latent's standard
-    deviation; pixel_psnr, where a VAE is given, compares the two decoded pictures, so the autoencoder's own loss is
-    not counted.
+    deviation; pixel_psnr, where a VAE is given, compares the decoded pictures, over all of the batch at once, so that
+    the autoencoder's own loss is not counted.
     """
     numbers = {"latent_rmse": float((reached - wanted).pow(2).mean().sqrt() / wanted.std().clamp_min(1e-8))}
     if vae is not None:
-        a, b = (decoded(vae, latent) for latent in (reached, wanted))
-        numbers["pixel_psnr"] = psnr(a, b)
+        pictures = (decoded(vae, latent) for latent in (reached, wanted))
+        numbers["pixel_psnr"] = float(psnr(*(batch.flatten(0, 1)[None] for batch in pictures)))
     return numbers
 
 
@@ -35,7 +30,7 @@ def decoded(vae: Any, latent: Tensor) -> Tensor:
         return vae.decode(latent).clamp(0, 1)
 
 
-def sentence(numbers: dict[str, float]) -> str:
+def error_in_words(numbers: dict[str, float]) -> str:
     """The numbers as people read them."""
     parts = [f"latent error {100 * numbers['latent_rmse']:.1f} %"]
     if "pixel_psnr" in numbers:

@@ -7,9 +7,8 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from .. import host, sockets
-from . import ddim as inverting
-from . import measure
+from .. import host, inputs, sockets
+from . import ddim, measure
 
 
 class Invert(io.ComfyNode):
@@ -17,14 +16,12 @@ class Invert(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestInvert",
             display_name="Invert Picture",
             category="palimpsest/inversion",
             description="Finds the noise from which the model redraws your picture, and records every latent on the "
-            "way. "
-            "Connect the trajectory to Tune KV to make the redrawing exact and to edit by a new prompt.",
+            "way. Connect the trajectory to Tune KV to make the redrawing exact and to edit by a new prompt.",
             search_aliases=["ddim inversion", "unsampler", "null text", "real image editing", "noise from image"],
             inputs=[
                 io.Model.Input(
@@ -48,18 +45,12 @@ class Invert(io.ComfyNode):
                     min=1,
                     max=1000,
                     tooltip="Steps between picture and noise. 20 to 50: more follow the picture closer and cost in "
-                    "proportion "
-                    "(one model call a step). Edit with the same number.",
+                    "proportion (one model call a step). Edit with the same number.",
                 ),
-                io.Float.Input(
-                    "guidance",
+                inputs.guidance(
                     default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
                     tooltip="Guidance while inverting. 1 (default) is stable and half the cost; higher values leave "
-                    "noise that "
-                    "reconstructs worse.",
+                    "noise that reconstructs worse.",
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -69,23 +60,23 @@ class Invert(io.ComfyNode):
                     "connected.",
                 ),
                 io.Combo.Input(
-                    "evaluate_at",
-                    options=[inverting.NEXT_LEVEL, inverting.CURRENT_LEVEL],
+                    "predict_at",
+                    options=[ddim.NEXT_LEVEL, ddim.CURRENT_LEVEL],
                     advanced=True,
                     tooltip="Where each step asks the model for its noise: at the level it climbs to (default; as "
-                    "published "
-                    "inversion code, reconstructs best), or at the level it stands on (the equation solved literally).",
+                    "published inversion code, reconstructs best), or at the level it stands on (the equation solved "
+                    "literally).",
                 ),
                 io.Float.Input(
-                    "reconstruct_at",
+                    "reconstruction_guidance",
                     default=1.0,
                     min=0.0,
                     max=30.0,
                     step=0.1,
                     advanced=True,
                     tooltip="Guidance of a test reconstruction for the report: 1 shows the inversion's own error, "
-                    "your editing "
-                    "guidance shows what an edit would lose. 0 skips it and saves as many model calls as steps.",
+                    "your editing guidance shows what an edit would lose. 0 skips it and saves as many model calls as "
+                    "steps.",
                 ),
                 io.Sigmas.Input(
                     "sigmas",
@@ -98,8 +89,7 @@ class Invert(io.ComfyNode):
                 io.Latent.Output(
                     display_name="noise",
                     tooltip="The inverted noise. Sample from it with added noise disabled (KSampler Advanced: "
-                    "add_noise disable; "
-                    "SamplerCustomAdvanced: DisableNoise).",
+                    "add_noise disable; SamplerCustomAdvanced: DisableNoise).",
                 ),
                 io.Latent.Output(
                     display_name="reconstruction",
@@ -107,56 +97,58 @@ class Invert(io.ComfyNode):
                 ),
                 io.String.Output(display_name="report", tooltip="The measured reconstruction error."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        latent,
-        positive,
-        steps,
-        guidance,
-        scheduler,
-        evaluate_at,
-        reconstruct_at,
-        negative=None,
-        vae=None,
-        sigmas=None,
-    ) -> io.NodeOutput:
+    def execute(cls, model, latent, positive, negative=None, vae=None, sigmas=None, **chosen) -> io.NodeOutput:
         """Invert, then sample once from the noise to measure how exact the inversion is."""
         host.require_unet(model, "Invert Picture")
-        samples = checked_latent(model, latent)
-        for name, value in (("guidance", guidance), ("reconstruct_at", reconstruct_at)):
-            if negative is None and value not in (0.0, 1.0):
-                raise ValueError(
-                    f"{name} is {value:g}: guidance other than 1 needs the negative prompt; connect one (empty text)."
-                )
-        levels = inverting.descending_schedule(model, scheduler, steps, sigmas)
-        progress = latent_preview.prepare_callback(model, len(levels) - 1)
-        trajectory = inverting.invert(model, samples, positive, negative, levels, guidance, evaluate_at, progress)
+        settings, samples = ddim.InvertSettings.of(chosen), checked_latent(model, latent)
+        require_negatives(settings, negative)
+        levels = ddim.descending_schedule(model, settings.scheduler, settings.steps, sigmas)
+        trajectory = ddim.invert(
+            model,
+            samples,
+            positive,
+            negative,
+            levels=levels,
+            guidance=settings.guidance,
+            predict_at=settings.predict_at,
+            callback=latent_preview.prepare_callback(model, len(levels) - 1),
+        )
         noise = model.model.process_latent_out(trajectory.latents[0].clone())
-        rebuilt, report = samples, f"{trajectory.steps} steps, reconstruction not measured"
-        if reconstruct_at:
-            rebuilt = host.sample(
-                model,
-                inverting.descend,
-                noise,
-                sigmas=torch.tensor(levels),
-                positive=positive,
-                negative=negative,
-                guidance=reconstruct_at,
-                callback=latent_preview.prepare_callback(model, trajectory.steps),
-            ).cpu()
-            numbers = measure.reconstruction(rebuilt, samples, vae)
-            report = (
-                f"{trajectory.steps} steps, reconstruction at guidance {reconstruct_at:g}: {measure.sentence(numbers)}"
-            )
+        rebuilt, said = samples, "reconstruction not measured"
+        if strength := settings.reconstruction_guidance:
+            rebuilt = reconstruction(model, noise, positive, negative, levels=levels, guidance=strength)
+            error = measure.error_in_words(measure.reconstruction_error(rebuilt, samples, vae))
+            said = f"reconstruction at guidance {strength:g}: {error}"
+        report = f"{trajectory.steps} steps, {said}"
         if "noise_mask" in latent:
             report += "; the latent's mask was left out (inversion needs the whole picture)"
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(trajectory, {"samples": noise}, {"samples": rebuilt}, report)
+
+
+def require_negatives(settings: ddim.InvertSettings, negative: list | None) -> None:
+    """Raise ValueError where one of the two guidances needs a negative prompt and there is none."""
+    inputs.require_negative(settings.guidance, negative)
+    if settings.reconstruction_guidance:
+        inputs.require_negative(settings.reconstruction_guidance, negative, "reconstruction_guidance")
+
+
+def reconstruction(model, noise: torch.Tensor, positive: list, negative: list | None, *, levels, guidance: float):
+    """What the model draws from inverted noise, as on a LATENT socket."""
+    return host.sample(
+        model,
+        ddim.descend,
+        noise,
+        sigmas=torch.tensor(levels),
+        positive=positive,
+        negative=negative,
+        guidance=guidance,
+        callback=latent_preview.prepare_callback(model, len(levels) - 1),
+    ).cpu()
 
 
 def checked_latent(model, latent: dict) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""KV Inversion (arXiv:2309.16608)."""

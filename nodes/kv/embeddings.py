@@ -1,4 +1,4 @@
-"""What travels between the nodes: a recorded trajectory, and key/value embeddings tuned to a picture."""
+"""Key/value embeddings tuned to a picture: what travels between the nodes, and lies in files."""
 
 from __future__ import annotations
 
@@ -164,25 +164,46 @@ class KVEmbeddings:
         if frames is None:
             return None
         before, after, share = frames
-
-        def read(part: str, rank: int) -> list[tuple[Tensor | None, ...]]:
-            if (part, before) not in pieces:
-                return [(None,) * MATRICES[part]] * len(self.layers)
-            start, end = (self.unpack(pieces[part, t].to(dtype), part, rank) for t in (before, after))
-            return start if before == after else [
-                tuple(between_keyframes(a, b, share) for a, b in zip(*layers, strict=True))
-                for layers in zip(start, end, strict=True)
-            ]  # fmt: skip
-
-        learned, sources = read(LEARNED, self.rank), read(SOURCE, self.source_rank)
+        pieces = {name: piece.to(dtype) for name, piece in pieces.items() if name[1] in (before, after)}
+        learned = self.matrices(LEARNED, self.rank, frames, pieces)
+        sources = self.matrices(SOURCE, self.source_rank, frames, pieces)
         scalars = between_keyframes(self.scalars[before], self.scalars[after], share)
         scalars = scalars.to(device=device, dtype=dtype, non_blocking=True)[..., None, None].unbind(0)
-        found = {}
-        for layer, hats, source, weights in zip(self.layers, learned, sources, scalars, strict=True):
-            lambda_k, gamma_k, lambda_v, gamma_v = weights
-            gammas = (None, None) if self.folded else (gamma_k, gamma_v)
-            found[layer.key] = LayerEmbeddings(*hats, lambda_k, gammas[0], lambda_v, gammas[1], *source)
-        return found
+        return {
+            layer.key: self.of_layer(hats, source, weights)
+            for layer, hats, source, weights in zip(self.layers, learned, sources, scalars, strict=True)
+        }
+
+    def matrices(
+        self, part: str, rank: int, frames: tuple[int, int, float], pieces: Mapping[tuple[str, int], Tensor]
+    ) -> list[tuple[Tensor | None, ...]]:
+        """One part's matrices of every layer at a step that lies between two kept ones; None where it is not kept."""
+        before, after, share = frames
+        if (part, before) not in pieces:
+            return [(None,) * MATRICES[part]] * len(self.layers)
+        start = self.unpack(pieces[part, before], part, rank)
+        if before == after:
+            return start
+        end = self.unpack(pieces[part, after], part, rank)
+        return [
+            tuple(between_keyframes(a, b, share) for a, b in zip(*layers, strict=True))
+            for layers in zip(start, end, strict=True)
+        ]
+
+    def of_layer(
+        self, hats: tuple[Tensor | None, ...], source: tuple[Tensor | None], weights: Tensor
+    ) -> LayerEmbeddings:
+        """One layer at one step. hats: K_hat, V_hat; weights (4, B, 1, 1)."""
+        lambda_k, gamma_k, lambda_v, gamma_v = weights
+        return LayerEmbeddings(
+            k_hat=hats[0],
+            v_hat=hats[1],
+            lambda_k=lambda_k,
+            gamma_k=None if self.folded else gamma_k,
+            lambda_v=lambda_v,
+            gamma_v=None if self.folded else gamma_v,
+            source=source[0],
+        )
 
     def unpack(self, piece: Tensor, part: str, rank: int) -> list[tuple[Tensor, ...]]:
         """The matrices, (B, N, C) each, of every layer from one piece (B, P): K_hat and V_hat, or the source."""

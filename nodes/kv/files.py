@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from .. import inversion
 from ..files import Shelf
 from .embeddings import LEARNED, MATRICES, SOURCE, KVEmbeddings, TunedLayer
 
@@ -21,10 +24,9 @@ SHELF = Shelf(
     room="tune with a rank, keyframes or fewer layers",
     older="an early version of this pack, before its first release: tune the picture again.",
 )
-listed, new_path = SHELF.listed, SHELF.new_path
 
 
-def save(kv: KVEmbeddings, path: Path) -> None:
+def save_kv(kv: KVEmbeddings, path: Path) -> None:
     """Write embeddings so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
     tensors = {
         f"{part}.{i:04}": piece
@@ -45,12 +47,12 @@ def save(kv: KVEmbeddings, path: Path) -> None:
     SHELF.write(path, tensors, header)
 
 
-def load(path: str) -> KVEmbeddings:
+def load_kv(path: str) -> KVEmbeddings:
     """Read embeddings. Raises ValueError that says what is wrong with a foreign, newer, cut-off or damaged file."""
     return SHELF.read(path, from_file)
 
 
-def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> KVEmbeddings:
+def from_file(header: dict[str, str], tensors: dict[str, Tensor]) -> KVEmbeddings:
     """Embeddings from a file's header and tensors; raises KeyError, TypeError or RuntimeError where they disagree."""
     sigmas = tuple(json.loads(header["sigmas"]))
     layers = tuple(TunedLayer(**layer) for layer in json.loads(header["layers"]))
@@ -61,24 +63,45 @@ def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> KVEmb
         raise RuntimeError(f"its weights {tuple(scalars.shape)} do not fit {steps} steps of {len(layers)} layers")
     for part, found in pieces.items():
         size = MATRICES[part] * sum(layer.elements(ranks[part]) for layer in layers)
-        shapes = {tuple(piece.shape) for piece in found if piece is not None}
-        if shapes - {(scalars.shape[3], size)}:
-            raise RuntimeError(f"its tensors {sorted(shapes)} do not fit its list of {len(layers)} layers")
+        require_pieces(found, (scalars.shape[3], size), len(layers))
     if noise.ndim != 4 or len(noise) != scalars.shape[3]:
         raise RuntimeError(f"its noise {tuple(noise.shape)} does not fit {scalars.shape[3]} pictures")
-    everything = (scalars, noise, *(t for found in pieces.values() for t in found if t is not None))
-    if not all(torch.isfinite(t).all() for t in everything):
-        raise RuntimeError("it holds NaN or infinite values")
+    require_finite([scalars, noise, *itertools.chain(*pieces.values())])
     return KVEmbeddings(
-        sigmas,
-        layers,
-        tuple(json.loads(header["span"])),
-        pieces[LEARNED],
-        pieces[SOURCE],
-        scalars,
-        noise,
-        header["layout"],
-        *ranks.values(),
-        bool(json.loads(header["folded"])),
-        json.loads(header.get("info", "{}")),
+        sigmas=sigmas,
+        layers=layers,
+        span=tuple(json.loads(header["span"])),
+        learned=pieces[LEARNED],
+        source=pieces[SOURCE],
+        scalars=scalars,
+        noise=noise,
+        layout=header["layout"],
+        rank=ranks[LEARNED],
+        source_rank=ranks[SOURCE],
+        folded=bool(json.loads(header["folded"])),
+        info=json.loads(header.get("info", "{}")),
+    )
+
+
+def require_pieces(pieces: tuple[Tensor | None, ...], shape: tuple[int, int], layers: int) -> None:
+    """Raise RuntimeError for a step's piece of another shape."""
+    shapes = {tuple(piece.shape) for piece in pieces if piece is not None}
+    if shapes - {shape}:
+        raise RuntimeError(f"its tensors {sorted(shapes)} do not fit its list of {layers} layers")
+
+
+def require_finite(tensors: list[Tensor | None]) -> None:
+    """Raise RuntimeError for NaN and infinite values."""
+    if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor is not None):
+        raise RuntimeError("it holds NaN or infinite values")
+
+
+def describe_kv(kv: KVEmbeddings) -> str:
+    """One line on what embeddings hold."""
+    _, height, width = kv.latent
+    error = f", {inversion.error_in_words(kv.info)}" if "latent_rmse" in kv.info else ""
+    rank = f"rank {kv.rank}, " if kv.rank else ""
+    return (
+        f"{kv.pictures} picture(s) of {width * 8} x {height * 8}, {len(kv.sigmas) - 1} steps, {len(kv.layers)} layers, "
+        f"{rank}{kv.bytes / 1e6:.1f} MB{error}"
     )

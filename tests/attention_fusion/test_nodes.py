@@ -93,7 +93,7 @@ def setup(clips):
             model, latent = tiny_models.unet(family), tiny_models.latent(pictures, height, width)
             prompt = clips[family].encode_from_tokens_scheduled(clips[family].tokenize(SOURCE))
             trajectory, noise, *_ = tiny_models.execute(
-                Invert, model=model, latent=latent, positive=prompt, steps=STEPS, reconstruct_at=0.0
+                Invert, model=model, latent=latent, positive=prompt, steps=STEPS, reconstruction_guidance=0.0
             )
             made[name] = model, clips[family], latent["samples"], trajectory, noise["samples"]
         return made[name]

@@ -314,7 +314,7 @@ def test_a_record_forgets_old_runs(model):
 def invert(model, positive, steps=6, pictures=1):
     samples = tiny_models.latent(pictures)["samples"]
     schedule = inversion.descending_schedule(model, "normal", steps, None)
-    return inversion.invert(model, samples, positive, None, schedule, 1.0, inversion.NEXT_LEVEL)
+    return inversion.invert(model, samples, positive, levels=schedule)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

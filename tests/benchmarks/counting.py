@@ -26,7 +26,8 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.inversion import ddim as inversion
-from palimpsest.nodes.kv.nodes import CONDITIONAL, ApplyKV, TuneKV
+from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
+from palimpsest.nodes.kv.settings import CONDITIONAL
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -357,14 +358,14 @@ def without_cache(model: Any) -> Any:
 # Sampling steps of a real run, for whole pictures.
 STEPS = 50
 # How Tune KV runs where nothing else is said: equation 4 of the paper, one row a picture.
-TUNING = {"tune_cfg": CONDITIONAL}
+TUNING = {"tune_with": CONDITIONAL}
 # Settings of Apply KV, by the name under which Calls finds them.
 APPLIED = {
     "recompute": {"mode": "recompute", "source_guidance": 1.0},
     "recompute guided": {"mode": "recompute", "source_guidance": 4.0},
     "frozen": {"mode": "frozen", "source_guidance": 1.0},
     "extend": {"mode": "extend", "source_guidance": 1.0},
-    "outside": {"mode": "recompute", "source_guidance": 1.0, "start_percent": 1.0},
+    "outside": {"mode": "recompute", "source_guidance": 1.0, "end_percent": 0.1},
 }
 
 
@@ -422,7 +423,7 @@ class Calls:
         """What Invert Picture records."""
         start, prompt = self.family.latent(), self.family.prompt()
         with torch.inference_mode(), meta_host():
-            return inversion.invert(self.model, start, prompt, None, levels(steps), 1.0, inversion.NEXT_LEVEL)
+            return inversion.invert(self.model, start, prompt, levels=levels(steps))
 
     def applied(self, **chosen: Any) -> Any:
         """The model behind Apply KV. Its embeddings hold the one step that sampling_step passes."""

@@ -48,9 +48,8 @@ class Scenes:
 
     def invert(self) -> None:
         """DDIM inversion with the sources' captions at guidance 1: `trajectory` and `noise`."""
-        self.trajectory, self.noise, *_ = Invert.execute(
-            self.model, self.latent, self.was, self.steps, 1.0, "normal", "next noise level", 0.0
-        ).args
+        chosen = defaults(Invert) | {"steps": self.steps, "reconstruction_guidance": 0.0}
+        self.trajectory, self.noise, *_ = Invert.execute(self.model, self.latent, self.was, **chosen).args
 
     def edit(self, kind: str) -> Edit:
         """Every scene with another value of the attribute `kind`, in turn."""

@@ -316,9 +316,8 @@ class ClipEditor:
 
     def inverted(self, model: Any) -> tuple[Any, dict]:
         """(trajectory, noise) by Invert Picture."""
-        return Invert.execute(
-            model, self.latent, self.prompt(self.texts[0]), CLIP_STEPS, 1.0, "normal", "next noise level", 0.0
-        ).args[:2]
+        chosen = defaults(Invert) | {"steps": CLIP_STEPS, "reconstruction_guidance": 0.0}
+        return Invert.execute(model, self.latent, self.prompt(self.texts[0]), **chosen).args[:2]
 
     def sampled(self, model: Any, positive: list, noise: dict, sampler: Any = None) -> torch.Tensor:
         levels = self.pocket.levels(CLIP_STEPS)

@@ -144,7 +144,7 @@ def measure(family: Family, device: torch.device, options: argparse.Namespace) -
 
     with torch.inference_mode():
         levels = inversion.descending_schedule(model, "normal", options.tuned_steps, None)
-        trajectory = inversion.invert(model, family.latent(), prompt, None, levels, 1.0, inversion.NEXT_LEVEL)
+        trajectory = inversion.invert(model, family.latent(), prompt, levels=levels)
         kv, uncached = tune(2)(), counting.without_cache(model)
         steps = {"plain": sample(model), "inversion": sample(model, 1.0)}
         steps |= {name: sample(apply(kv, **chosen)) for name, chosen in counting.APPLIED.items()}

@@ -159,9 +159,8 @@ def cases(scenes: Scenes, edit: Edit, guidance: float) -> list[Case]:
         chosen, now, _ = SelectWords.execute(scenes.clip, world.caption(target), words).args
         was = scenes.encode([source])
         latent = {"samples": scenes.latent["samples"][i : i + 1]}
-        trajectory, noise, *_ = Invert.execute(
-            scenes.model, latent, was, scenes.steps, 1.0, "normal", "next noise level", 0.0
-        ).args
+        inverting = defaults(Invert) | {"steps": scenes.steps, "reconstruction_guidance": 0.0}
+        trajectory, noise, *_ = Invert.execute(scenes.model, latent, was, **inverting).args
         mask = region(scenes, edit.kind)[i : i + 1]
         preset = "PFB-Diff object" if edit.kind == "colour" else "PFB-Diff background"
         found.append(Case(scenes, guidance, trajectory, noise, latent, mask, was, now, chosen, preset))

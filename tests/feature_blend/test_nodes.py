@@ -45,7 +45,9 @@ def edits(family="sd15"):
 
 def invert(model, latent, prompt, steps=STEPS):
     """(trajectory, inverted noise)."""
-    found = tiny_models.execute(Invert, model=model, latent=latent, positive=prompt, steps=steps, reconstruct_at=0.0)
+    found = tiny_models.execute(
+        Invert, model=model, latent=latent, positive=prompt, steps=steps, reconstruction_guidance=0.0
+    )
     return found[0], found[1]["samples"]
 
 

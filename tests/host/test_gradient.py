@@ -3,11 +3,11 @@
 import pytest
 import tiny_models
 import torch
+from palimpsest.nodes import host
 from palimpsest.nodes.host import gradient as tuning_runtime
-from palimpsest.nodes.host import model as host
-from palimpsest.nodes.host.streaming import PieceStream
 from palimpsest.nodes.inversion import ddim as inversion
-from palimpsest.nodes.kv import tuning as kv_tuning
+from palimpsest.nodes.kv.settings import TuneSettings
+from palimpsest.nodes.kv.tuning import tune as tune_kv
 from torch import nn
 
 STEPS = 3
@@ -23,13 +23,12 @@ def record(model):
     levels = inversion.descending_schedule(model, "normal", STEPS, None)
     positive, negative = tiny_models.prompt(1), tiny_models.prompt(2)
     latent = tiny_models.latent()["samples"]
-    return inversion.invert(model, latent, positive, negative, levels, 1.0, inversion.NEXT_LEVEL)
+    return inversion.invert(model, latent, positive, negative, levels=levels)
 
 
 def tune(model, trajectory, negative=None, **changes):
-    settings = kv_tuning.TuneSettings(**{"inner_steps": 3, "learning_rate": 0.05, "tolerance": 0.0} | changes)
-    negative = negative or tiny_models.prompt(2)
-    return kv_tuning.tune(model, trajectory, tiny_models.prompt(1), negative, 3.0, "decoder", settings, lambda *_: None)
+    settings = TuneSettings(**{"inner_steps": 3, "learning_rate": 0.05, "tolerance": 0.0} | changes)
+    return tune_kv(model, trajectory, tiny_models.prompt(1), negative or tiny_models.prompt(2), settings)
 
 
 def count_layers(monkeypatch):
@@ -147,30 +146,5 @@ def test_a_tuning_leaves_no_trace_when_it_breaks():
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        kv_tuning.tune(
-            model, trajectory, tiny_models.prompt(1), tiny_models.prompt(2), 3.0, "decoder", kv_tuning.TuneSettings(),
-            breaks,
-        )  # fmt: skip
+        tune_kv(model, trajectory, tiny_models.prompt(1), tiny_models.prompt(2), TuneSettings(), report=breaks)
     assert {name: id(p) for name, p in model.model.named_parameters()} == parameters
-
-
-def test_pieces_stay_where_they_are_on_a_cpu():
-    stream, piece = PieceStream(), torch.ones(3)
-    found = stream.fetch({"a": piece}, {"b": piece}, torch.device("cpu"))
-    assert list(found) == ["a"]
-    assert found["a"] is piece
-    assert not stream.moved
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_pieces_travel_one_step_ahead():
-    stream, device = PieceStream(), torch.device("cuda")
-    pieces = {i: torch.full((1 << 20,), float(i)).half() for i in range(5)}
-    for i in range(4):
-        found = stream.fetch({i: pieces[i]}, {i + 1: pieces[i + 1]}, device)
-        assert torch.equal(found[i].cpu(), pieces[i])
-        assert set(stream.moved) == {i, i + 1}
-
-
-def test_losses_are_read_at_once_on_a_cpu():
-    assert tuning_runtime.LateReader().read(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]

@@ -18,7 +18,7 @@ def edit(client):
 
     def make(seed: int = 0, **changes) -> dict:
         options = argparse.Namespace(
-            steps=3, guidance=3.0, inner_steps=1, placement="decoder", mode="extend", strength=1.0,
+            steps=3, guidance=3.0, inner_steps=1, layers="decoder", mode="extend", strength=1.0,
             source_guidance=2.0, start_percent=0.0,
         )  # fmt: skip
         vars(options).update(changes)

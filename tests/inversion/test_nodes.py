@@ -20,13 +20,45 @@ def _inference():
 
 def invert(model, latent, family="sd15", **changes):
     """Run the node as the host would, with its defaults."""
-    settings = {
-        "steps": STEPS, "guidance": 1.0, "scheduler": "normal", "evaluate_at": inversion.NEXT_LEVEL,
-        "reconstruct_at": 1.0,
-    } | changes  # fmt: skip
-    return Invert.execute(
-        model, latent, settings.pop("positive", tiny_models.prompt(1, family=family)), **settings
-    ).args
+    inputs = {"model": model, "latent": latent, "positive": tiny_models.prompt(1, family=family), "steps": STEPS}
+    return tiny_models.execute(Invert, **inputs | changes)
+
+
+SETTINGS = {
+    "steps": 7,
+    "guidance": 2.0,
+    "scheduler": "karras",
+    "predict_at": inversion.CURRENT_LEVEL,
+    "reconstruction_guidance": 3.0,
+}
+
+
+def test_every_input_arrives_in_the_field_of_its_name():
+    assert inversion.InvertSettings.of(SETTINGS).named() == SETTINGS
+
+
+def test_every_input_arrives_where_it_acts(monkeypatch):
+    model, latent = tiny_models.unet(), tiny_models.latent()
+    given = {"model": model, "latent": latent, "positive": tiny_models.prompt(1), "negative": tiny_models.prompt(2)}
+    calls = []
+
+    def noted(name, plain):
+        monkeypatch.setattr(
+            inversion, name, lambda *args, **named: (calls.append((args, named)), plain(*args, **named))[1]
+        )
+
+    for name in ("descending_schedule", "invert"):
+        noted(name, getattr(inversion, name))
+    plain = inversion.host.sample
+    monkeypatch.setattr(inversion.host, "sample", lambda *a, **named: (calls.append((a, named)), plain(*a, **named))[1])
+    trajectory, *_, report = Invert.execute(**given, **SETTINGS).args
+    schedule, inverted, climbed, descended = calls
+    assert schedule[0] == (model, "karras", 7, None)
+    assert (inverted[1]["guidance"], inverted[1]["predict_at"]) == (2.0, inversion.CURRENT_LEVEL)
+    assert climbed[0][1].predict_at == inversion.CURRENT_LEVEL
+    assert (climbed[1]["guidance"], descended[1]["guidance"]) == (2.0, 3.0)
+    assert (trajectory.steps, trajectory.guidance) == (7, 2.0)
+    assert "7 steps, reconstruction at guidance 3: latent error" in report
 
 
 def stock_euler(model, noise, steps, positive, negative, guidance):
@@ -64,7 +96,7 @@ def test_asking_at_the_next_level_reconstructs_better():
     model, latent = tiny_models.unet(), tiny_models.latent()
     error = {}
     for where in (inversion.NEXT_LEVEL, inversion.CURRENT_LEVEL):
-        rebuilt = invert(model, latent, evaluate_at=where, steps=12)[2]["samples"]
+        rebuilt = invert(model, latent, predict_at=where, steps=12)[2]["samples"]
         error[where] = (rebuilt - latent["samples"]).norm()
     assert error[inversion.NEXT_LEVEL] < error[inversion.CURRENT_LEVEL]
 
@@ -77,18 +109,18 @@ def test_guidance_1_costs_one_row_and_one_call_a_step():
         return executor(x, *args, **kwargs)
 
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", count)
-    invert(model, tiny_models.latent(), reconstruct_at=0.0)
+    invert(model, tiny_models.latent(), reconstruction_guidance=0.0)
     assert rows == [1] * STEPS
     rows.clear()
-    invert(model, tiny_models.latent(), reconstruct_at=0.0, guidance=3.0, negative=tiny_models.prompt(2))
+    invert(model, tiny_models.latent(), reconstruction_guidance=0.0, guidance=3.0, negative=tiny_models.prompt(2))
     assert rows == [2] * STEPS
 
 
 def test_a_batch_is_its_pictures_one_by_one():
     model, batch = tiny_models.unet(), tiny_models.latent(3)
-    together = invert(model, batch, reconstruct_at=0.0)[0].latents
+    together = invert(model, batch, reconstruction_guidance=0.0)[0].latents
     for i in range(3):
-        alone = invert(model, {"samples": batch["samples"][i : i + 1]}, reconstruct_at=0.0)[0].latents
+        alone = invert(model, {"samples": batch["samples"][i : i + 1]}, reconstruction_guidance=0.0)[0].latents
         torch.testing.assert_close(together[:, i : i + 1], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -103,7 +135,7 @@ def test_inputs_stay_as_they_were_and_other_nodes_patches_act():
     before = latent["samples"].clone()
     patched = model.clone()
     patched.set_model_attn1_patch(lambda n, context, value, options: (calls.append(1), (n, context, value))[1])
-    invert(patched, latent, reconstruct_at=0.0)
+    invert(patched, latent, reconstruction_guidance=0.0)
     assert calls
     assert torch.equal(latent["samples"], before)
     assert not model.model_options["transformer_options"].get("patches")
@@ -130,7 +162,7 @@ def test_the_smallest_schedule_is_one_step():
         ({"sigmas": torch.tensor([5.0, float("nan"), 0.0])}, "fall from noisy to clean"),
         ({"sigmas": torch.tensor([5.0, 1.0])}, "end it at 0"),
         ({"guidance": 7.5}, "needs the negative prompt"),
-        ({"reconstruct_at": 7.5}, "needs the negative prompt"),
+        ({"reconstruction_guidance": 7.5}, "needs the negative prompt"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_a_way_out(changes, message):

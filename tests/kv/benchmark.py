@@ -18,6 +18,7 @@ import torch
 from benchmarks import pocket_host
 from benchmarks.scenes import Scenes, contact_sheet, defaults
 from palimpsest.nodes.kv import nodes as kv_nodes
+from palimpsest.nodes.kv.settings import EVERYTHING, PAPER, WEIGHTS
 from PIL import Image, ImageDraw, ImageFont
 
 NUMBERS = {
@@ -32,13 +33,13 @@ SWEEPS = {
     "guidance": (1.0, 2.0, 3.0, 4.0, 5.0, 7.5),
     "inner_steps": (0, 2, 5, 10, 20),
     "learning_rate": (0.01, 0.03, 0.1, 0.3),
-    "placement": ("decoder", "encoder", "middle", "all"),
+    "layers": ("decoder", "encoder", "middle", "all"),
     "rank": (0, 2, 3, 4, 6, 8),
     "keyframes": (1, 2, 3),
     "batch_steps": (1, 4),
-    "learn": (kv_nodes.EVERYTHING, kv_nodes.WEIGHTS),
+    "learn": (EVERYTHING, WEIGHTS),
 }
-TUNING = ("guidance", "inner_steps", "learning_rate", "placement", "rank", "keyframes", "batch_steps", "learn")
+TUNING = ("guidance", "inner_steps", "learning_rate", "layers", "rank", "keyframes", "batch_steps", "learn")
 
 
 class PoseEdits(Scenes):
@@ -67,7 +68,7 @@ def compare(scenes: PoseEdits, guidance: float, tuning: dict) -> tuple[dict, dic
     }
     for name, (embeddings, settings) in {
         "recompute (Algorithm 1)": (kv, {"mode": "recompute", "source_guidance": 1.0}),
-        "paper preset": (kv, {"preset": kv_nodes.PAPER}),
+        "paper preset": (kv, {"preset": PAPER}),
         "frozen": (kv, {"mode": "frozen", "source_guidance": 1.0}),
         "extend, no source guidance": (kv, {"source_guidance": 1.0}),
         "source's K, V without tuning": (untuned, {"source_guidance": 1.0, "start_percent": 0.1}),
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=defaults(kv_nodes.TuneKV)["guidance"])
-    parser.add_argument("--placement", default=defaults(kv_nodes.TuneKV)["placement"])
+    parser.add_argument("--layers", default=defaults(kv_nodes.TuneKV)["layers"])
     parser.add_argument("--inner-steps", type=int, default=defaults(kv_nodes.TuneKV)["inner_steps"])
     parser.add_argument("--sweep", choices=SWEEPS, nargs="*", default=[])
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
@@ -165,7 +166,7 @@ def main() -> None:
     with torch.inference_mode():
         scenes = PoseEdits(options.first, options.scenes, options.steps, not options.full_width)
         if not options.sweep:
-            tuning = {"placement": options.placement, "inner_steps": options.inner_steps}
+            tuning = {"layers": options.layers, "inner_steps": options.inner_steps}
             numbers, rows = compare(scenes, options.guidance, tuning)
             contact_sheet(rows, output / "kv.png")
             numbers |= {

@@ -38,14 +38,14 @@ def edits():
 def invert(model, latent, positive, negative):
     """(trajectory, inverted noise, DDIM's reconstruction at the guidance of the edit)."""
     inputs = {"model": model, "latent": latent, "positive": positive, "negative": negative}
-    trajectory, noise, rebuilt, _ = tiny_models.execute(Invert, **inputs, steps=STEPS, reconstruct_at=GUIDANCE)
+    trajectory, noise, rebuilt, _ = tiny_models.execute(Invert, **inputs, steps=STEPS, reconstruction_guidance=GUIDANCE)
     return trajectory, noise["samples"], rebuilt["samples"]
 
 
 def tune(model, trajectory, positive, negative, **settings):
     """(kv, reconstruction)."""
     inputs = {"model": model, "trajectory": trajectory, "positive": positive, "negative": negative}
-    settings = {"guidance": GUIDANCE, "inner_steps": 3, "tolerance": 0.0, "placement": "all"} | settings
+    settings = {"guidance": GUIDANCE, "inner_steps": 3, "tolerance": 0.0, "layers": "all"} | settings
     kv, rebuilt, _ = tiny_models.execute(TuneKV, **inputs, **settings)
     return kv, rebuilt["samples"]
 
@@ -238,13 +238,13 @@ def test_source_guidance_beside_other_patches(tuned, alone, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "placement"), [*((name, "decoder") for name in PARTNERS), ("lora", "all"), ("controlnet", "all")]
+    ("name", "layers"), [*((name, "decoder") for name in PARTNERS), ("lora", "all"), ("controlnet", "all")]
 )
-def test_tuning_with_other_patches_on_the_model(tuned, plain, name, placement):
+def test_tuning_with_other_patches_on_the_model(tuned, plain, name, layers):
     model, latent = tuned[0], tiny_models.latent()
     theirs, *both = PARTNERS[name](model, *prompts())
     trajectory, noise, by_ddim = invert(theirs, latent, *both)
-    kv, rebuilt = tune(theirs, trajectory, *both, placement=placement, learning_rate=0.2)
+    kv, rebuilt = tune(theirs, trajectory, *both, layers=layers, learning_rate=0.2)
     wanted = latent["samples"]
     assert (rebuilt - wanted).norm() < 0.95 * (by_ddim - wanted).norm()
     again = sample(apply(theirs, kv, "recompute"), noise, *both)
@@ -469,7 +469,7 @@ def test_tuning_with_regional_prompts_helps_or_is_refused(tuned, region):
     both = region(tiny_models.prompt(3), tiny_models.prompt(4)), tiny_models.prompt(2)
     trajectory, _, by_ddim = invert(model, latent, *both)
     try:
-        rebuilt = tune(model, trajectory, *both, placement="decoder")[1]
+        rebuilt = tune(model, trajectory, *both, layers="decoder")[1]
     except ValueError as refusal:
         assert "area" in str(refusal)
         return

@@ -10,7 +10,7 @@ import torch
 from palimpsest.nodes import files as storage
 from palimpsest.nodes.kv import files as kv_files
 from palimpsest.nodes.kv.embeddings import KVEmbeddings, TunedLayer
-from palimpsest.nodes.kv.nodes import LoadKV, SaveKV, describe
+from palimpsest.nodes.kv.nodes import LoadKV, SaveKV
 from safetensors.torch import save_file
 
 LAYERS = (TunedLayer("output", 3, 0, 2, 3, 8), TunedLayer("output", 4, 0, 2, 3, 8))
@@ -29,9 +29,19 @@ def kv():
     learned = (None, *(torch.randn(2, 2 * 2 * 2 * (6 + 8)).half() for _ in range(2)))
     source = (None, *(torch.randn(2, 2 * 48).half() for _ in range(2)))
     return KVEmbeddings(
-        (14.6, 2.5, 0.1, 0.0), LAYERS, (1, 3), learned, source, torch.rand(3, 2, 4, 2), torch.randn(2, 4, 4, 6),
-        "layout", 2, 0, True, {"latent_rmse": 0.01},
-    )  # fmt: skip
+        sigmas=(14.6, 2.5, 0.1, 0.0),
+        layers=LAYERS,
+        span=(1, 3),
+        learned=learned,
+        source=source,
+        scalars=torch.rand(3, 2, 4, 2),
+        noise=torch.randn(2, 4, 4, 6),
+        layout="layout",
+        rank=2,
+        source_rank=0,
+        folded=True,
+        info={"latent_rmse": 0.01},
+    )
 
 
 def test_embeddings_come_back_bit_by_bit(folder, kv):
@@ -45,17 +55,26 @@ def test_embeddings_come_back_bit_by_bit(folder, kv):
     assert torch.equal(noise["samples"], kv.noise)
     emptied = {"learned": (), "source": (), "scalars": None, "noise": None}
     assert replace(read, **emptied) == replace(kv, **emptied)
-    assert report == describe(kv) == "2 picture(s) of 48 x 32, 3 steps, 2 layers, rank 2, 0.0 MB, latent error 1.0 %"
+    assert (
+        report
+        == kv_files.describe_kv(kv)
+        == "2 picture(s) of 48 x 32, 3 steps, 2 layers, rank 2, 0.0 MB, latent error 1.0 %"
+    )
+
+
+def test_a_save_says_where_and_how_much_in_the_history(folder, kv):
+    (said,) = SaveKV.execute(kv, "cat").ui["text"]
+    assert said == "cat_00001.safetensors, 0.0 MB"
 
 
 def test_a_second_save_takes_the_next_number(folder, kv):
     assert [SaveKV.execute(kv, "cat").args[0] for _ in range(2)] == ["cat_00001.safetensors", "cat_00002.safetensors"]
-    assert kv_files.listed() == ["cat_00001.safetensors", "cat_00002.safetensors"]
+    assert kv_files.SHELF.listed() == ["cat_00001.safetensors", "cat_00002.safetensors"]
 
 
 @pytest.mark.parametrize("prefix", ["../../evil", "/etc/evil", "C:\\evil", "ev/il", "evil\0", "..evil", ".evil."])
 def test_no_name_leaves_the_folder(folder, prefix):
-    path = kv_files.new_path(prefix)
+    path = kv_files.SHELF.new_path(prefix)
     assert path.parent == folder
     assert "evil" in path.name
 
@@ -63,7 +82,7 @@ def test_no_name_leaves_the_folder(folder, prefix):
 @pytest.mark.parametrize("prefix", ["", "..", "///", " . "])
 def test_a_name_without_letters_is_refused(folder, prefix):
     with pytest.raises(ValueError, match="no letters or digits"):
-        kv_files.new_path(prefix)
+        kv_files.SHELF.new_path(prefix)
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(folder, kv, monkeypatch):
@@ -85,12 +104,12 @@ def test_a_write_that_breaks_leaves_nothing(folder, kv, monkeypatch):
 
 
 def read(path):
-    return kv_files.load(str(path))
+    return kv_files.load_kv(str(path))
 
 
 def test_foreign_newer_cut_and_damaged_files_are_refused_by_name_and_reason(folder, kv):
     good = folder / "good.safetensors"
-    kv_files.save(kv, good)
+    kv_files.save_kv(kv, good)
     cut = folder / "cut.safetensors"
     cut.write_bytes(good.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"cut\.safetensors is cut off or damaged"):
@@ -120,11 +139,11 @@ def test_foreign_newer_cut_and_damaged_files_are_refused_by_name_and_reason(fold
     with pytest.raises(ValueError, match=r"hollow\.safetensors is damaged"):
         read(hollow)
     shuffled = folder / "shuffled.safetensors"
-    kv_files.save(replace(kv, layers=kv.layers[:1]), shuffled)
+    kv_files.save_kv(replace(kv, layers=kv.layers[:1]), shuffled)
     with pytest.raises(ValueError, match="do not fit"):
         read(shuffled)
     poisoned = folder / "poisoned.safetensors"
-    kv_files.save(replace(kv, scalars=kv.scalars * float("nan")), poisoned)
+    kv_files.save_kv(replace(kv, scalars=kv.scalars * float("nan")), poisoned)
     with pytest.raises(ValueError, match="NaN"):
         read(poisoned)
 
@@ -132,4 +151,4 @@ def test_foreign_newer_cut_and_damaged_files_are_refused_by_name_and_reason(fold
 def test_only_safetensors_are_listed(folder, kv):
     (folder / "weights.pt").write_bytes(b"x")
     SaveKV.execute(kv, "cat")
-    assert kv_files.listed() == ["cat_00001.safetensors"]
+    assert kv_files.SHELF.listed() == ["cat_00001.safetensors"]

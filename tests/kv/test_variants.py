@@ -8,7 +8,8 @@ import torch
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from palimpsest.nodes.host import model as host
 from palimpsest.nodes.inversion.nodes import Invert
-from palimpsest.nodes.kv.nodes import CONDITIONAL, ApplyKV, TuneKV
+from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
+from palimpsest.nodes.kv.settings import CONDITIONAL
 
 import nodes
 
@@ -50,7 +51,7 @@ def prompts(family):
 def invert(model, latent, positive, negative):
     """(trajectory, inverted noise, DDIM's reconstruction at the guidance of the edit)."""
     inputs = {"model": model, "latent": latent, "positive": positive, "negative": negative}
-    trajectory, noise, rebuilt, _ = tiny_models.execute(Invert, **inputs, steps=STEPS, reconstruct_at=GUIDANCE)
+    trajectory, noise, rebuilt, _ = tiny_models.execute(Invert, **inputs, steps=STEPS, reconstruction_guidance=GUIDANCE)
     return trajectory, noise["samples"], rebuilt["samples"]
 
 
@@ -201,7 +202,7 @@ def test_all_70_layers_of_sdxl_can_be_tuned():
     model, latent = tiny_models.unet("sdxl-deep"), tiny_models.latent()
     both = prompts("sdxl-deep")
     trajectory, noise, plain = invert(model, latent, *both)
-    kv, rebuilt = tune(model, trajectory, *both, placement="all", inner_steps=2)
+    kv, rebuilt = tune(model, trajectory, *both, layers="all", inner_steps=2)
     assert [layer.key for layer in kv.layers] == [key for key, *_ in spelled_out(SDXL_LAYERS)]
     assert error(rebuilt, latent) < error(plain, latent)
     edited = sample(tiny_models.execute(ApplyKV, model=model, kv=kv, layers="all")[0], noise, *both)
@@ -245,7 +246,7 @@ def test_the_negative_prompt_is_tuned_with_and_only_where_guidance_needs_it(sdxl
 
     assert torch.equal(one_iteration(negative), usual)
     assert not torch.equal(one_iteration(other), usual)
-    assert torch.equal(one_iteration(negative, tune_cfg=CONDITIONAL), one_iteration(other, tune_cfg=CONDITIONAL))
+    assert torch.equal(one_iteration(negative, tune_with=CONDITIONAL), one_iteration(other, tune_with=CONDITIONAL))
 
 
 # ---- batches

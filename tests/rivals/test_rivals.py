@@ -36,7 +36,7 @@ def inverted():
     with torch.inference_mode():
         model, latent = tiny_models.unet(), tiny_models.latent(PICTURES)
         levels = inversion.descending_schedule(model, "normal", STEPS, None)
-        return model, inversion.invert(model, latent["samples"], SOURCE, None, levels, 1.0, inversion.NEXT_LEVEL)
+        return model, inversion.invert(model, latent["samples"], SOURCE, levels=levels)
 
 
 def sample(model, trajectory, positive, guidance=GUIDANCE, negative=NEGATIVE, steps=STEPS):

@@ -51,7 +51,12 @@ class Clip:
             model, latent = self.model, {"samples": self.vae.encode(self.pictures)}
             if video:
                 model = tiny_models.execute(VideoAttention, model=model, **video)[0]
-            inputs = {"latent": latent, "positive": self.encode(self.texts[0]), "steps": STEPS, "reconstruct_at": 0.0}
+            inputs = {
+                "latent": latent,
+                "positive": self.encode(self.texts[0]),
+                "steps": STEPS,
+                "reconstruction_guidance": 0.0,
+            }
             self.inverted[str(video)] = model, *tiny_models.execute(Invert, model=model, **inputs)[:2]
         return self.inverted[str(video)]
 

@@ -221,7 +221,7 @@ def test_inversion_with_the_same_model_rebuilds_the_clip_better(family):
     prompt = tiny_models.prompt(1, family=family)
 
     def rebuilt(inverting, sampling):
-        inputs = {"latent": latent, "positive": prompt, "steps": 20, "reconstruct_at": 0.0}
+        inputs = {"latent": latent, "positive": prompt, "steps": 20, "reconstruction_guidance": 0.0}
         noise = tiny_models.execute(Invert, model=inverting, **inputs)[1]["samples"]
         sampler = comfy.samplers.KSampler(sampling, 20, torch.device("cpu"), "euler", "normal")
         found = sampler.sample(
@@ -238,11 +238,11 @@ def test_with_kv_inversion_in_either_order_both_act(mode):
     model, latent = tiny_models.unet(), still_clip(2)
     positive, negative = tiny_models.prompt(1), tiny_models.prompt(2)
     trajectory, noise, *_ = tiny_models.execute(
-        Invert, model=model, latent=latent, positive=positive, steps=STEPS, reconstruct_at=0.0
+        Invert, model=model, latent=latent, positive=positive, steps=STEPS, reconstruction_guidance=0.0
     )
     kv = tiny_models.execute(
         TuneKV, model=model, trajectory=trajectory, positive=positive, negative=negative, guidance=GUIDANCE,
-        inner_steps=2, placement="all",
+        inner_steps=2, layers="all",
     )[0]  # fmt: skip
 
     def apply(model):
@@ -260,7 +260,7 @@ def test_kv_inversion_in_mode_recompute_behind_it_is_refused_with_a_way_out():
     model, latent = tiny_models.unet(), still_clip(2)
     positive = tiny_models.prompt(1)
     trajectory, noise, *_ = tiny_models.execute(
-        Invert, model=model, latent=latent, positive=positive, steps=STEPS, reconstruct_at=0.0
+        Invert, model=model, latent=latent, positive=positive, steps=STEPS, reconstruction_guidance=0.0
     )
     kv = tiny_models.execute(
         TuneKV, model=model, trajectory=trajectory, positive=positive, negative=tiny_models.prompt(2),
@@ -275,7 +275,7 @@ def test_tuning_may_run_through_it():
     """Keys are gathered inside of a gradient; recompute tunes the layer's own tokens and comes first in the chain."""
     model, latent = video(tiny_models.unet(), look_at="first"), still_clip(2)
     trajectory = tiny_models.execute(
-        Invert, model=model, latent=latent, positive=tiny_models.prompt(1), steps=2, reconstruct_at=0.0
+        Invert, model=model, latent=latent, positive=tiny_models.prompt(1), steps=2, reconstruction_guidance=0.0
     )[0]
     kv = tiny_models.execute(
         TuneKV, model=model, trajectory=trajectory, positive=tiny_models.prompt(1), negative=tiny_models.prompt(2),

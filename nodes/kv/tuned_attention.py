@@ -1,0 +1,95 @@
+"""What stands in the layers while KV Inversion tunes: the parameters being fitted, and a record of the source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.kv_inversion import content_preserving
+from .. import host
+from .psi import BetweenKeyframes, OneOfSeveral, Psi
+
+
+@dataclass
+class TuningState:
+    """What the attention replacements and the tuning loop share during one run. psi None: the network as it is.
+
+    Of the last pass through the network as it is, for the prompt's rows R: inputs (R, N, C) of to_k and to_v, and
+    sources, the keys and values (R, N, C).
+    """
+
+    psi: Psi | BetweenKeyframes | OneOfSeveral | None = None
+    grids: dict[host.LayerKey, host.Grid] = field(default_factory=dict)
+    inputs: dict[host.LayerKey, Tensor] = field(default_factory=dict)
+    sources: dict[host.LayerKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    mask: Tensor | None = None
+
+    def tokens(self, height: int, width: int, rows: int) -> Tensor | None:
+        """The mask's weight of every token, (rows, N, 1); None without a mask."""
+        if self.mask is None:
+            return None
+        small = host.picture_rows(self.mask, self.mask.shape[0], height, width).flatten(1)[..., None]
+        return small.repeat(rows // small.shape[0], 1, 1)
+
+
+@dataclass(frozen=True)
+class RecordInputs:
+    """attn1 patch, behind those of other nodes: keep what the layers' to_k and to_v are fed for the source."""
+
+    keys: frozenset[host.LayerKey]
+    state: TuningState
+
+    def __call__(self, query: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+        name = host.layer_key(options)
+        if self.state.psi is None and name in self.keys and 0 in options["cond_or_uncond"]:
+            if value is not None and value is not context and not torch.equal(value, context):
+                raise ValueError(
+                    "another node feeds self-attention different tokens for keys and for values (a hypernetwork?): "
+                    "take it out for the tuning."
+                )
+            self.state.inputs[name] = prompts_rows(context, options)
+        return query, context, value
+
+
+@dataclass(frozen=True)
+class TunedAttention:
+    """attn1 replacement while tuning: K_bar, V_bar from the parameters being fitted (eq. 1), in every row."""
+
+    keys: frozenset[host.LayerKey]
+    state: TuningState
+    previous: Any = None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
+        psi, name = self.state.psi, host.layer_key(options)
+        if name in self.keys:
+            self.state.grids[name] = tuple(options["activations_shape"][-2:])
+            if psi is not None:
+                key, value = self.blended(key, value, options)
+            elif 0 in options["cond_or_uncond"]:
+                self.state.sources[name] = tuple(prompts_rows(t, options) for t in (key, value))
+        return host.run_attention(options, self.previous, query, key, value)
+
+    def blended(self, key: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor]:
+        """K_bar, V_bar (R, N, C). One row of the parameters serves every prompt by broadcasting, several repeat."""
+        psi, name = self.state.psi, host.layer_key(options)
+        chunks, rows = host.chunk_rows(options, len(key))
+        embeddings, mask = psi.embeddings(name), self.state.tokens(*self.state.grids[name], rows)
+        if mask is not None:
+            embeddings = tuple(t * mask.to(t) for t in embeddings)
+        k_hat, v_hat, weights = (t.to(key.dtype) for t in (*embeddings, psi.weights(name)))
+        if rows > 1 and chunks > 1:
+            k_hat, v_hat, weights = (t.repeat(chunks, *(1,) * (t.ndim - 1)) for t in (k_hat, v_hat, weights))
+        lambda_k, gamma_k, lambda_v, gamma_v = weights.unbind(1)
+        return (
+            content_preserving(key, k_hat, lambda_k, gamma_k),
+            content_preserving(value, v_hat, lambda_v, gamma_v),
+        )
+
+
+def prompts_rows(tensor: Tensor, options: dict) -> Tensor:
+    """The rows of the (positive) prompt, without a gradient."""
+    chunks, _ = host.chunk_rows(options, len(tensor))
+    return tensor.detach().chunk(chunks)[options["cond_or_uncond"].index(0)]
