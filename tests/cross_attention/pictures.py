@@ -25,7 +25,7 @@ def main() -> None:
     studio, scene = Studio(), example_scene()
     from benchmarks import scenes
     from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
-    from palimpsest.nodes.words import words
+    from palimpsest.nodes import words
 
     torch, defaults = studio.torch, scenes.defaults(CrossAttentionMask)
     with torch.inference_mode():
