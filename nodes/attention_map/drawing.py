@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.attention_map import heat_colours
+from .. import plots
 from .reading import Reading
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue
@@ -23,7 +24,7 @@ def drawn(reading: Reading, picture: Tensor | None, opacity: float, label: bool)
     rows = heat.flatten(0, 1).clamp(0, 1)
     if not label:
         return rows
-    return torch.stack([labelled(row, reading.words[i % words]) for i, row in enumerate(rows)])
+    return torch.stack([plots.labelled(row, reading.words[i % words]) for i, row in enumerate(rows)])
 
 
 def grey(picture: Tensor, pictures: int) -> Tensor:
@@ -34,18 +35,3 @@ def grey(picture: Tensor, pictures: int) -> Tensor:
             "sampled, or a single one."
         )
     return (picture[..., :3].cpu().float() @ torch.tensor(LUMA))[..., None]
-
-
-def labelled(picture: Tensor, text: str) -> Tensor:
-    """A picture (H, W, 3) with a word in its upper left corner."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    height = picture.shape[0]
-    image = Image.fromarray((picture * 255).round().byte().numpy())
-    font = ImageFont.load_default(max(10, height // 16))
-    draw = ImageDraw.Draw(image)
-    left, top, right, bottom = draw.textbbox((4, 3), text, font=font)
-    draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=(0, 0, 0))
-    draw.text((4, 3), text, fill=(255, 255, 255), font=font)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(picture.shape).to(picture.dtype) / 255

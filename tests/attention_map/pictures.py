@@ -50,8 +50,8 @@ def tokens_sheet(clip, words) -> Image.Image:
 def main() -> None:
     """Write web/docs/Palimpsest{SelectWords,AttentionMap,FindWords,ReadAttentionMap}/*.jpg."""
     studio, scene = Studio(), example_scene()
-    from palimpsest.nodes.attention_map import nodes as attention_map
     from palimpsest.nodes import words
+    from palimpsest.nodes.attention_map import nodes as attention_map
     from palimpsest.nodes.words.nodes import SelectWords
 
     def run(node, **inputs):
