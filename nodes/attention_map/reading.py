@@ -148,10 +148,7 @@ def read(
     shown, mass = normalised(mass, settings.normalise, record)[:, chosen], mass[:, chosen]
     thresholds = maths.otsu(shown) if settings.threshold == 0 else torch.full(shown.shape[:2], settings.threshold)
     found = maths.cleaned((shown > thresholds[..., None, None]).float(), settings.clean).amax(1)
-    leaks, outside = None, 0.0
-    if mask is not None:
-        inside = host.picture_rows(mask, len(mass), *size)
-        leaks, outside = maths.leakage(mass, inside), 1 - inside.mean().item()
+    leaks, outside = (None, 0.0) if mask is None else leakage_of(mass, mask)
     return Reading(
         words=tuple(record.words[i] for i in chosen),
         mass=mass,
@@ -161,3 +158,9 @@ def read(
         leaks=leaks,
         outside=outside,
     )
+
+
+def leakage_of(mass: Tensor, mask: Tensor) -> tuple[Tensor, float]:
+    """The share of each map (B, W, H, W) outside of a mask, (B, W), and that of a word that looks everywhere alike."""
+    inside = host.picture_rows(mask, len(mass), *mass.shape[-2:])
+    return maths.leakage(mass, inside), 1 - inside.mean().item()

@@ -58,7 +58,8 @@ class LayerMask:
         nothing = None
         if self.index is not None:
             nothing = self.zero.expand(len(value), len(self.index) - value.shape[1], value.shape[2])
-        return fused(partial(host.biased_attention, options), query, key, value, self.index, self.bias, nothing)
+        attend = partial(host.biased_attention, options)
+        return fused(attend, query, key, value, index=self.index, bias=self.bias, nothing=nothing)
 
 
 def layer_mask(regions: tuple[Region, ...], call: host.ModelCall, size: LayerSize) -> LayerMask | None:
