@@ -27,7 +27,7 @@ def attention_mass(query: Tensor, key: Tensor, positions: Sequence[Sequence[int]
     """
     q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key))
     weights = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1).float().mean(1)
-    return torch.stack([weights[..., list(places)].sum(-1) for places in positions], -1)
+    return torch.stack([weights[..., list(word)].sum(-1) for word in positions], -1)
 
 
 def indicator_values(positions: Sequence[Sequence[int]], keys: int, heads: int, width: int) -> Tensor:
@@ -38,11 +38,11 @@ def indicator_values(positions: Sequence[Sequence[int]], keys: int, heads: int, 
     """
     if len(positions) > width:
         raise ValueError(f"indicator_values: {len(positions)} words do not fit into heads of {width} channels")
-    if any(not 0 <= place < keys for places in positions for place in places):
+    if any(not 0 <= position < keys for word in positions for position in word):
         raise ValueError(f"indicator_values: positions {positions} reach outside of {keys} keys")
     values = torch.zeros(keys, heads, width)
-    for word, places in enumerate(positions):
-        values[list(places), :, word] = 1.0
+    for word, rows in enumerate(positions):
+        values[list(rows), :, word] = 1.0
     return values.flatten(1)
 
 

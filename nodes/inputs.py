@@ -11,14 +11,14 @@ from . import host, sockets
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
-def percents(start: str, end: str, **more: Any) -> list[io.Float.Input]:
+def percents(start: str, end: str, default_start: float = 0.0, **more: Any) -> list[io.Float.Input]:
     """start_percent and end_percent, shares of the sampling, with what each does to the picture.
 
-    host.Window.of makes noise levels of them, and refuses a start that does not lie before the end.
+    host.Window.of makes noise levels of them; it and host.require_span refuse a start that does not lie before the end.
     """
     return [
         io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, **more)
-        for name, default, tooltip in (("start_percent", 0.0, start), ("end_percent", 1.0, end))
+        for name, default, tooltip in (("start_percent", default_start, start), ("end_percent", 1.0, end))
     ]
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from ...kernels import attention_fusion as maths
 from ...kernels.attention_map import indicator_values, mass_of_output
 from .. import host
-from ..cross_attention import masking as cross_attention
 from ..feature_blend import blend as feature_blend
 from ..host.areas import Area
 from .prompts import Prompts
@@ -177,7 +176,7 @@ class Fusing:
 
     def rows(self, kind: str, query: Tensor, options: dict) -> dict[int, int]:
         """Chunks of rows in which a layer's attention is fused, each with the row where the edit's prompt begins."""
-        call = options.get(cross_attention.NAME)
+        call = host.call_of(options)
         if call is None or kind not in self.kinds or host.layer_key(options) not in self.fusion.layers[kind]:
             return {}
         starts = {chunk: self.run.offset(self.fusion, prompt) for chunk, prompt in enumerate(call.prompts)}
@@ -193,7 +192,7 @@ class Fusing:
 
         Raises ValueError where another node took tokens away.
         """
-        lengths = [prompt.length for prompt in options[cross_attention.NAME].prompts]
+        lengths = [prompt.length for prompt in host.call_of(options).prompts]
         joined = math.lcm(*lengths)
         if joined > key.shape[1]:
             raise ValueError(
@@ -204,7 +203,7 @@ class Fusing:
 
     def areas(self, options: dict) -> tuple[Area | None, ...]:
         """The area of each chunk of rows."""
-        return options[cross_attention.NAME].areas
+        return host.call_of(options).areas
 
     def fetch(self, name: tuple, like: Tensor, area: Area | None, grid: tuple[int, int]) -> Tensor:
         """The source's queries or keys for the rows of one prompt (B, M, C), cropped as its area is.
@@ -383,7 +382,7 @@ def replace_both(patched: Any, model: Any, fusion: Fusion) -> None:
     own = [la for la in host.self_attention_layers(model, TECHNIQUE) if la.key in fusion.layers[SELF]]
     host.replace_attention(patched, "attn1", own, partial(FusedSelfAttention, fusion.name))
     host.replace_attention(patched, "attn2", cross, partial(FusedCrossAttention, fusion.name))
-    cross_attention.attach(patched, [])  # its wrappers tell which rows are whose prompt
+    host.observe(patched)  # tells which rows are whose prompt
 
 
 def install(model: Any, fusion: Fusion) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import attention_fusion as maths
-from ..words.words import ChosenWords, Word, read_words, refuse_foreign_embeddings, rows_of, select
+from ..words import ChosenWords, Word, read_words, refuse_foreign_embeddings, rows_of, select
 
 CHUNK = 77  # tokens of a prompt that CLIP encodes at once
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import latent_preview
 from comfy_api.latest import io
 
-from .. import host, sockets
-from . import maps
+from .. import host, inputs, sockets
+from .drawing import drawn
+from .finding import FindSettings, find_words
+from .reading import EVERY_LEVEL, LEVELS, NORMALISE, ReadSettings, read
+from .recorder import LAYERS, RecordSettings, record_words
 
 
 class AttentionMap(io.ComfyNode):
@@ -14,7 +17,6 @@ class AttentionMap(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestAttentionMap",
             display_name="Attention Map",
@@ -33,32 +35,19 @@ class AttentionMap(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "layers",
-                    options=list(maps.LAYERS),
+                    options=list(LAYERS),
                     default="all",
                     advanced=True,
                     tooltip="Which cross-attention layers are watched. all (default) shows things as a whole; decoder "
                     "is where words act most on what is drawn, encoder is rougher.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="When recording begins, as a share of the sampling. 0 records from the first step; the "
+                *inputs.percents(
+                    start="When recording begins, as a share of the sampling. 0 records from the first step; the "
                     "reader can leave steps out later.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="When recording ends, as a share of the sampling. A record takes about 22 kB a word, step "
-                    "and picture (SD 1.5 at 512 px, SDXL at 1024 px), and recording adds about half a percent of "
+                    end="When recording ends, as a share of the sampling. A record takes about 22 kB a word, step and "
+                    "picture (SD 1.5 at 512 px, SDXL at 1024 px), and recording adds about half a percent of "
                     "computing.",
+                    advanced=True,
                 ),
             ],
             outputs=[
@@ -74,9 +63,8 @@ class AttentionMap(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, tokens, layers, start_percent, end_percent) -> io.NodeOutput:
-        """Put the recorder on a clone."""
-        return io.NodeOutput(*maps.record_words(model, tokens, layers, start_percent, end_percent))
+    def execute(cls, model, tokens, **chosen) -> io.NodeOutput:
+        return io.NodeOutput(*record_words(model, tokens, RecordSettings.of(chosen)))
 
 
 class FindWords(io.ComfyNode):
@@ -84,7 +72,6 @@ class FindWords(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestFindWords",
             display_name="Find Words in Picture",
@@ -96,9 +83,7 @@ class FindWords(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="The model that the picture was inverted with: SD 1.x, SD 2.x or SDXL."
                 ),
-                sockets.Trajectory.Input(
-                    "trajectory", tooltip="The picture, from Invert Picture. A batch is searched picture by picture."
-                ),
+                inputs.trajectory("The picture, from Invert Picture. A batch is searched picture by picture."),
                 sockets.Tokens.Input("tokens", tooltip="The words to look for, from Select Words."),
                 io.Conditioning.Input(
                     "positive",
@@ -113,25 +98,13 @@ class FindWords(io.ComfyNode):
                     tooltip="At how many noise levels the model looks at the picture. 3 to 10: more give smoother "
                     "maps, and each costs one model call.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="The noisiest look, as a share of the trajectory's steps. Below 0.3 the picture is hardly "
+                *inputs.percents(
+                    start="The noisiest look, as a share of the trajectory's steps. Below 0.3 the picture is hardly "
                     "there yet and maps get rough.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="The clearest look, as a share of the trajectory's steps. 1 is the last step before the "
+                    end="The clearest look, as a share of the trajectory's steps. 1 is the last step before the "
                     "finished picture.",
+                    default_start=0.5,
+                    advanced=True,
                 ),
             ],
             outputs=[
@@ -143,11 +116,10 @@ class FindWords(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, trajectory, tokens, positive, looks, start_percent, end_percent) -> io.NodeOutput:
-        """Look at a few levels."""
-        progress = latent_preview.prepare_callback(model, min(looks, trajectory.steps))
-        found = maps.find_words(model, trajectory, tokens, positive, looks, start_percent, end_percent, progress)
-        return io.NodeOutput(found)
+    def execute(cls, model, trajectory, tokens, positive, **chosen) -> io.NodeOutput:
+        settings = FindSettings.of(chosen)
+        progress = latent_preview.prepare_callback(model, min(settings.looks, trajectory.steps))
+        return io.NodeOutput(find_words(model, trajectory, tokens, positive, settings, progress))
 
 
 class ReadAttentionMap(io.ComfyNode):
@@ -155,7 +127,6 @@ class ReadAttentionMap(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does."""
         return io.Schema(
             node_id="PalimpsestReadAttentionMap",
             display_name="Read Attention Map",
@@ -191,32 +162,21 @@ class ReadAttentionMap(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "levels",
-                    options=[maps.EVERY_LEVEL, *maps.LEVELS],
-                    default=maps.EVERY_LEVEL,
+                    options=[EVERY_LEVEL, *LEVELS],
+                    default=EVERY_LEVEL,
                     tooltip="Which resolutions of the network are averaged. all (default) finds things whole; finer "
                     "ones have sharper edges and more specks, coarser ones (1/4 in SD 1.5 at 512 px) know best what is "
                     "what.",
                 ),
-                io.Float.Input(
-                    "start",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="The first step to read, as a share of the steps. 0 to 0.5: early steps lay things out and "
+                *inputs.percents(
+                    start="The first step to read, as a share of the steps. 0 to 0.5: early steps lay things out and "
                     "are blurred, late ones follow their outline.",
-                ),
-                io.Float.Input(
-                    "end",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="The last step to read, as a share of the steps. 1 reads to the end.",
+                    end="The last step to read, as a share of the steps. 1 reads to the end.",
+                    default_start=0.5,
                 ),
                 io.Combo.Input(
                     "normalise",
-                    options=list(maps.NORMALISE),
+                    options=list(NORMALISE),
                     tooltip="each word by itself (default): from the place where it acts least to where it acts most. "
                     "words against each other: its share among all recorded words, which parts things that touch. as "
                     "measured: the share of attention itself, small numbers.",
@@ -236,8 +196,7 @@ class ReadAttentionMap(io.ComfyNode):
                     min=0,
                     max=256,
                     tooltip="Takes specks and holes of up to twice as many pixels across out of the mask. 0 leaves "
-                    "it as it "
-                    "is; 2 to 8 are useful, more rounds the corners.",
+                    "it as it is; 2 to 8 are useful, more rounds the corners.",
                 ),
                 io.Float.Input(
                     "opacity",
@@ -275,21 +234,18 @@ class ReadAttentionMap(io.ComfyNode):
                 ),
                 io.String.Output(display_name="report", tooltip="What was measured, word by word."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
-    def execute(
-        cls, record, words, levels, start, end, normalise, threshold, clean, opacity, label, samples=None, image=None,
-        mask=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        """Read, draw, report."""
+    def execute(cls, record, samples=None, image=None, mask=None, **chosen) -> io.NodeOutput:
+        settings = ReadSettings.of(chosen)
         size = None if image is None else tuple(image.shape[1:3])
         latent = None if samples is None else samples["samples"]
-        reading = maps.read(record, latent, size, words, levels, start, end, normalise, threshold, clean, mask)
+        reading = read(record, settings, latent, size, mask)
         report = reading.describe()
         host.show_text(host.node_id(cls), report)
-        drawing = maps.drawn(reading, image, opacity, label)
+        drawing = drawn(reading, image, settings.opacity, settings.label)
         return io.NodeOutput(drawing, reading.mask, reading.soft, reading.leakage, report)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...kernels.cross_attention_mask import feathered
-from .. import host, sockets
-from . import masking as cross_attention
+from .. import inputs, sockets
+from .layers import LAYERS
+from .masking import INSIDE, OUTSIDE, MaskSettings, mask_words
+from .regions import MODES
 
-INSIDE, OUTSIDE = "inside", "outside"
 MODE_TOOLTIP = (
     "What happens to a masked word. after softmax: its share of the attention is taken away and nobody gets it (the "
     "paper's equation 2). after softmax, renormalised: the prompt's other words get it. before softmax (PFB-Diff): the "
@@ -26,7 +26,6 @@ class CrossAttentionMask(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestCrossAttentionMask",
             display_name="Cross-Attention Mask",
@@ -41,7 +40,7 @@ class CrossAttentionMask(io.ComfyNode):
                     tooltip="Where the words act: white is yes, black is no, grey in between. Any size; one for the "
                     "whole batch, or one for each picture of it.",
                 ),
-                io.Combo.Input("mode", options=list(cross_attention.MODES), tooltip=MODE_TOOLTIP),
+                io.Combo.Input("mode", options=list(MODES), tooltip=MODE_TOOLTIP),
                 io.Combo.Input(
                     "side",
                     options=[INSIDE, OUTSIDE],
@@ -64,10 +63,9 @@ class CrossAttentionMask(io.ComfyNode):
                     max=512.0,
                     step=1.0,
                     tooltip="Softens the mask's edge over this many of its pixels on either side. 0: as painted. 8 "
-                    "to 32 "
-                    "hide a seam between two regions.",
+                    "to 32 hide a seam between two regions.",
                 ),
-                io.Combo.Input("layers", options=cross_attention.LAYERS, tooltip=LAYERS_TOOLTIP),
+                io.Combo.Input("layers", options=LAYERS, tooltip=LAYERS_TOOLTIP),
                 io.String.Input(
                     "custom_layers",
                     default="input 7-8, middle, output 3-7",
@@ -77,30 +75,17 @@ class CrossAttentionMask(io.ComfyNode):
                     "model does not have is answered with those it has.",
                 ),
                 io.Boolean.Input(
-                    "mask_uncond",
+                    "mask_negative",
                     default=True,
                     tooltip="Mask the negative prompt as well, at the same positions, as PFB-Diff does. Leave it on "
                     "without tokens: else guidance pushes the part without text away from that prompt. Off keeps a "
-                    "long negative "
-                    "prompt whole.",
+                    "long negative prompt whole.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="When the mask begins to act, as a share of the sampling. 0 for placing words: the first "
+                *inputs.percents(
+                    start="When the mask begins to act, as a share of the sampling. 0 for placing words: the first "
                     "steps lay out the picture.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="When the mask stops acting. 1: the words never leave their region. 0.8 lets the last "
-                    "steps blend the border.",
+                    end="When the mask stops acting. 1: the words never leave their region. 0.8 lets the last steps "
+                    "blend the border.",
                 ),
                 sockets.Tokens.Input(
                     "tokens",
@@ -113,41 +98,8 @@ class CrossAttentionMask(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        mask,
-        mode,
-        side,
-        strength,
-        feather,
-        layers,
-        custom_layers,
-        mask_uncond,
-        start_percent,
-        end_percent,
-        tokens=None,
-    ) -> io.NodeOutput:
-        """Patch a clone of the model."""
-        if end_percent < start_percent:
-            raise ValueError(f"end_percent {end_percent:g} lies before start_percent {start_percent:g}: swap them.")
-        mask = mask.reshape(-1, *mask.shape[-2:]).float()
-        host.picture_rows(mask, len(mask), 1, 1)  # refuses what is no mask
-        return io.NodeOutput(
-            cross_attention.mask_words(
-                model,
-                tokens,
-                feathered(mask.clamp(0, 1), feather),
-                mode,
-                side == OUTSIDE,
-                strength,
-                layers,
-                custom_layers,
-                mask_uncond,
-                start_percent,
-                end_percent,
-            )
-        )
+    def execute(cls, model, mask, tokens=None, **chosen) -> io.NodeOutput:
+        return io.NodeOutput(mask_words(model, mask, tokens, MaskSettings.of(chosen)))
 
 
 NODES = [CrossAttentionMask]

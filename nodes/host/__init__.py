@@ -9,7 +9,7 @@ from .attention import (
     replace_attention,
     run_attention,
 )
-from .call import ModelCall, Prompt, Run, Window, acts, call_of, each_run, observe, run_of
+from .call import ModelCall, Prompt, Run, Window, acts, call_of, each_run, observe, require_span, run_of
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import picture_rows
@@ -70,6 +70,7 @@ __all__ = [
     "read_parts",
     "renoised",
     "replace_attention",
+    "require_span",
     "require_unet",
     "run_attention",
     "run_of",

@@ -27,6 +27,15 @@ Thing = TypeVar("Thing")
 # ---- what there is to know ------------------------------------------------------------------------------------------
 
 
+def require_span(start_percent: float, end_percent: float) -> None:
+    """Raise ValueError where no step is left between two shares of the sampling."""
+    if start_percent >= end_percent:
+        raise ValueError(
+            f"start_percent {start_percent:g} and end_percent {end_percent:g} leave no step between them: set "
+            "start_percent below end_percent (0 and 1 for all of the sampling)."
+        )
+
+
 @dataclass(frozen=True)
 class Window:
     """The noise levels sigma_start >= sigma > sigma_end at which something acts."""
@@ -38,11 +47,7 @@ class Window:
     @classmethod
     def of(cls, model: Any, start_percent: float, end_percent: float) -> Window:
         """From shares of the sampling, 0 the noisiest. Raises ValueError where no step is left between them."""
-        if start_percent >= end_percent:
-            raise ValueError(
-                f"start_percent {start_percent:g} and end_percent {end_percent:g} leave no step between them: set "
-                "start_percent below end_percent (0 and 1 for all of the sampling)."
-            )
+        require_span(start_percent, end_percent)
         to_sigma = model.get_model_object("model_sampling").percent_to_sigma
         always = start_percent <= 0.0 and end_percent >= 1.0
         return cls(to_sigma(start_percent), to_sigma(end_percent), always)

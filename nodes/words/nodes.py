@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import host, sockets
-from .words import select
+from .. import host, inputs, sockets
+from .selection import select
 
 
 class SelectWords(io.ComfyNode):
@@ -13,7 +13,6 @@ class SelectWords(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestSelectWords",
             display_name="Select Words",
@@ -40,16 +39,14 @@ class SelectWords(io.ComfyNode):
                     default="cat",
                     tooltip="Words or phrases of the prompt, separated by commas; capitals and punctuation do not "
                     "count. cat#2 is the second cat, paint* any word that begins so, 'red *' means red and the word "
-                    "after it, "
-                    "* alone every word except those like a, the, of.",
+                    "after it, * alone every word except those like a, the, of.",
                 ),
             ],
             outputs=[
                 sockets.Tokens.Output(
                     display_name="tokens",
                     tooltip="The chosen words, for Cross-Attention Mask, Attention Map and Find Words in Picture. "
-                    "They are "
-                    "recognised wherever the conditioning beside them is sampled.",
+                    "They are recognised wherever the conditioning beside them is sampled.",
                 ),
                 io.Conditioning.Output(
                     display_name="positive",
@@ -62,12 +59,11 @@ class SelectWords(io.ComfyNode):
                     "numbers of their tokens.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
     def execute(cls, clip, text, words) -> io.NodeOutput:
-        """Tokenise, choose, encode."""
         chosen, positive, report = select(clip, text, words)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(chosen, positive, report)

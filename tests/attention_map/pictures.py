@@ -50,8 +50,8 @@ def tokens_sheet(clip, words) -> Image.Image:
 def main() -> None:
     """Write web/docs/Palimpsest{SelectWords,AttentionMap,FindWords,ReadAttentionMap}/*.jpg."""
     studio, scene = Studio(), example_scene()
+    from palimpsest.nodes import words
     from palimpsest.nodes.attention_map import nodes as attention_map
-    from palimpsest.nodes.words import words
     from palimpsest.nodes.words.nodes import SelectWords
 
     def run(node, **inputs):
@@ -109,7 +109,7 @@ def main() -> None:
             ),
             "PalimpsestReadAttentionMap/settings": row(
                 [
-                    (read(record, drawn, words="red cat", start=0.0, end=0.2)[0], "start 0, end 0.2"),
+                    (read(record, drawn, words="red cat", start_percent=0.0, end_percent=0.2)[0], "start 0, end 0.2"),
                     (read(record, drawn, words="red cat")[0], "start 0.5, end 1"),
                     (read(record, drawn, words="red cat", levels="1/1 of the latent")[0], "1/1 of the latent"),
                     (read(record, drawn, words="red cat", levels="1/2 of the latent")[0], "1/2 of the latent"),

@@ -1,20 +1,22 @@
-"""Attention Map, Find Words and Read Attention Map in the host: what is recorded, whose it is, and what is read."""
+"""Attention Map and Find Words in the host: what is recorded, and whose it is."""
 
 import comfy.model_management
 import comfy.samplers
 import pytest
 import tiny_models
 import torch
+from attention_map.recorded import read
 from comfy.ldm.modules.attention import optimized_attention
 from palimpsest.kernels.attention_map import attention_mass
-from palimpsest.nodes.attention_map import maps
-from palimpsest.nodes.attention_map.nodes import AttentionMap, FindWords, ReadAttentionMap
-from palimpsest.nodes.cross_attention import masking as cross_attention
-from palimpsest.nodes.host import model as host
-from palimpsest.nodes.host import sampling as host_sampling
-from palimpsest.nodes.host.areas import Area
+from palimpsest.nodes import host
+from palimpsest.nodes.attention_map import finding, recorder
+from palimpsest.nodes.attention_map import nodes as attention_map
+from palimpsest.nodes.attention_map.nodes import AttentionMap, FindWords
+from palimpsest.nodes.attention_map.record import KEPT_RUNS, AttentionRecord, RecordedRun, span
+from palimpsest.nodes.attention_map.recorder import LAYERS, NAME
+from palimpsest.nodes.cross_attention.masking import MaskSettings, mask_words
 from palimpsest.nodes.inversion import ddim as inversion
-from palimpsest.nodes.words.words import ChosenWords
+from palimpsest.nodes.words import ChosenWords
 
 import nodes
 
@@ -56,13 +58,6 @@ def levels(model, positive, tokens=None, **settings):
     """The maps of one run by grid."""
     patched, found = record(model, tokens or select(positive))
     return found.of(sample(patched, positive, **settings)).levels
-
-
-def read(record, samples=None, **settings):
-    """The reader's outputs with all steps."""
-    samples = None if samples is None else {"samples": samples}
-    settings = {"start": 0.0, "clean": 0} | settings
-    return tiny_models.execute(ReadAttentionMap, record=record, samples=samples, **settings)
 
 
 def assert_same(a, b, tolerance=1e-5):
@@ -113,7 +108,7 @@ def test_recording_changes_nothing(model):
     assert torch.equal(sample(patched, positive), before)
     assert torch.equal(sample(model, positive), before)
     options = patched.model_options["transformer_options"]
-    assert not any(str(name).startswith(maps.NAME) for name in options)
+    assert not any(str(name).startswith(("palimpsest.", NAME)) for name in options)
 
 
 def test_masks_are_seen_on_either_side_of_the_recorder(model):
@@ -122,9 +117,7 @@ def test_masks_are_seen_on_either_side_of_the_recorder(model):
     mask[:, :, :4] = 1
 
     def masked(model):
-        return cross_attention.mask_words(
-            model, select(positive, ("cat",), ((2, 3),)), mask, "after softmax", False, 1.0, "all", "", True, 0.0, 1.0
-        )
+        return mask_words(model, mask, select(positive, ("cat",), ((2, 3),)), MaskSettings())
 
     both = []
     for first, second in ((masked, lambda m: record(m, tokens)), (lambda m: record(m, tokens), masked)):
@@ -173,10 +166,10 @@ def test_an_area_is_placed_in_the_whole_picture(model):
 
 
 def test_the_whole_grid_of_a_layer_is_known_from_a_crop():
-    assert maps.whole_grid(Area(12, 10, 0, 0, (25, 21)), (12, 10)) == (25, 21)
-    assert maps.whole_grid(Area(12, 10, 0, 0, (25, 21)), (6, 5)) == (13, 11)
-    assert maps.whole_grid(Area(13, 10, 0, 0, (25, 21)), (4, 3)) == (7, 6)
-    assert maps.whole_grid(Area(12, 12, 0, 0, (24, 36)), (8, 8)) == (16, 24)  # another node's downscaling
+    assert host.whole_grid(host.Area(12, 10, 0, 0, (25, 21)), (12, 10)) == (25, 21)
+    assert host.whole_grid(host.Area(12, 10, 0, 0, (25, 21)), (6, 5)) == (13, 11)
+    assert host.whole_grid(host.Area(13, 10, 0, 0, (25, 21)), (4, 3)) == (7, 6)
+    assert host.whole_grid(host.Area(12, 12, 0, 0, (24, 36)), (8, 8)) == (16, 24)  # another node's downscaling
 
 
 @pytest.mark.parametrize("size", [(9, 7), (8, 13)])
@@ -220,7 +213,7 @@ def test_only_the_asked_steps_and_layers_are_recorded(model):
         assert recorded.tolist() == [False, False, True, True]
     read(found, run.samples)
     with pytest.raises(ValueError, match=r"nothing was recorded between 0 and 0.25 of the steps"):
-        read(found, run.samples, end=0.25)
+        read(found, run.samples, end_percent=0.25)
     patched, found = record(model, select(positive), layers="middle")
     assert list(found.of(sample(patched, positive)).levels) == [(4, 4)]
     assert run.bytes == sum(level.numel() * 4 for level in run.levels.values())
@@ -246,6 +239,32 @@ def test_layers_whose_places_are_merged_are_refused(model):
     patched.set_model_attn2_output_patch(unmerge)
     with pytest.raises(ValueError, match="cannot tell where a layer of 8 x 8 places looks: it asks for 32"):
         sample(patched, positive)
+
+
+def test_every_input_of_the_recorder_arrives_where_it_acts(model, monkeypatch):
+    chosen = {"layers": "decoder", "start_percent": 0.2, "end_percent": 0.7}
+    assert {entry.id for entry in AttentionMap.define_schema().inputs} == {"model", "tokens", *chosen}
+    attached, tokens = [], select(tiny_models.prompt(1))
+    monkeypatch.setattr(recorder, "attach", lambda patched, layers, recorders: attached.append((layers, *recorders)))
+    AttentionMap.execute(model, tokens, **chosen)
+    ((layers, recorded),) = attached
+    assert {layer.block for layer in layers} == {"output"}
+    assert recorded.layers == {layer.key for layer in host.cross_attention_layers(model) if LAYERS["decoder"](layer)}
+    assert (recorded.words, recorded.window) == (tokens, host.Window.of(model, 0.2, 0.7))
+
+
+def test_every_input_of_the_search_arrives_in_its_field(monkeypatch):
+    chosen = {"looks": 3, "start_percent": 0.2, "end_percent": 0.7}
+    sockets = ("model", "trajectory", "tokens", "positive")
+    assert {entry.id for entry in FindWords.define_schema().inputs} == {*chosen, *sockets}
+    seen, steps = [], []
+    monkeypatch.setattr(attention_map.latent_preview, "prepare_callback", lambda model, count: steps.append(count))
+    monkeypatch.setattr(attention_map, "find_words", lambda *given: seen.append(given))
+    trajectory = host.Trajectory(tuple(range(20, -1, -1)), torch.zeros(21, 1, 4, 2, 2), 1.0, "", "")
+    FindWords.execute("model", trajectory, "tokens", "positive", **chosen)
+    settings = finding.FindSettings(looks=3, start_percent=0.2, end_percent=0.7)
+    assert seen == [("model", trajectory, "tokens", "positive", settings, None)]
+    assert steps == [3]
 
 
 # ---- whose record it is ---------------------------------------------------------------------------------------------
@@ -297,12 +316,12 @@ def test_an_interrupted_run_leaves_nothing(model):
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(stopped, positive)
     assert found.runs == []
-    assert not any(str(name).startswith(maps.NAME) for name in stopped.model_options["transformer_options"])
+    assert not any(str(name).startswith(("palimpsest.", NAME)) for name in stopped.model_options["transformer_options"])
 
 
 def test_a_record_forgets_old_runs(model):
-    found = maps.AttentionRecord(("cat",))
-    runs = [maps.RecordedRun(torch.full((1, 4, 2, 2), float(i)), {}) for i in range(maps.KEPT_RUNS + 3)]
+    found = AttentionRecord(("cat",))
+    runs = [RecordedRun(torch.full((1, 4, 2, 2), float(i)), {}) for i in range(KEPT_RUNS + 3)]
     for run in runs:
         found.add(run)
     assert found.runs == runs[3:]
@@ -326,10 +345,10 @@ def test_words_are_found_on_the_pictures_own_latents(family):
     (found,) = tiny_models.execute(FindWords, **inputs, looks=2, start_percent=0.5)
     assert_as_seen(found.runs[0].levels, seen, calls=2)
     levels = torch.tensor([trajectory.sigmas[3], 0.0])
-    assert maps.spread(2, 6, 0.5, 1.0) == [3, 5]
+    assert finding.spread(2, 6, 0.5, 1.0) == [3, 5]
     watched, again = watch(model, select(positive))
-    visit = host_sampling.VisitLevels(trajectory.latents[3:4])
-    host_sampling.sample(watched, visit, tiny_models.latent()["samples"], sigmas=levels, positive=positive)
+    visit = host.VisitLevels(trajectory.latents[3:4])
+    host.sample(watched, visit, tiny_models.latent()["samples"], sigmas=levels, positive=positive)
     for grid, masses in again.items():
         torch.testing.assert_close(torch.cat(masses), torch.cat(seen[grid][: len(masses)]))
     *_, report = read(found)
@@ -345,108 +364,23 @@ def test_a_batch_is_searched_picture_by_picture(model):
 
 
 def test_looks_are_spread_over_the_span():
-    assert maps.spread(1, 20, 0.0, 1.0) == [10]
-    assert maps.spread(20, 20, 0.0, 1.0) == list(range(20))
-    assert maps.spread(50, 20, 0.0, 1.0) == list(range(20))
-    assert maps.spread(5, 20, 0.5, 1.0) == [11, 13, 15, 17, 19]
-    assert maps.spread(3, 1, 0.2, 0.7) == [0]
-    assert maps.spread(3, 4, 0.0, 0.5) == [0, 1]
-    assert maps.spread(3, 4, 0.99, 1.0) == [3]
-    assert list(maps.span(4, 1.0, 1.0)) == [3]
+    assert finding.spread(1, 20, 0.0, 1.0) == [10]
+    assert finding.spread(20, 20, 0.0, 1.0) == list(range(20))
+    assert finding.spread(50, 20, 0.0, 1.0) == list(range(20))
+    assert finding.spread(5, 20, 0.5, 1.0) == [11, 13, 15, 17, 19]
+    assert finding.spread(3, 1, 0.2, 0.7) == [0]
+    assert finding.spread(3, 4, 0.0, 0.5) == [0, 1]
+    assert finding.spread(3, 4, 0.99, 1.0) == [3]
+    assert list(span(4, 1.0, 1.0)) == [3]
 
 
 def test_find_words_refuses_what_it_cannot_search(model):
     positive = tiny_models.prompt(1)
     trajectory = invert(model, positive)
     inputs = {"model": model, "trajectory": trajectory, "tokens": select(positive), "positive": positive}
-    with pytest.raises(ValueError, match="inverted with another architecture"):
+    with pytest.raises(ValueError, match="inverted with another model architecture"):
         tiny_models.execute(FindWords, **inputs | {"model": tiny_models.unet("sdxl")})
     with pytest.raises(ValueError, match="were in no prompt"):
         tiny_models.execute(FindWords, **inputs | {"positive": tiny_models.prompt(5)})
     with pytest.raises(ValueError, match=r"start_percent 0.7 and end_percent 0.7 leave no step"):
         tiny_models.execute(FindWords, **inputs, start_percent=0.7, end_percent=0.7)
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-def made(pictures=2, words=("red cat", "snow")):
-    """A record of a bright left half (first word) and a bright lower right quarter (second)."""
-    found = maps.AttentionRecord(words, needs_samples=False)
-    level = torch.full((4, pictures, len(words), 8, 8), 0.01)
-    level[:, :, 0, :, :4] = 0.2
-    if len(words) > 1:
-        level[:, :, 1, 4:, 4:] = 0.1
-    level[0] = torch.nan
-    found.add(maps.RecordedRun(torch.zeros(pictures, 4, 8, 8), {(8, 8): level}))
-    return found
-
-
-def test_heat_maps_masks_and_figures_have_the_pictures_size():
-    picture = tiny_models.picture(2, 96, 80)
-    heat, mask, soft, leakage, report = read(made(), image=picture)
-    assert heat.shape == (4, 96, 80, 3)
-    assert mask.shape == soft.shape == (2, 96, 80)
-    assert set(mask.unique().tolist()) == {0.0, 1.0}
-    assert 0 <= soft.min() <= soft.max() <= 1
-    assert leakage == -1
-    assert report.startswith("red cat: ")
-    assert "snow: " in report
-    heat, mask, *_ = read(made())
-    assert heat.shape == (4, 64, 64, 3)
-
-
-def test_a_mask_is_where_any_chosen_word_acts():
-    _, left, *_ = read(made(), words="red cat")
-    _, corner, *_ = read(made(), words="SNOW")
-    _, both, *_ = read(made())
-    expected = torch.zeros(64, 64)
-    expected[:, :32] = 1
-    assert (left[0] - expected).abs().mean() < 0.04
-    assert torch.equal(both, torch.maximum(left, corner))
-
-
-def test_leakage_is_measured_against_the_users_mask():
-    half = torch.zeros(1, 32, 32)
-    half[:, :, :16] = 1
-    *_, leakage, report = read(made(), words="red cat", mask=half)
-    assert leakage == pytest.approx(0.01 / 0.21, abs=0.02)
-    assert "of it outside the mask" in report
-    assert "looks everywhere alike: 0.500" in report
-    *_, other, _ = read(made(), words="snow", mask=half)
-    assert other > 0.8
-
-
-def test_a_higher_threshold_gives_a_smaller_mask():
-    areas = [read(made(), words="red cat", threshold=value)[1].mean().item() for value in (0.05, 0.5, 0.95)]
-    assert areas == sorted(areas, reverse=True)
-    assert areas[0] > areas[2]
-
-
-@pytest.mark.parametrize("normalise", maps.NORMALISE)
-def test_every_normalisation_gives_values_from_0_to_1(normalise):
-    _, _, soft, *_ = read(made(), normalise=normalise)
-    assert 0 <= soft.min() <= soft.max() <= 1
-
-
-def test_labels_are_written_and_can_be_left_off():
-    plain, labelled = (read(made(), label=label)[0] for label in (False, True))
-    changed = (plain - labelled).abs().amax(-1) > 0.01
-    assert changed[:, :24].any()
-    assert not changed[:, 32:].any()
-    picture = tiny_models.picture(1, 64, 64)
-    grey = read(made(1), image=picture, opacity=0.0, label=False)[0]
-    assert torch.allclose(grey[..., 0], grey[..., 1])
-
-
-def test_what_is_not_recorded_is_refused_by_name():
-    with pytest.raises(ValueError, match="'dog' was not recorded; the words of this record are red cat, snow"):
-        read(made(), words="dog")
-    with pytest.raises(ValueError, match=r"levels is '1/4 of the latent', and this record has 1/1 of the latent"):
-        read(made(), levels="1/4 of the latent")
-    with pytest.raises(ValueError, match="the image has 3 pictures, the record has 2"):
-        read(made(), image=tiny_models.picture(3))
-    with pytest.raises(ValueError, match="only 'cat' was recorded"):
-        read(made(words=("cat",)), normalise="words against each other")
-    with pytest.raises(ValueError, match="mask"):
-        read(made(), mask=torch.zeros(3, 8, 8))

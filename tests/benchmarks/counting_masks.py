@@ -8,7 +8,7 @@ import torch
 from benchmarks import counting
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
 from palimpsest.nodes.host import sampling as host_sampling
-from palimpsest.nodes.words.words import ChosenWords
+from palimpsest.nodes.words import ChosenWords
 
 TOKENS = 4  # of each region's words
 # Settings of a region, how many of them there are, and whether they choose words, by the name of what is counted.
@@ -28,7 +28,7 @@ def masked(model: Any, family: counting.Family, name: str) -> Any:
         places = tuple(range(1 + TOKENS * i, 1 + TOKENS * (i + 1)))
         tokens = ChosenWords(("word",), (places,), text) if chosen else None
         mask = (grid[None] * (i + 1) % 64 < 32).float().expand(1, 64, 64)
-        widgets = counting.widgets(CrossAttentionMask, mask_uncond=True, **settings)
+        widgets = counting.widgets(CrossAttentionMask, mask_negative=True, **settings)
         model = CrossAttentionMask.execute(model, mask, tokens=tokens, **widgets).args[0]
     return model
 

@@ -176,7 +176,7 @@ def draw(case: Case, method: Callable, model: Any) -> tuple[torch.Tensor, float]
     """A method's latent and the leakage of the chosen words, as Attention Map records it."""
     watched, record = AttentionMap.execute(model, case.words, **defaults(AttentionMap)).args
     latent = method(case, watched)
-    reading = defaults(ReadAttentionMap) | {"start": 0.0, "label": False}
+    reading = defaults(ReadAttentionMap) | {"start_percent": 0.0, "label": False}
     leakage = ReadAttentionMap.execute(record, samples=latent, mask=case.mask, **reading).args[3]
     return latent["samples"], leakage
 

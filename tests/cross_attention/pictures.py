@@ -24,8 +24,8 @@ def main() -> None:
     make_pictures.GUIDANCE = GUIDANCE
     studio, scene = Studio(), example_scene()
     from benchmarks import scenes
+    from palimpsest.nodes import words
     from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
-    from palimpsest.nodes.words import words
 
     torch, defaults = studio.torch, scenes.defaults(CrossAttentionMask)
     with torch.inference_mode():

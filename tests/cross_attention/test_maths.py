@@ -218,3 +218,15 @@ def test_feather_fades_an_edge_over_its_width_and_keeps_its_middle():
     assert soft_edge[31] < 0.05 and soft_edge[48] > 0.95
     assert soft_edge[27] == 0 and soft_edge[52] == 1
     assert (soft_edge.diff() >= -1e-6).all()
+
+
+@pytest.mark.parametrize("pixels", [4.0, 9.0])
+def test_feather_is_a_gaussian_of_half_its_width(pixels):
+    """What an edge rises by at each pixel is the Gaussian itself, exp(-k^2 / (2 s^2)) with s = pixels / 2."""
+    mask = torch.zeros(1, 31, 81, dtype=torch.float64)
+    mask[..., 40:] = 1
+    reach = math.ceil(1.5 * pixels)
+    rises = feathered(mask, pixels)[0, 7].diff()[39 - reach : 40 + reach]
+    k = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    torch.testing.assert_close(rises / rises[reach], torch.exp(-(k**2) / (2 * (pixels / 2) ** 2)))
+    torch.testing.assert_close(feathered(mask.mT.contiguous(), pixels), feathered(mask, pixels).mT)

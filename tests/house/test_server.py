@@ -79,9 +79,9 @@ def words_seen(seed: int, threshold: float) -> dict:
         },
         "read": {
             "class_type": "PalimpsestReadAttentionMap",
-            "inputs": {"record": ["map", 1], "samples": ["sample", 0], "words": "", "levels": "all", "start": 0.0,
-                       "end": 1.0, "normalise": "each word by itself", "threshold": threshold, "clean": 2,
-                       "opacity": 1.0, "label": False},
+            "inputs": {"record": ["map", 1], "samples": ["sample", 0], "words": "", "levels": "all",
+                       "start_percent": 0.0, "end_percent": 1.0, "normalise": "each word by itself",
+                       "threshold": threshold, "clean": 2, "opacity": 1.0, "label": False},
         },
         "preview": {"class_type": "PreviewImage", "inputs": {"images": ["read", 0]}},
     }  # fmt: skip

@@ -1,0 +1,86 @@
+"""A prompt, encoded, and the words of it that a person chose."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from .choosing import choose
+from .reading import Word, decoded, read_words, refuse_foreign_embeddings
+from .words import ChosenWords
+
+Positions = dict[str, tuple[int, ...]]  # what was asked for -> rows of the CONDITIONING
+
+
+def select(clip: Any, text: str, asked: str) -> tuple[ChosenWords, list, str]:
+    """(chosen words, CONDITIONING of the text, report) for a prompt and a list of words.
+
+    Raises ValueError as read_words and choose do, and where SDXL's two text encoders read a word at different places.
+    """
+    if clip is None:
+        raise ValueError("clip is empty: this checkpoint holds no text encoder; connect one (Load CLIP).")
+    by_encoder = read_words(clip, text)
+    positions = common_positions(clip, by_encoder, asked)
+    tokens = clip.tokenize(text)
+    conditioning = clip.encode_from_tokens_scheduled(tokens)
+    tensors = [tensor for tensor, _ in conditioning]
+    refuse_foreign_embeddings(tokens, tensors[0].shape[-1])
+    refuse_what_is_cut(positions, tensors[0])
+    words = ChosenWords(tuple(positions), tuple(positions.values()), tensors[0], tuple(tensors[1:]))
+    return words, conditioning, report(next(iter(by_encoder.values())), words, text)
+
+
+def common_positions(clip: Any, by_encoder: dict[str, list[Word]], asked: str) -> Positions:
+    """Where the chosen words are. Raises ValueError where two text encoders read one at different places."""
+    first, *others = (positions_of(clip, encoder, words, asked) for encoder, words in by_encoder.items())
+    for entry in (entry for other in others for entry in first if other.get(entry) != first[entry]):
+        raise ValueError(
+            f"the two text encoders of this model read {entry!r} at different places of the prompt (an embedding "
+            "before it has another length for each): take that embedding out, or write it behind the chosen words."
+        )
+    return first
+
+
+def positions_of(clip: Any, encoder: str, words: list[Word], asked: str) -> Positions:
+    """Where the chosen words are for one text encoder."""
+    chosen = choose(words, asked, lambda part: read_words(clip, part)[encoder])
+    return {entry: tuple(row for word in found for row in word.positions) for entry, found in chosen.items()}
+
+
+def refuse_what_is_cut(positions: Positions, encoded: Tensor) -> None:
+    """Raise ValueError for words behind the end of what the text encoder gives."""
+    for entry, rows in positions.items():
+        if max(rows) >= encoded.shape[1]:
+            raise ValueError(
+                f"{entry!r} lies at token {max(rows)}, but the text encoder cuts this prompt after {encoded.shape[1]}: "
+                "shorten the prompt."
+            )
+
+
+# ---- the report -----------------------------------------------------------------------------------------------------
+
+BREAK_NOTE = (
+    "BREAK is read as the word break, as the host reads it; to give parts of a prompt tokens of their own, encode them "
+    "apart and join them by Conditioning (Concat)"
+)
+
+
+def report(read: list[Word], chosen: ChosenWords, text: str) -> str:
+    """The prompt as it was tokenised, with the chosen words in brackets, and the tokens of each."""
+    marked = set(chosen.every_position)
+    shown = [f"[{in_pieces(word)}]" if marked.intersection(word.positions) else in_pieces(word) for word in read]
+    tokens = "; ".join(
+        f"{word}: {', '.join(map(str, rows))}" for word, rows in zip(chosen.words, chosen.positions, strict=True)
+    )
+    total = f"{chosen.prompt.shape[1]} tokens in all, start and end included"
+    notes = [BREAK_NOTE] if re.search(r"\bBREAK\b", text) else []
+    return "\n".join([" ".join(shown), f"tokens of {tokens}", total, *notes])
+
+
+def in_pieces(word: Word) -> str:
+    """A word's pieces, joined by "+"; an embedding with the number of its vectors."""
+    if word.embedding is not None:
+        return f"{word.text} x{len(word.pieces)}"
+    return "+".join(decoded([piece]) for piece in word.pieces)
