@@ -28,7 +28,7 @@ from benchmarks.multimodal_pocket import Data, Dictionary, Lesson, OneVector, Re
 from palimpsest.kernels.connector import ConnectorConfig, attend
 from palimpsest.nodes.multimodal.encoder import Connector, Reads
 from palimpsest.nodes.multimodal.training import lora as multimodal_lora
-from palimpsest.nodes.multimodal.vlm.vision_language import Hidden, VisionLanguage
+from palimpsest.nodes.multimodal.vlm import Hidden, VisionLanguage
 from pocket import judge, text_encoder, world
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

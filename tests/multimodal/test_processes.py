@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import tiny_vlm
 import torch
-from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset
+from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from safetensors.torch import load_file
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -28,7 +28,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
     (tmp_path / "data").mkdir()
     finder = interleaved_dataset.ByMask([mask] * 4, [("dog",)] * 4)
     captions = ["a dog in the snow"] * 4
-    interleaved_dataset.build(
+    interleaved_dataset.build_dataset(
         tmp_path / "data", tiny_models.picture(4), captions, finder, interleaved_dataset.Recipe(4), ("sketch",)
     )
     states = []

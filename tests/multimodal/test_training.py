@@ -12,9 +12,9 @@ import tiny_models
 import tiny_vlm
 import torch
 from palimpsest.kernels.connector import ConnectorConfig
+from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal import files as multimodal_files
-from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset
-from palimpsest.nodes.multimodal.dataset.dataset import STAGES, ByMask, Recipe
+from palimpsest.nodes.multimodal.dataset import STAGES, ByMask, Recipe
 from palimpsest.nodes.multimodal.encoder import Connector, MultimodalEncoder, Reads
 from palimpsest.nodes.multimodal.training import files as multimodal_training_files
 from palimpsest.nodes.multimodal.training import lessons as multimodal_lessons
@@ -23,12 +23,12 @@ from palimpsest.nodes.multimodal.training import training as multimodal_training
 from palimpsest.nodes.multimodal.training.learner import Process
 from palimpsest.nodes.multimodal.training.lessons import Lessons, TrainSettings
 from palimpsest.nodes.multimodal.training.nodes import TrainMultimodal
-from palimpsest.nodes.multimodal.vlm import vision_language
+from palimpsest.nodes.multimodal.vlm import load_vlm, with_lora
 
 import nodes
 
 STEPS, TOKENS = 4, 4
-SMALL = Recipe(least_side=4)
+SMALL = Recipe(min_side=4)
 QUICK = {
     "tokens": TOKENS, "steps": STEPS, "batch_size": 2, "connector_rate": 3e-3, "depth": 1, "warmup": 0,
     "drop_share": 0.0, "preview_every": 0, "save_every": 0, "language_rate": 1e-2, "unet_rate": 1e-2, "rank": 2,
@@ -73,7 +73,7 @@ def vlms(tmp_path_factory):
 
     def of(kind="idefics2"):
         if kind not in found:
-            found[kind] = vision_language.load(tiny_vlm.write(root / kind, kind), "float32")
+            found[kind] = load_vlm(tiny_vlm.write(root / kind, kind), "float32")
         return found[kind]
 
     return of
@@ -94,7 +94,7 @@ def built(path, count, height=64, width=64, people=("man",), **recipe):
     finder = ByMask([masks] * count, [("dog", "man")] * count)
     captions = ["a red dog and a man standing", "a dog with a man in the snow", "a man and his dog", "blue dog, man"]
     captions = [captions[i % 4] for i in range(count)]
-    made, _ = interleaved_dataset.build(
+    made, _ = interleaved_dataset.build_dataset(
         path, pictures, captions, finder, replace(SMALL, **recipe), ("sketch",), people=people
     )
     return made
@@ -185,7 +185,7 @@ def test_all_three_parts_learn_and_the_files_say_the_same(vlms, dataset, folder,
     }  # fmt: skip
     assert "4 steps" in report
     assert "models/loras/connector_00001_unet.safetensors" in report
-    kept = multimodal_files.load(str(folder / "palimpsest_connectors" / "connector_00001.safetensors"))
+    kept = multimodal_files.load_connector(str(folder / "palimpsest_connectors" / "connector_00001.safetensors"))
     assert torch.equal(weights(kept), weights(encoder.connector))
     assert kept.info["steps"] == STEPS
     loaded = nodes.LoraLoaderModelOnly().load_lora_model_only(model, "connector_00001_unet.safetensors", 1.0)[0]
@@ -193,7 +193,7 @@ def test_all_three_parts_learn_and_the_files_say_the_same(vlms, dataset, folder,
     assert torch.equal(picture(loaded), picture(changed))
     assert not torch.equal(picture(changed), picture(model))
     file = comfy.utils.load_torch_file(str(folder / "loras" / "connector_00001_language.safetensors"))
-    spoken = vision_language.with_lora(vlm, file, 1.0, "it")
+    spoken = with_lora(vlm, file, 1.0, "it")
     prompts = [("a dog",)]
     plain, ours, theirs = (each.hidden_states(prompts).states.clone() for each in (vlm, encoder.vlm, spoken))
     assert torch.equal(ours, theirs)
@@ -454,7 +454,7 @@ def test_cancelling_keeps_what_was_learned(vlms, dataset, folder, monkeypatch):
     monkeypatch.setattr(multimodal_training.Fit, "step", stop)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(vlms(), dataset, steps=6)
-    found = multimodal_files.load(str(folder / "palimpsest_connectors" / "connector_00001.safetensors"))
+    found = multimodal_files.load_connector(str(folder / "palimpsest_connectors" / "connector_00001.safetensors"))
     assert found.info["steps"] == 3
     assert torch.equal(weights(found), kept["weights"])
     state = multimodal_training_files.load(str(folder / "palimpsest_trainings" / "connector_00001.safetensors"))

@@ -133,14 +133,14 @@ def main() -> None:
 
     import comfy.sd
     import folder_paths
+    from palimpsest.nodes.multimodal import dataset as interleaved_dataset
     from palimpsest.nodes.multimodal import files as multimodal_files
-    from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset
     from palimpsest.nodes.multimodal.encoder import join
     from palimpsest.nodes.multimodal.training import files
     from palimpsest.nodes.multimodal.training import training as multimodal_training
     from palimpsest.nodes.multimodal.training.learner import Process
     from palimpsest.nodes.multimodal.training.lessons import CLIP_TEXT, TrainSettings
-    from palimpsest.nodes.multimodal.vlm import vision_language
+    from palimpsest.nodes.multimodal.vlm import load_vlm
 
     chosen = arguments(TrainSettings)
     folder_paths.models_dir = str(chosen.out)
@@ -153,9 +153,9 @@ def main() -> None:
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
         str(chosen.checkpoint), output_vae=True, output_clip=settings.pooled == CLIP_TEXT
     )
-    vlm = vision_language.load(chosen.encoder, chosen.dtype, chosen.perceiver)
-    encoder = join(vlm, multimodal_files.load(str(chosen.connector)) if chosen.connector else None)
-    dataset = interleaved_dataset.read(chosen.dataset)
+    vlm = load_vlm(chosen.encoder, chosen.dtype, chosen.perceiver)
+    encoder = join(vlm, multimodal_files.load_connector(str(chosen.connector)) if chosen.connector else None)
+    dataset = interleaved_dataset.read_dataset(chosen.dataset)
     state = files.load(str(chosen.resume)) if chosen.resume else None
     place = files.Place.new(chosen.name, True) if accelerator.is_main_process else None
 

@@ -60,7 +60,7 @@ class Place:
 
     def save(self, snapshot: Snapshot) -> list[str]:
         """Write, or write anew, everything that was learned; returns what was written, as people find it."""
-        multimodal_files.save(snapshot.connector, self.connector)
+        multimodal_files.save_connector(snapshot.connector, self.connector)
         written = [f"models/palimpsest_connectors/{self.connector.name}"]
         for part, tensors in (("unet", snapshot.unet_lora), ("language", snapshot.language_lora)):
             if tensors:

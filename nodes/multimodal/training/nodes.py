@@ -8,7 +8,7 @@ import latent_preview
 from comfy_api.latest import io
 
 from ... import host, sockets
-from ..dataset import dataset as interleaved_dataset
+from .. import dataset as interleaved_dataset
 from ..dataset import files as multimodal_dataset_files
 from . import files as multimodal_training_files
 from . import plot as multimodal_plot
@@ -312,7 +312,7 @@ class TrainMultimodal(io.ComfyNode):
             unet_rate, rank, pooled_output, drop_share, warmup, depth, checkpointing, seed, preview_every, save_every,
         )  # fmt: skip
         if dataset is None:
-            dataset = interleaved_dataset.read(multimodal_dataset_files.dataset_path(folder))
+            dataset = interleaved_dataset.read_dataset(multimodal_dataset_files.dataset_path(folder))
         state = None
         if resume != multimodal_training_files.NEW:
             state = multimodal_training_files.load(multimodal_training_files.STATES.path(resume))

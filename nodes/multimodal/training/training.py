@@ -18,11 +18,11 @@ from torch import Tensor
 from ....kernels.ddim import ddim_step
 from ... import host
 from ...host import gradient as tuning_runtime
-from ..dataset import dataset as interleaved_dataset
+from .. import dataset as interleaved_dataset
 from ..dataset.dataset import STAGES, Dataset
 from ..encoder import POOLED_WIDTH, MultimodalEncoder, join
 from ..interleaved import Picture, Prompt
-from ..vlm.vision_language import Hidden, with_lora
+from ..vlm import Hidden, with_lora
 from . import lora as multimodal_lora
 from .encoding import Encoders
 from .gradient import TECHNIQUE, UNet, loss_of
