@@ -15,6 +15,7 @@ import tiny_vlm
 import torch
 from benchmarks import pocket_host
 from make_pictures import ROOT, save
+from palimpsest.nodes import plots
 from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal.encoder import MultimodalEncoder
 from palimpsest.nodes.multimodal.training import plot as multimodal_plot
@@ -47,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         dataset = drawn_dataset(Path(place) / "animals")
-        sheet = interleaved_dataset.to_image(interleaved_dataset.overview(dataset, SHOWN)[0])
+        sheet = plots.to_image(interleaved_dataset.overview(dataset, SHOWN)[0])
         print(save(sheet, DOCS / "PalimpsestBuildMultimodalDataset" / "contact_sheet.jpg"))
         vlm = load_vlm(tiny_vlm.write(Path(place) / "vlm"), "float32")
         model, _, vae = pocket_host.load_pocket(narrow=True)
@@ -56,7 +57,7 @@ def main() -> None:
         )
         trained = multimodal_training.train(model, vae, MultimodalEncoder(vlm), dataset, settings)
         print(multimodal_training.describe(trained))
-        plot = interleaved_dataset.to_image(multimodal_plot.draw(trained.history)[0])
+        plot = plots.to_image(multimodal_plot.draw(trained.history)[0])
         print(save(plot, DOCS / "PalimpsestTrainMultimodal" / "plot.jpg"))
 
 

@@ -324,7 +324,8 @@ def step(model, family, tokens):
     """A guided step that is not the first, with prompts of so many tokens."""
     with counting.meta_host() as answers:
         count, prompt = CountThirdCall(model.model, answers), family.prompt(tokens)
-        host.sample(model, count, family.latent(), torch.tensor((1.0, 0.0)), prompt, prompt, 7.5)
+        sigmas = torch.tensor((1.0, 0.0))
+        host.sample(model, count, family.latent(), sigmas=sigmas, positive=prompt, negative=prompt, guidance=7.5)
     return count.cost
 
 

@@ -133,6 +133,7 @@ def main() -> None:
 
     import comfy.sd
     import folder_paths
+    from palimpsest.nodes import plots
     from palimpsest.nodes.multimodal import dataset as interleaved_dataset
     from palimpsest.nodes.multimodal import files as multimodal_files
     from palimpsest.nodes.multimodal.encoder import join
@@ -172,7 +173,7 @@ def main() -> None:
         model, vae, encoder, dataset, settings, clip, state, tell=tell, save=save, process=process
     )
     if place is not None:
-        picture = interleaved_dataset.to_image(trained.samples[0])
+        picture = plots.to_image(trained.samples[0])
         picture.save(place.connector.with_suffix(".jpg"))
         print(multimodal_training.describe(trained), flush=True)
     accelerator.end_training()

@@ -1,11 +1,11 @@
 """Datasets of interleaved prompts: what is in one, how it is built, read and looked at."""
 
 from .building import build_dataset, describe_dataset
-from .contact_sheet import Row, overview, sheet
+from .contact_sheet import overview
 from .dataset import STAGES, Crop, Dataset, Recipe, Record, Stage
 from .finders import ByBox, ByDetector, ByMask, Found
 from .folder import read_dataset
-from .pictures import read_picture, to_image
+from .pictures import read_picture
 
 __all__ = [
     "STAGES",
@@ -17,13 +17,10 @@ __all__ = [
     "Found",
     "Recipe",
     "Record",
-    "Row",
     "Stage",
     "build_dataset",
     "describe_dataset",
     "overview",
     "read_dataset",
     "read_picture",
-    "sheet",
-    "to_image",
 ]

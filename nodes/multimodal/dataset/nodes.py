@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 from comfy_api.latest import io
 
-from ... import host, inputs, sockets
+from ... import host, inputs, plots, sockets
 from . import files, lists
 from .building import PEOPLE, DatasetSettings, build_dataset, describe_dataset
 from .contact_sheet import overview
 from .finders import ByDetector
 from .folder import SHEET
 from .open_detection import load_detector
-from .pictures import to_image
 
 BOXES = io.Custom("BOUNDING_BOX")
 
@@ -221,7 +220,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                 tell=teller(len(pictures), shown),
             )
             sheet = overview(dataset)
-            to_image(sheet[0]).save(folder / SHEET, quality=90)
+            plots.to_image(sheet[0]).save(folder / SHEET, quality=90)
         report = f"{folder.name}: {describe_dataset(dataset, counted)}"
         shown.update(report, now=True)
         return io.NodeOutput(dataset, sheet, report)

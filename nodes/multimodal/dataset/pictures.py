@@ -5,35 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ....kernels.conditioning_pictures import sketch
+from ... import plots
 
 
 def read_picture(path: Path) -> Tensor:
     """A picture file as (H, W, 3) in 0..1. Raises ValueError for one that is missing or damaged."""
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255)
+            return plots.to_tensor(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise ValueError(
             f"{path.parent.name}/{path.name} of the dataset is missing or damaged: build the dataset again."
         ) from error
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    """(H, W, 3) in 0..1 as a picture of PIL's."""
-    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().cpu().numpy())
-
-
 def write_picture(picture: Tensor, folder: Path, file: str) -> str:
     """Write a picture into the dataset's folder; returns `file`."""
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_image(picture).save(path, compress_level=4)
+    plots.to_image(picture).save(path, compress_level=4)
     return file
 
 

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ....kernels.ddim import ddim_step
-from ... import host
+from ... import host, plots
 from ...host import gradient as tuning_runtime
-from .. import dataset as interleaved_dataset
 from ..dataset.dataset import STAGES, Dataset
 from ..encoder import POOLED_WIDTH, MultimodalEncoder, join
 from ..interleaved import Picture, Prompt
@@ -311,13 +310,13 @@ def result(fit: Fit, snapshot: Snapshot, model: Any, vae: Any) -> Trained:
             picture = vae.decode(model.model.process_latent_out(latent))
         pictures = [part for part in prompt if isinstance(part, Picture)]
         cells = [
-            *((interleaved_dataset.to_image(each.pixels), each.name) for each in pictures),
-            (interleaved_dataset.to_image(picture.reshape(-1, *picture.shape[-3:])[0].float()), "drawn"),
-            (interleaved_dataset.to_image(dataset.picture(record)), "the dataset's"),
+            *((each.pixels, each.name) for each in pictures),
+            (picture.reshape(-1, *picture.shape[-3:])[0].float(), "drawn"),
+            (dataset.picture(record), "the dataset's"),
         ]
         text = "".join(part if isinstance(part, str) else f"<{part.name}>" for part in prompt)
-        rows.append(interleaved_dataset.Row(tuple(cells), text))
-    return Trained(snapshot, join(vlm, snapshot.connector), fit.history, interleaved_dataset.sheet(rows))
+        rows.append(plots.Row(cells, text))
+    return Trained(snapshot, join(vlm, snapshot.connector), fit.history, plots.sheet(rows))
 
 
 def describe(trained: Trained) -> str:

@@ -45,7 +45,8 @@ def merged(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
     patch, merge, count = vision_tower.patch_size, vision_tower.spatial_merge_size, len(pixels)
     rows = pixels.shape[-1] // patch
     parts = pixels.unflatten(3, (rows // merge, merge, patch)).unflatten(2, (rows // merge, merge, patch))
-    parts = parts.permute(0, 2, 5, 3, 6, 1, 4, 7)[..., None, :, :]  # tokens, patches in a token, channels, pixels
+    order = (0, 2, 5, 3, 6, 1, 4, 7)  # pictures, tokens, patches in a token, channels, pixels
+    parts = parts.permute(order)[..., None, :, :]
     depth = vision_tower.temporal_patch_size
     films = parts.expand(*parts.shape[:-3], depth, patch, patch).reshape(count * rows**2, -1)
     found = model.visual(films, grid_thw=torch.tensor([[1, rows, rows]] * count, device=pixels.device))
