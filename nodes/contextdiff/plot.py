@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .training import History
+from .fit import History
 
 WIDTH, PANEL, MARGIN, LABEL = 720, 190, 18, 52
 INK, SOFT = (30, 30, 30), (205, 205, 205)

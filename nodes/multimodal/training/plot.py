@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...contextdiff.plot import BLUE, GREEN, PANEL, RED, SOFT, WIDTH, Line, panel, smoothed
-from .training import History
+from .fit import History
 
 BANDS = {"little noise": (2 / 3, 1.0, BLUE), "middle": (1 / 3, 2 / 3, GREEN), "much noise": (0.0, 1 / 3, RED)}
 
