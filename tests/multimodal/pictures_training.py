@@ -20,7 +20,7 @@ from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal.encoder import MultimodalEncoder
 from palimpsest.nodes.multimodal.training import plot as multimodal_plot
 from palimpsest.nodes.multimodal.training import training as multimodal_training
-from palimpsest.nodes.multimodal.training.lessons import TrainSettings
+from palimpsest.nodes.multimodal.training.settings import TrainSettings
 from palimpsest.nodes.multimodal.vlm import load_vlm
 from pocket import world
 
@@ -53,7 +53,7 @@ def main() -> None:
         vlm = load_vlm(tiny_vlm.write(Path(place) / "vlm"), "float32")
         model, _, vae = pocket_host.load_pocket(narrow=True)
         settings = TrainSettings(
-            steps=STEPS, batch=2, tokens=16, depth=2, connector_rate=1e-3, warmup=4, preview_every=0, save_every=0
+            steps=STEPS, batch_size=2, tokens=16, depth=2, connector_rate=1e-3, warmup=4, preview_every=0, save_every=0
         )
         trained = multimodal_training.train(model, vae, MultimodalEncoder(vlm), dataset, settings)
         print(multimodal_training.describe(trained))

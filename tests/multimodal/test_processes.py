@@ -37,7 +37,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
             sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes,
             TESTS / "recipes" / "train_multimodal.py", "--cpu", "--comfyui", os.environ["COMFYUI_PATH"],
             "--checkpoint", CHECKPOINT, "--encoder", tmp_path / "vlm", "--dataset", tmp_path / "data",
-            "--out", tmp_path / str(processes), "--name", "it", "--steps", 2, "--batch", 2 // processes,
+            "--out", tmp_path / str(processes), "--name", "it", "--steps", 2, "--batch-size", 2 // processes,
             "--tokens", 4, "--depth", 2, "--train-unet", "--train-language", "--warmup", 0, "--preview-every", 0,
             "--dtype", "float32", "--connector-rate", 1e-3, "--unet-rate", 1e-3, "--language-rate", 1e-3,
         ]  # fmt: skip

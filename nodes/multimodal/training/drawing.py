@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ....kernels.ddim import ddim_step
+from ... import plots
 from ...training import generator_at
-from ..dataset import STAGES, Dataset, Row, sheet, to_image
+from ..dataset import STAGES, Dataset
 from ..interleaved import Picture, Prompt
 from .lessons import Lessons
 
@@ -43,7 +44,7 @@ def ddim(predict: Callable[..., Tensor], x: Tensor, sigmas: Tensor, rows: Sequen
     return x.float().cpu()
 
 
-def sheet_of(vae: Any, dataset: Dataset, shown: Sequence[tuple[int, Prompt]], latents: Sequence[Tensor]) -> Tensor:
+def sample_sheet(vae: Any, dataset: Dataset, shown: Sequence[tuple[int, Prompt]], latents: Sequence[Tensor]) -> Tensor:
     """IMAGE of prompts, a row each: their crops, what was drawn, and the picture they were cut from.
 
     latents: what was drawn, as a VAE takes it; as many rows as there are of them.
@@ -53,10 +54,10 @@ def sheet_of(vae: Any, dataset: Dataset, shown: Sequence[tuple[int, Prompt]], la
         with torch.no_grad():
             picture = vae.decode(latent)
         cells = [
-            *((to_image(part.pixels), part.name) for part in prompt if isinstance(part, Picture)),
-            (to_image(picture.reshape(-1, *picture.shape[-3:])[0].float()), "drawn"),
-            (to_image(dataset.picture(record)), "the dataset's"),
+            *((part.pixels, part.name) for part in prompt if isinstance(part, Picture)),
+            (picture.reshape(-1, *picture.shape[-3:])[0].float(), "drawn"),
+            (dataset.picture(record), "the dataset's"),
         ]
         text = "".join(part if isinstance(part, str) else f"<{part.name}>" for part in prompt)
-        rows.append(Row(tuple(cells), text))
-    return sheet(rows)
+        rows.append(plots.Row(cells, text))
+    return plots.sheet(rows)

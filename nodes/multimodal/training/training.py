@@ -17,7 +17,7 @@ from ...training import Watch
 from ..dataset import Dataset
 from ..encoder import MultimodalEncoder, join
 from ..vlm import with_lora
-from .drawing import sheet_of
+from .drawing import sample_sheet
 from .fit import Fit, History
 from .gradient import TECHNIQUE
 from .learner import Process, Snapshot
@@ -77,7 +77,7 @@ def result(fit: Fit, snapshot: Snapshot, model: Any, vae: Any) -> Trained:
     if snapshot.language_lora:
         vlm = with_lora(vlm, snapshot.language_lora, 1.0, "the trained LoRA")
     latents = [model.model.process_latent_out(latent) for latent in fit.samples]
-    samples = sheet_of(vae, fit.lessons.dataset, fit.shown, latents)
+    samples = sample_sheet(vae, fit.lessons.dataset, fit.shown, latents)
     return Trained(snapshot, join(vlm, snapshot.connector), fit.history, samples)
 
 
