@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...kernels.connector import ConnectorConfig, ConnectorNetwork, initialise
 from .. import host
+from ..training import LearnedNetwork
 from .interleaved import Prompt
 from .vlm import Hidden, VisionLanguage
 
@@ -42,54 +43,27 @@ class Reads:
 
 
 @dataclass(frozen=True, eq=False)
-class Connector:
-    """A connector under the host's memory management, with what it reads and what training wrote about itself."""
+class Connector(LearnedNetwork):
+    """A connector under the host's memory management, its ConnectorConfig, what it reads, and what training wrote."""
 
-    config: ConnectorConfig
-    reads: Reads
-    patcher: Any
-    info: dict = field(default_factory=dict)
+    BUILD, INITIALISE = staticmethod(build), staticmethod(initialise)
+    OFFLOAD = "text_encoder_offload_device"
+
+    reads: Reads = field(kw_only=True)
 
     @classmethod
     def of(cls, network: ConnectorNetwork, reads: Reads, info: dict | None = None) -> Connector:
         """Give a network into the host's memory management; its weights must not be trained any more."""
-        import comfy.model_management
-        import comfy.model_patcher
-
-        patcher = comfy.model_patcher.CoreModelPatcher(
-            network.eval().requires_grad_(False),
-            load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.text_encoder_offload_device(),
-        )
-        return cls(network.config, reads, patcher, dict(info or {}))
+        return super().of(network, info, reads=reads)
 
     @classmethod
     def new(cls, config: ConnectorConfig, reads: Reads, seed: int = 0) -> Connector:
         """An untrained connector, to be trained."""
-        network = build(config)
-        initialise(network, seed)
-        return cls.of(network, reads)
-
-    def trainable(self) -> ConnectorNetwork:
-        """A float32 copy of the network to train on, apart from this connector; call it where gradients are allowed."""
-        network = build(self.config)
-        network.load_state_dict({name: tensor.float().clone() for name, tensor in self.weights().items()})
-        return network.train().requires_grad_(True)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The weights on the CPU, by name."""
-        return {name: tensor.detach().cpu() for name, tensor in self.patcher.model.state_dict().items()}
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained numbers."""
-        return sum(p.numel() for p in self.patcher.model.parameters())
+        return super().new(config, seed, reads=reads)
 
     def __call__(self, states: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(context, pooled or None) of hidden states, without a gradient, in float32; see ConnectorNetwork."""
-        import comfy.model_management
-
-        comfy.model_management.load_models_gpu([self.patcher])
+        self.load()
         device = self.patcher.load_device
         with torch.no_grad():
             states = states.to(device, torch.float32)

@@ -46,9 +46,8 @@ def lora_files() -> list[str]:
 
 def save_connector(connector: Connector, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a connector so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
-    tensors = {name: tensor.to(dtype) for name, tensor in connector.weights().items()}
     parts = {"config": asdict(connector.config), "reads": asdict(connector.reads), "info": connector.info}
-    SHELF.write(path, tensors, {name: json.dumps(part) for name, part in parts.items()})
+    SHELF.write(path, connector.weights(dtype), {name: json.dumps(part) for name, part in parts.items()})
 
 
 def load_connector(path: str) -> Connector:
