@@ -82,7 +82,7 @@ def test_factors_beside_any_network_are_those_of_its_file():
 
 def test_a_checkpointed_forward_has_the_same_gradient_and_keeps_less():
     layer, calls = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)), []
-    layer.register_forward_hook(lambda *_: calls.append(1))
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
     plain, kept = layer.__call__, checkpointing.checkpointed(layer)
     found = []
     for forward in (plain, kept):
