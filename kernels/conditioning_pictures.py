@@ -24,12 +24,12 @@ def area(box: Box) -> int:
     return max(right - left, 0) * max(bottom - top, 0)
 
 
-def worth_showing(box: Box, height: int, width: int, least_side: int, largest_share: float) -> bool:
+def worth_showing(box: Box, height: int, width: int, min_side: int, max_share: float) -> bool:
     """Whether a crop is neither too small nor nearly the picture itself.
 
     "We filtered out crops with total area less than 150x150 pixels or larger than 75% of the image."   section 4
     """
-    return least_side**2 <= area(box) <= largest_share * height * width and area(box) > 0
+    return min_side**2 <= area(box) <= max_share * height * width and area(box) > 0
 
 
 def inside(box: Box, other: Box) -> float:
@@ -55,28 +55,28 @@ def crop(picture: Tensor, box: Box) -> Tensor:
 # ---- variations -----------------------------------------------------------------------------------------------------
 
 
-def random_crop(picture: Tensor, chance: torch.Generator, least: float = 0.7) -> Tensor:
-    """A part of the picture, at least 0.7 of each side, at a random place."""
-    shares = least + (1.0 - least) * torch.rand(2, generator=chance)
-    box = []
+def random_crop(picture: Tensor, generator: torch.Generator, min_share: float = 0.7) -> Tensor:
+    """A part of the picture, at least `min_share` of each side, at a random place."""
+    shares = min_share + (1.0 - min_share) * torch.rand(2, generator=generator)
+    sides = []
     for size, share in zip(picture.shape[:2], shares.tolist(), strict=True):
         kept = max(1, round(size * share))
-        first = int(torch.randint(size - kept + 1, (), generator=chance))
-        box.append(slice(first, first + kept))
-    return picture[box[0], box[1]]
+        first = int(torch.randint(size - kept + 1, (), generator=generator))
+        sides.append(slice(first, first + kept))
+    return picture[sides[0], sides[1]]
 
 
-def flip(picture: Tensor, chance: torch.Generator) -> Tensor:
+def flip(picture: Tensor, generator: torch.Generator) -> Tensor:
     """The picture, left and right exchanged."""
     return picture.flip(1)
 
 
-def gaussian_noise(picture: Tensor, chance: torch.Generator, strength: float = 0.1) -> Tensor:
+def gaussian_noise(picture: Tensor, generator: torch.Generator, strength: float = 0.1) -> Tensor:
     """The picture with noise of this standard deviation."""
-    return (picture + strength * torch.randn(picture.shape, generator=chance)).clamp(0, 1)
+    return (picture + strength * torch.randn(picture.shape, generator=generator)).clamp(0, 1)
 
 
-def greyscale(picture: Tensor, chance: torch.Generator | None = None) -> Tensor:
+def greyscale(picture: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The picture without its colours, by the luma of ITU-R BT.601."""
     return (picture @ picture.new_tensor([0.299, 0.587, 0.114]))[..., None].expand_as(picture).contiguous()
 
@@ -84,9 +84,9 @@ def greyscale(picture: Tensor, chance: torch.Generator | None = None) -> Tensor:
 VARIATIONS: tuple[Callable[[Tensor, torch.Generator], Tensor], ...] = (random_crop, flip, gaussian_noise, greyscale)
 
 
-def varied(picture: Tensor, chance: torch.Generator) -> Tensor:
+def varied(picture: Tensor, generator: torch.Generator) -> Tensor:
     """The picture under one of the four variations of section 5, each as likely; how they mix is not said."""
-    return VARIATIONS[int(torch.randint(len(VARIATIONS), (), generator=chance))](picture, chance)
+    return VARIATIONS[int(torch.randint(len(VARIATIONS), (), generator=generator))](picture, generator)
 
 
 # ---- the whole picture without its looks ----------------------------------------------------------------------------

@@ -45,21 +45,21 @@ class ConnectorConfig:
             raise ValueError(f"a connector's pooled_width must be from 0 to 16384, it is {self.pooled_width}.")
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, token_mask: Tensor | None = None) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V over the tokens that are there, every token to every other.
 
-    query, key, value (B, L, C); mask (B, L), True for tokens, False for padding -> (B, L, C).
+    query, key, value (B, L, C); token_mask (B, L), True for tokens, False for padding -> (B, L, C).
     """
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
-    there = None if mask is None else mask[:, None, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=there).transpose(1, 2).flatten(2)
+    mask = None if token_mask is None else token_mask[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def mean_token(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean of the tokens that are there: (B, L, C), mask (B, L) -> (B, C)."""
-    if mask is None:
+def mean_token(tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    """The mean of the tokens that are there: (B, L, C), token_mask (B, L) -> (B, C)."""
+    if token_mask is None:
         return tokens.mean(1)
-    weight = mask.to(tokens)[..., None]
+    weight = token_mask.to(tokens)[..., None]
     return (tokens * weight).sum(1) / weight.sum(1)
 
 
@@ -74,10 +74,10 @@ class Block(nn.Module):
         self.query, self.key, self.value, self.out = (operations.Linear(width, width, **where) for _ in range(4))
         self.widen, self.narrow = operations.Linear(width, inner, **where), operations.Linear(inner, width, **where)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, width), mask (B, L) -> (B, L, width)."""
+    def forward(self, tokens: Tensor, token_mask: Tensor | None) -> Tensor:
+        """(B, L, width), token_mask (B, L) -> (B, L, width)."""
         n = self.norm_attention(tokens)
-        tokens = tokens + self.out(attend(self.query(n), self.key(n), self.value(n), self.heads, mask))
+        tokens = tokens + self.out(attend(self.query(n), self.key(n), self.value(n), self.heads, token_mask))
         return tokens + self.narrow(F.gelu(self.widen(self.norm_mlp(tokens))))
 
 
@@ -97,17 +97,17 @@ class ConnectorNetwork(nn.Module):
         if config.pooled_width:
             self.pooled = operations.Linear(config.context_width, config.pooled_width, **where)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(context (B, L, context_width), pooled (B, pooled_width) or None) of hidden states (B, L, hidden_width).
 
-        mask (B, L): True for tokens, False for padding, which no token looks at and which comes out as zeros.
+        token_mask (B, L): True for tokens, False for padding, which no token looks at and which comes out as zeros.
         """
         tokens = self.project(hidden)
         for block in self.blocks:
-            tokens = block(tokens, mask)
+            tokens = block(tokens, token_mask)
         tokens = self.norm_out(tokens)
-        pooled = None if self.pooled is None else self.pooled(mean_token(tokens, mask))
-        return tokens if mask is None else tokens * mask[..., None], pooled
+        pooled = None if self.pooled is None else self.pooled(mean_token(tokens, token_mask))
+        return tokens if token_mask is None else tokens * token_mask[..., None], pooled
 
 
 def initialise(network: ConnectorNetwork, seed: int) -> None:

@@ -20,8 +20,9 @@ SPECIAL = {
 }
 SPECIAL["smolvlm"] = SPECIAL["idefics3"]
 SPECIAL["qwen2_5_vl"] = ["<unk>", "<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+KINDS = list(SPECIAL)
 IMAGE = {"qwen2_5_vl": "<|image_pad|>"}
-EYE = {
+VISION_TOWER = {
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
@@ -67,7 +68,7 @@ def config(kind: str, tokenizer):
 
     text = TEXT | {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     image = tokenizer.convert_tokens_to_ids(IMAGE.get(kind, "<image>"))
-    common = {"image_token_id": image, "vision_config": dict(EYE)}
+    common = {"image_token_id": image, "vision_config": dict(VISION_TOWER)}
     if kind == "idefics2":
         perceiver = {
             "hidden_size": TEXT["hidden_size"],
@@ -80,13 +81,13 @@ def config(kind: str, tokenizer):
         mistral = text | {"model_type": "mistral", "sliding_window": None}
         return transformers.Idefics2Config(text_config=mistral, perceiver_config=perceiver, **common)
     if kind == "qwen2_5_vl":
-        eye = {
+        vision_tower = {
             "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 7, "window_size": 28,
             "fullatt_block_indexes": [1], "out_hidden_size": TEXT["hidden_size"],
         }  # fmt: skip
         turns = {"type": "mrope", "mrope_section": [2, 1, 1]}
         return transformers.Qwen2_5_VLConfig(
-            text_config=text | {"rope_scaling": turns}, vision_config=eye, image_token_id=image
+            text_config=text | {"rope_scaling": turns}, vision_config=vision_tower, image_token_id=image
         )
     family = transformers.Idefics3Config if kind == "idefics3" else transformers.SmolVLMConfig
     return family(text_config=text | {"model_type": "llama"}, scale_factor=2, pad_token_id=0, **common)
@@ -113,3 +114,15 @@ def write(folder: Path, kind: str = "idefics2", seed: int = 0) -> Path:
         images = transformers.Idefics2ImageProcessor(do_image_splitting=False)
         transformers.Idefics2Processor(images, made, image_seq_len=LATENTS).save_pretrained(folder)
     return folder
+
+
+def connector(vlm, tokens: int = 16, width: int = 24, pooled: int = 0, seed: int = 0):
+    """A small connector of a model, with random weights, also of its pooled output if it has one."""
+    from palimpsest.kernels.connector import ConnectorConfig
+    from palimpsest.nodes.multimodal.encoder import Connector, Reads
+
+    config = ConnectorConfig(vlm.width, width, depth=2, heads=4, pooled_width=pooled)
+    made = Connector.new(config, Reads.of(vlm, tokens), seed)
+    if pooled:
+        made.patcher.model.pooled.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return made

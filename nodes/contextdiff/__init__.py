@@ -1,0 +1,1 @@
+"""ContextDiff (arXiv:2402.16627): a small network that shifts the path between noise and picture."""

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from ..files import Shelf, filled
-from .adapter import AdapterConfig, ContextAdapter, build
+from ..training import lora_shelf
+from .adapter import ContextAdapter
+from .network import AdapterConfig, build
 
 SHELF = Shelf(
     folder="palimpsest_context",
@@ -20,21 +22,14 @@ SHELF = Shelf(
     put="context_adapters",
     room="save with precision float16",
 )
-LORAS = Shelf(
-    folder="loras",
-    format="lora",
-    version=1,
-    what=("a LoRA", "Train Context Adapter"),
-    example="my clip",
-    room="train with a lower lora_rank",
-)
-listed, new_path = SHELF.listed, SHELF.new_path
+LORAS = lora_shelf("Train Context Adapter", room="train with a lower lora_rank")
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
 
-def save(adapter: ContextAdapter, path: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_adapter(adapter: ContextAdapter, path: Path, precision: str = "float32") -> None:
     """Write an adapter so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
-    tensors = {name: tensor.to(dtype) for name, tensor in adapter.weights().items()}
-    SHELF.write(path, tensors, {"config": json.dumps(asdict(adapter.config)), "info": json.dumps(adapter.info)})
+    header = {"config": json.dumps(asdict(adapter.config)), "info": json.dumps(adapter.info)}
+    SHELF.write(path, adapter.weights(PRECISIONS[precision]), header)
 
 
 def save_lora(lora: dict[str, torch.Tensor], name: str) -> None:
@@ -46,7 +41,7 @@ def save_lora(lora: dict[str, torch.Tensor], name: str) -> None:
         LORAS.write(LORAS.new_path(name), lora, {})
 
 
-def load(path: str) -> ContextAdapter:
+def load_adapter(path: str) -> ContextAdapter:
     """Read an adapter. Raises ValueError that says what is wrong with a foreign, newer, cut-off or damaged file."""
     return SHELF.read(path, from_file)
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import comfy.samplers
-import torch
 from comfy_api.latest import io
 
-from .. import host, sockets
-from . import files as context_files
-from . import sampling as context_sampling
+from .. import inputs, saving, sockets
+from . import files
 from .adapter import describe
+from .bias import FORMULAS
+from .sampling import AS_TRAINED, MODES, ContextSampling, SamplerSettings
 from .train_node import TrainContextAdapter
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
+ADAPTERS = saving.Kept(
+    name="Context Adapter",
+    id="ContextAdapter",
+    category="palimpsest/context",
+    socket=sockets.ContextAdapter,
+    input="context_adapter",
+    shelf=files.SHELF,
+    save=files.save_adapter,
+    load=files.load_adapter,
+    describe=describe,
+    made_by="Train Context Adapter",
+    used_by="the Context-Aware Sampler or Train Context Adapter",
+    filename="context",
+)
 
 
 class ContextSampler(io.ComfyNode):
@@ -20,7 +33,6 @@ class ContextSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestContextSampler",
             display_name="Context-Aware Sampler",
@@ -44,19 +56,19 @@ class ContextSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=list(context_sampling.MODES),
+                    options=list(MODES),
                     tooltip="ddim (default): the same noise gives the same picture; also inverts where the noise "
                     "levels ascend. ddpm: fresh noise at every step, for 50 steps and more.",
                 ),
                 io.Combo.Input(
                     "formula",
-                    options=[context_sampling.AS_TRAINED, *context_sampling.FORMULAS],
+                    options=[AS_TRAINED, *FORMULAS],
                     tooltip="as trained (default): what the adapter was trained with. paper: the path is shifted while "
                     "sampling, too. released code: the authors' program, which shifts in training only; samples as "
                     "the plain sampler does.",
                 ),
                 io.Float.Input(
-                    "adapter_strength",
+                    "strength",
                     default=1.0,
                     min=0.0,
                     max=4.0,
@@ -73,25 +85,11 @@ class ContextSampler(io.ComfyNode):
                     tooltip="Mode ddim only: fresh noise at every step. 0 (default): none, needed for edits of an "
                     "inverted picture. 1: as much as ddpm.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Share of the sampling after which the adapter begins to act. 0 (default): from the first "
+                *inputs.percents(
+                    start="When the adapter begins to act, as a share of the sampling. 0 (default): from the first "
                     "step. Use the same value for inverting and editing.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
+                    end="When it stops. 1 (default): it acts to the end; 0.7 leaves the finest texture to the model.",
                     advanced=True,
-                    tooltip="Share of the sampling after which the adapter stops. 1 (default): it acts to the end; "
-                    "0.7 leaves the finest texture to the model.",
                 ),
                 io.Float.Input(
                     "limit",
@@ -124,30 +122,8 @@ class ContextSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        context_adapter,
-        mode,
-        formula,
-        adapter_strength,
-        eta,
-        start_percent,
-        end_percent,
-        limit,
-        inversion_refinements,
-    ) -> io.NodeOutput:
-        """The sampler function, in the host's wrapping."""
-        function = context_sampling.ContextSampler(
-            context_adapter,
-            mode,
-            formula,
-            eta,
-            adapter_strength,
-            start_percent,
-            end_percent,
-            limit,
-            inversion_refinements,
-        )
+    def execute(cls, context_adapter, **chosen) -> io.NodeOutput:
+        function = ContextSampling(context_adapter, SamplerSettings.of(chosen))
         return io.NodeOutput(comfy.samplers.KSAMPLER(function))
 
 
@@ -156,41 +132,24 @@ class SaveContextAdapter(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does."""
-        return io.Schema(
-            node_id="PalimpsestSaveContextAdapter",
-            display_name="Save Context Adapter",
-            category="palimpsest/context",
+        return saving.save_schema(
+            ADAPTERS,
             description="Saves a trained context adapter as a .safetensors file in models/palimpsest_context, for Load "
             "Context Adapter.",
             search_aliases=["contextdiff", "save adapter", "context aware adapter"],
-            inputs=[
-                sockets.ContextAdapter.Input("context_adapter", tooltip="From Train Context Adapter."),
-                io.String.Input(
-                    "filename",
-                    default="context",
-                    tooltip="Name of the file; a number is added and no file is replaced. Letters, digits, blanks, "
-                    "dashes and underscores.",
-                ),
+            extra=(
                 io.Combo.Input(
                     "precision",
-                    options=list(PRECISIONS),
+                    options=list(files.PRECISIONS),
                     tooltip="float32 (default): exact, for training on. float16: half the file, pictures differ by "
                     "rounding only.",
                 ),
-            ],
-            outputs=[io.String.Output(display_name="file", tooltip="The name to pick in Load Context Adapter.")],
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,
+            ),
         )
 
     @classmethod
     def execute(cls, context_adapter, filename, precision) -> io.NodeOutput:
-        """Save under the next free number."""
-        path = context_files.new_path(filename)
-        context_files.save(context_adapter, path, PRECISIONS[precision])
-        host.show_text(host.node_id(cls), f"{path.name}, {path.stat().st_size / 1e6:.1f} MB")
-        return io.NodeOutput(path.name, ui={"text": [path.name]})
+        return saving.save(cls, ADAPTERS, context_adapter, filename, precision=precision)
 
 
 class LoadContextAdapter(io.ComfyNode):
@@ -198,45 +157,22 @@ class LoadContextAdapter(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does."""
-        return io.Schema(
-            node_id="PalimpsestLoadContextAdapter",
-            display_name="Load Context Adapter",
-            category="palimpsest/context",
+        return saving.load_schema(
+            ADAPTERS,
             description="Loads a context adapter that Save Context Adapter wrote, for the Context-Aware Sampler or to "
             "train it on.",
             search_aliases=["contextdiff", "load adapter", "context aware adapter"],
-            inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=context_files.listed(),
-                    tooltip="A file in models/palimpsest_context. Refresh (R) lists new ones.",
-                )
-            ],
-            outputs=[
-                sockets.ContextAdapter.Output(
-                    display_name="context_adapter", tooltip="For the Context-Aware Sampler or Train Context Adapter."
-                ),
-                io.String.Output(
-                    display_name="report", tooltip="What the adapter fits, its size, and how it was trained."
-                ),
-            ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def fingerprint_inputs(cls, file) -> str:
         """Read again when the file changed."""
-        return context_files.SHELF.fingerprint(file)
+        return files.SHELF.fingerprint(file)
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        """Load and check."""
-        adapter = context_files.load(context_files.SHELF.path(file))
-        report = describe(adapter)
-        host.show_text(host.node_id(cls), report)
-        return io.NodeOutput(adapter, report)
+        return io.NodeOutput(*saving.load(cls, ADAPTERS, file))
 
 
-SHELVES = [context_files.SHELF]
+SHELVES = [files.SHELF]
 NODES = [TrainContextAdapter, SaveContextAdapter, LoadContextAdapter, ContextSampler]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.contextdiff import bias_level, context_loss, contextual_noised, noise_angle, shifted_noise, snr_weight
-from .adapter import ContextNetwork
-from .sampling import PAPER, RELEASED_CODE
+from .bias import PAPER, RELEASED_CODE, noisiest
+from .network import ContextNetwork
 
 CLEAN, PREDICTED = "x0", "x0_hat"
 WHOLE_PICTURE = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent")
@@ -149,7 +149,7 @@ class Objective:
     arguments: dict
     pick: PickRows
     formula: str
-    snr_limit: float
+    min_snr_gamma: float
 
     @property
     def sampling(self) -> Any:
@@ -158,18 +158,18 @@ class Objective:
 
     @property
     def top(self) -> float:
-        """The level from which on there is no bias: the schedule's highest, but for rounding."""
-        return float(self.sampling.sigma_max) * (1.0 - 1e-5)
+        """The level from which on there is no bias."""
+        return noisiest(self.sampling)
 
     def sigma(self, share: float) -> float:
         """The noise level at a share (0 noise to 1 clean) of the schedule, within what the network was trained on."""
         lowest, highest = float(self.sampling.sigma_min), float(self.sampling.sigma_max)
         return min(max(float(self.sampling.percent_to_sigma(share)), lowest), highest)
 
-    def draw(self, rows: list[int], shares: list[float], chance: torch.Generator) -> Draw:
+    def draw(self, rows: list[int], shares: list[float], generator: torch.Generator) -> Draw:
         """A Draw for some pictures at these shares of the schedule."""
         clean = self.latents[rows].to(self.text)
-        noise = torch.randn(clean.shape, generator=chance).to(clean)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
         text = self.text[rows] if len(self.text) > 1 else self.text.expand(len(rows), -1, -1)
         return Draw(rows, clean, text, tuple(map(self.sigma, shares)), noise)
 
@@ -187,5 +187,5 @@ class Objective:
     def weighted(self, draw: Draw, x: Tensor) -> tuple[Tensor, Tensor]:
         """(lambda_t |f(x) - x_0|^2 of each picture, prediction)."""
         denoised = self.predict(draw, x)
-        weight = draw.column(lambda sigma: snr_weight(sigma, self.snr_limit))[:, 0, 0, 0]
+        weight = draw.column(lambda sigma: snr_weight(sigma, self.min_snr_gamma))[:, 0, 0, 0]
         return context_loss(denoised, draw.clean, weight), denoised

@@ -7,12 +7,13 @@ import time
 import latent_preview
 from comfy_api.latest import io
 
-from .. import host, sockets
-from . import files as context_files
-from . import objective as context_objective
-from . import plot as context_plot
-from . import training as context_training
-from .adapter import SIZES
+from .. import host, inputs, sockets
+from ..training import Watch
+from . import files, plot
+from .fit import FROZEN, JOINT, Trained, TrainSettings
+from .network import SIZES
+from .objective import FORWARD, SEEN
+from .training import describe, train
 
 
 class TrainContextAdapter(io.ComfyNode):
@@ -20,7 +21,6 @@ class TrainContextAdapter(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestTrainContextAdapter",
             display_name="Train Context Adapter",
@@ -67,14 +67,14 @@ class TrainContextAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "formula",
-                    options=list(context_objective.FORWARD),
+                    options=list(FORWARD),
                     tooltip="paper (default): the path is shifted while training and while sampling. released code: "
                     "the authors' program, which shifts the noise in training only; useful with train_unet, for a "
                     "frozen U-Net samples as before.",
                 ),
                 io.Combo.Input(
                     "train_on",
-                    options=list(context_objective.SEEN),
+                    options=list(SEEN),
                     tooltip="x0_hat (default): the adapter sees the model's own guess of the picture, as it will while "
                     "sampling; a third more time. x0: it sees the true picture, as in the paper; the loss falls "
                     "deeper, and part of that may be a leak that sampling cannot use.",
@@ -107,19 +107,15 @@ class TrainContextAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "train_unet",
-                    options=[context_training.FROZEN, context_training.JOINT],
+                    options=[FROZEN, JOINT],
                     tooltip="frozen (default): only the adapter learns. LoRA on to_q: the paper's joint training, a "
                     "LoRA on the queries of all attention beside it; it leaves by the output lora and must be loaded "
                     "when you sample with this adapter.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                inputs.seed(
+                    "Sets the new adapter's weights, the noise and the order of the pictures. The same seed gives the "
+                    "same adapter.",
                     control_after_generate=True,
-                    tooltip="Sets the new adapter's weights, the noise and the order of the pictures. The same seed "
-                    "gives the same adapter.",
                 ),
                 io.Int.Input(
                     "validate_every",
@@ -139,7 +135,7 @@ class TrainContextAdapter(io.ComfyNode):
                     "further.",
                 ),
                 io.Float.Input(
-                    "snr_limit",
+                    "min_snr_gamma",
                     default=5.0,
                     min=0.01,
                     max=1000.0,
@@ -149,7 +145,7 @@ class TrainContextAdapter(io.ComfyNode):
                     "1 puts the weight on the layout, 100 on fine texture.",
                 ),
                 io.Boolean.Input(
-                    "save_memory",
+                    "checkpointing",
                     default=False,
                     advanced=True,
                     tooltip="On: blocks of the network run again for the gradient instead of being kept, 0.2 GB in "
@@ -190,24 +186,27 @@ class TrainContextAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent, positive, rescue_filename, context_adapter=None, **chosen) -> io.NodeOutput:
-        """Train, then report."""
-        settings = context_training.TrainSettings(**chosen)
-        preview = latent_preview.prepare_callback(model, settings.steps)
-        shown, began = host.ProgressText(host.node_id(cls)), time.monotonic()
-
-        def show(step, denoised) -> None:
-            preview(step, denoised, denoised, settings.steps)
-
-        def rescue(trained) -> None:
-            if rescue_filename.strip():
-                path = context_files.new_path(rescue_filename)
-                context_files.save(trained.adapter, path)
-                context_files.save_lora(trained.lora, path.stem)
-                shown.update(f"{trained.history.kept} steps saved as {path.name}", now=True)
-
-        trained = context_training.train(
-            model, latent["samples"], positive, settings, context_adapter, show, shown.update, rescue
-        )
-        report = f"{context_training.describe(trained, settings)}; {time.monotonic() - began:.0f} s"
+        settings, began = TrainSettings.of(chosen), time.monotonic()
+        shown = host.ProgressText(host.node_id(cls))
+        watch = watch_over(model, settings, shown, rescue_filename)
+        trained = train(model, latent["samples"], positive, settings, context_adapter, watch)
+        report = f"{describe(trained, settings)}; {time.monotonic() - began:.0f} s"
         shown.update(report, now=True)
-        return io.NodeOutput(trained.adapter, context_plot.draw(trained.history), report, trained.lora)
+        return io.NodeOutput(trained.adapter, plot.draw(trained.history), report, trained.lora)
+
+
+def watch_over(model, settings: TrainSettings, shown: host.ProgressText, rescue_filename: str) -> Watch:
+    """Show previews and text under the node; save what was learned where the training ends early and has a name."""
+    preview = latent_preview.prepare_callback(model, settings.steps)
+
+    def show(step, denoised) -> None:
+        preview(step, denoised, denoised, settings.steps)
+
+    def rescue(trained: Trained) -> None:
+        if rescue_filename.strip():
+            path = files.SHELF.new_path(rescue_filename)
+            files.save_adapter(trained.adapter, path)
+            files.save_lora(trained.lora, path.stem)
+            shown.update(f"{trained.history.kept} steps saved as {path.name}", now=True)
+
+    return Watch(show, shown.update, rescue)

@@ -15,17 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..training import generator
 from .adapter import ContextAdapter
+from .bias import RELEASED_CODE
 from .objective import CLEAN, PREDICTED, Objective
-from .sampling import DDIM, RELEASED_CODE, ContextSampler
+from .sampling import ContextSampling, SamplerSettings
 
 PROBE_LEVELS = 6  # noise levels at which the loss is measured, evenly spaced over the schedule
 SAMPLED_FROM, SAMPLED_STEPS = 0.25, 10  # where in the schedule the sampling begins, and its steps
-
-
-def chance_of(seed: int) -> torch.Generator:
-    """A generator on the CPU, so that every device draws the same; any whole number will do."""
-    return torch.Generator().manual_seed(seed % (1 << 64))
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,9 @@ class Validator:
     @torch.no_grad()
     def __init__(self, objective: Objective, rows: list[int], seed: int):
         self.objective, self.rows, self.seed = objective, rows, seed
-        chance, self.probes = chance_of(seed + 1), []
+        drawn, self.probes = generator(seed + 1), []
         for i in range(PROBE_LEVELS):
-            draw = objective.draw(rows, [(i + 0.5) / PROBE_LEVELS] * len(rows), chance)
+            draw = objective.draw(rows, [(i + 0.5) / PROBE_LEVELS] * len(rows), drawn)
             losses, denoised = objective.weighted(draw, draw.plain())
             self.probes.append((draw, denoised, float(losses.mean())))
         self.plain_error = self.sampled(0.0)[0]
@@ -111,23 +108,31 @@ class Validator:
     @torch.no_grad()
     def measure(self, step: int) -> tuple[Validation, Tensor]:
         """(errors of the network as it is, pictures that were sampled with it)."""
-        plain = sum(loss for *_, loss in self.probes)
-        clean, predicted = (
-            sum(float(self.objective.losses(draw, choose(draw.clean, denoised))[0].mean())
-                for draw, denoised, _ in self.probes) / plain
-            for choose in (lambda clean, denoised: clean, lambda clean, denoised: denoised)
-        )  # fmt: skip
         error, pictures = self.sampled(1.0)
+        clean, predicted = (self.relative_loss([seen[i] for seen in self.seen]) for i in (0, 1))
         return Validation(step, clean, predicted, error / self.plain_error), pictures
+
+    @property
+    def seen(self) -> list[tuple[Tensor, Tensor]]:
+        """(x_0, the prediction of it without a bias) of every probe."""
+        return [(draw.clean, denoised) for draw, denoised, _ in self.probes]
+
+    def relative_loss(self, seen: list[Tensor]) -> float:
+        """The loss over all probes, r evaluated at `seen`, against that of r = 0."""
+        losses = [
+            float(self.objective.losses(draw, each)[0].mean())
+            for (draw, *_), each in zip(self.probes, seen, strict=True)
+        ]
+        return sum(losses) / sum(plain for *_, plain in self.probes)
 
     def sampled(self, strength: float) -> tuple[float, Tensor]:
         """(mean squared error, pictures), noised without a bias and drawn with the context-aware sampler."""
         objective = self.objective
         share = [SAMPLED_FROM + (1.0 - SAMPLED_FROM) * i / SAMPLED_STEPS for i in range(SAMPLED_STEPS + 1)]
         levels = torch.tensor([float(objective.sampling.percent_to_sigma(s)) for s in share])
-        draw = objective.draw(self.rows, share[:1] * len(self.rows), chance_of(self.seed + 2))
+        draw = objective.draw(self.rows, share[:1] * len(self.rows), generator(self.seed + 2))
         objective.pick.rows, x = self.rows, draw.plain()
         adapter = ContextAdapter.of(copy.deepcopy(objective.network))
-        sampler = ContextSampler(adapter, DDIM, objective.formula, 0.0, strength)
+        sampler = ContextSampling(adapter, SamplerSettings(formula=objective.formula, strength=strength))
         drawn = sampler(FromNoise(objective.model, x), x, levels.to(x), objective.arguments, disable=True)
         return float((drawn - draw.clean).float().pow(2).mean()), drawn

@@ -1,4 +1,4 @@
-"""Gradient checkpointing that patches of other nodes survive: less memory for a gradient through the host's U-Net."""
+"""Gradient checkpointing (arXiv:1604.06174): less memory for a gradient, for blocks run once more on its way back."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ OPTIONS = "transformer_options"
 
 
 @dataclass(frozen=True)
-class RunAgain:
-    """The forward of one block, which keeps its input alone and runs again for its gradient (arXiv:1604.06174).
+class CheckpointedBlock:
+    """The forward of one block of the host's U-Net, which keeps its input alone; patches of other nodes survive it.
 
     The options are copied each time, for the host writes the running block's name into them: patches that look at it
     would be told the last block's. The weights are those of the first time, for others may stand in the module only
-    while the network runs (AliasWeights, QueryLora).
+    while the network runs (AliasWeights).
     """
 
     block: nn.Module
@@ -34,8 +34,8 @@ class RunAgain:
         kept = kwargs | ({OPTIONS: kwargs[OPTIONS].copy()} if OPTIONS in kwargs else {})
 
         def run(*inputs: Any) -> Tensor:
-            again = kept | ({OPTIONS: kept[OPTIONS].copy()} if OPTIONS in kept else {})
-            return torch.func.functional_call(CallNetwork(self.block), weights, (self.forward, *inputs), again)
+            given = kept | ({OPTIONS: kept[OPTIONS].copy()} if OPTIONS in kept else {})
+            return torch.func.functional_call(CallNetwork(self.block), weights, (self.forward, *inputs), given)
 
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
 
@@ -53,7 +53,16 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def install(patched: Any) -> None:
-    """Let every block of a MODEL run again for its gradient; the host undoes it when it loads another clone."""
+    """Let every block of a MODEL be checkpointed; the host undoes it when it loads another clone."""
     for name, block in blocks(patched.model.diffusion_model).items():
         key = f"diffusion_model.{name}.forward"
-        patched.add_object_patch(key, RunAgain(block, patched.get_model_object(key)))
+        patched.add_object_patch(key, CheckpointedBlock(block, patched.get_model_object(key)))
+
+
+def checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The forward of a module of our own, which keeps its inputs alone."""
+
+    def run(*args: Any) -> Tensor:
+        return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
+
+    return run

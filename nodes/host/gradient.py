@@ -166,10 +166,19 @@ class LateReader:
         event = torch.cuda.Event()
         event.record()
         self.waiting = (copy, event)
-        if arrived is None:
+        return self.arrived(arrived)
+
+    def rest(self) -> Tensor | None:
+        """The losses that are still on their way, waited for; None if there are none."""
+        arrived, self.waiting = self.waiting, None
+        return self.arrived(arrived)
+
+    def arrived(self, sent: tuple[Tensor, Any] | None) -> Tensor | None:
+        """What was sent, once it is there."""
+        if sent is None:
             return None
-        arrived[1].synchronize()
-        return arrived[0]
+        sent[1].synchronize()
+        return sent[0]
 
 
 def parameters_in_gradient(model: Any, first: AttentionLayer) -> list[str]:

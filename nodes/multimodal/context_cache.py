@@ -15,7 +15,6 @@ from torch import Tensor
 from .. import host
 
 NAME = "palimpsest_context_cache"
-RUN = NAME + ".run"
 SHARE = 0.5  # of the device's free memory that one kind of call may fill
 KINDS = 8  # kinds of calls (prompts together, each alone, in areas) that one run keeps at a time
 
@@ -51,7 +50,7 @@ def free_memory(device: torch.device) -> float:
 class Kept:
     """What is kept of one context (R, M, C): keys and values (R, M, D) by layer, and the tokens that do not count.
 
-    left_out (R, M): True for those, or None where all count. keep: whether there is room for keys and values.
+    left_out (R, M): True for those, or None where all count. keep: whether there is memory for keys and values.
     """
 
     context: Tensor
@@ -73,15 +72,25 @@ class Kept:
         return F.pad(self.biases[dtype], (0, keys - self.left_out.shape[1]))
 
 
-class Run:
+class Memory:
     """What one sampling run keeps, what was made last coming first. keeps: whether it may at all."""
 
     def __init__(self, keeps: bool = True) -> None:
         self.kept: list[Kept] = []
         self.keeps, self.misses = keeps, 0
 
+    @classmethod
+    def of(cls, run: host.Run) -> Memory:
+        """A run's, the same in all of its calls.
+
+        Prompts with hooks bring weights of their own, which may change over the steps: nothing is kept beside them.
+        Nor is in a call from outside of a run, which has no prompts.
+        """
+        hooked = any(cond.get("hooks") for cond in run.every_cond)
+        return run.kept(NAME, lambda: cls(keeps=bool(run.conds) and not hooked))
+
     def find(self, context: Tensor, padded: tuple[Padded, ...], channels: int) -> Kept:
-        """What is kept of this very context; else a new place for it, if there is room for so many channels.
+        """What is kept of this very context; else a new place for it, if there is memory for so many channels.
 
         Contexts are told apart by what is in them, so that nothing another node does to a prompt is missed. Where
         they change at every step nothing is kept after a few.
@@ -91,14 +100,18 @@ class Run:
                 self.misses = 0
                 return kept
         self.misses += 1
-        rows = [prompt.rows(context) for prompt in padded]
-        left_out = torch.stack(rows).any(0) if rows else None
-        if left_out is not None and not bool(left_out.any()):
-            left_out = None
         size = 2 * channels * context.shape[0] * context.shape[1] * context.element_size()
         keep = self.keeps and self.misses <= KINDS and size <= SHARE * free_memory(context.device)
-        self.kept = [Kept(context, left_out, keep), *self.kept[: KINDS - 1]]
+        self.kept = [Kept(context, left_out(context, padded), keep), *self.kept[: KINDS - 1]]
         return self.kept[0]
+
+
+def left_out(context: Tensor, padded: tuple[Padded, ...]) -> Tensor | None:
+    """Tokens of a context that are a prompt's filling: (R, M), True for those, or None where there are none."""
+    if not padded:
+        return None
+    found = torch.stack([prompt.rows(context) for prompt in padded]).any(0)
+    return found if bool(found.any()) else None
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -107,10 +120,10 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """One model call: what is kept of its context, and the replacements it meets.
+class ContextCall:
+    """One call of the U-Net: what is kept of its context, and the replacements it meets.
 
-    taken: places (block or layer) that have one; free: those where ours is the outermost.
+    taken: blocks and layers that have one; free: those where ours is the outermost.
     """
 
     kept: Kept
@@ -123,24 +136,6 @@ class Call:
 
 
 # ---- what the host calls --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StartRun:
-    """OUTER_SAMPLE wrapper: a fresh memory for every sampling run, gone when the run ends.
-
-    Prompts with hooks bring weights of their own, which may change over the steps: nothing is kept beside them.
-    """
-
-    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        guider = executor.class_obj
-        hooked = any(cond.get("hooks") for group in guider.conds.values() for cond in group or ())
-        options = guider.model_options.setdefault("transformer_options", {})
-        options[RUN] = Run(keeps=not hooked)
-        try:
-            return executor(*args, **kwargs)
-        finally:
-            options.pop(RUN, None)
 
 
 @dataclass(frozen=True)
@@ -170,15 +165,16 @@ class FindContext:
             options[NAME] = self.call(options, context)
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
-    def call(self, options: dict, context: Tensor) -> Call:
-        """What is known in this call. From outside of a run, its memory lasts as long as the call."""
-        text_patches = options.get("patches", {}).get("attn2_patch", ())
+    def call(self, options: dict, context: Tensor) -> ContextCall:
+        """What is known in this call."""
+        text_patches, call = options.get("patches", {}).get("attn2_patch", ()), host.call_of(options)
         alone = all(isinstance(patch, SkipProjection) for patch in text_patches)
-        run = options.get(RUN) if alone and not torch.is_grad_enabled() else None
-        kept = (Run(keeps=False) if run is None else run).find(context, self.padded, self.channels)
+        may_keep = alone and call is not None and not torch.is_grad_enabled()
+        memory = Memory.of(call.run) if may_keep else Memory(keeps=False)
+        kept = memory.find(context, self.padded, self.channels)
         slots = options.get("patches_replace", {}).get("attn2", {})
         free = frozenset(key for key in slots if isinstance(slots[key], KeptAttention))
-        return Call(kept, free, frozenset(slots))
+        return ContextCall(kept, free, frozenset(slots))
 
 
 @dataclass(frozen=True)
@@ -227,14 +223,14 @@ def cache_context(model: Any, padded: tuple[Padded, ...] = ()) -> Any:
 
     layers = host.cross_attention_layers(model, "Multimodal Prompt")
     patched = model.clone()
-    there = patched.get_wrappers(WrappersMP.DIFFUSION_MODEL, NAME)
-    if there:
+    host.observe(patched)
+    earlier = patched.get_wrappers(WrappersMP.DIFFUSION_MODEL, NAME)
+    if earlier:
         patched.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, NAME)
-        padded = (*there[0].padded, *padded)
+        padded = (*earlier[0].padded, *padded)
     else:
         host.replace_attention(patched, "attn2", layers, KeptAttention)
         patched.set_model_attn2_patch(SkipProjection())
-        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, NAME, StartRun())
     find = FindContext(padded, sum(layer.channels for layer in layers))
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, NAME, find)
     return patched

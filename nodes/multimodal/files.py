@@ -32,24 +32,30 @@ listed, new_path = SHELF.listed, SHELF.new_path
 NO_FOLDER = "no folder in models/palimpsest_encoders"
 
 
-def folders() -> list[str]:
+def encoder_folders() -> list[str]:
     """Names of the model folders, as a loader offers them; a sentence where there are none."""
     return sorted(ENCODERS.found()) or [NO_FOLDER]
 
 
-def save(connector: Connector, path: Path, dtype: torch.dtype = torch.float32) -> None:
+def lora_files() -> list[str]:
+    """LoRA files of the host."""
+    import folder_paths
+
+    return folder_paths.get_filename_list("loras")
+
+
+def save_connector(connector: Connector, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a connector so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
-    tensors = {name: tensor.to(dtype) for name, tensor in connector.weights().items()}
     parts = {"config": asdict(connector.config), "reads": asdict(connector.reads), "info": connector.info}
-    SHELF.write(path, tensors, {name: json.dumps(part) for name, part in parts.items()})
+    SHELF.write(path, connector.weights(dtype), {name: json.dumps(part) for name, part in parts.items()})
 
 
-def load(path: str) -> Connector:
+def load_connector(path: str) -> Connector:
     """Read a connector. Raises ValueError that says what is wrong with a foreign, newer, cut-off or damaged file."""
-    return SHELF.read(path, from_file)
+    return SHELF.read(path, connector_from)
 
 
-def from_file(header: dict[str, str], tensors: dict[str, Tensor]) -> Connector:
+def connector_from(header: dict[str, str], tensors: dict[str, Tensor]) -> Connector:
     """A connector from a file's header and tensors; raises KeyError, TypeError, ValueError where they disagree."""
     network = storage.filled(build, ConnectorConfig(**json.loads(header["config"])), tensors)
     return Connector.of(network, Reads(**json.loads(header["reads"])), json.loads(header["info"]))

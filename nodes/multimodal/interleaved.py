@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,8 +22,8 @@ WEIGHTS = (-4.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a picture stands in a text: its number, its weight, and its tokens if the text says how many."""
+class Placeholder:
+    """A picture in a text: its number, its weight, and its tokens if the text says how many."""
 
     number: int
     weight: float = 1.0
@@ -43,17 +43,17 @@ class Picture:
 Prompt = tuple[str | Picture, ...]  # text and pictures in the order in which they are read
 
 
-def parse(text: str) -> tuple[str | Place, ...]:
-    """Text and places of pictures, in order. Raises ValueError for a placeholder that cannot be read.
+def parse(text: str) -> tuple[str | Placeholder, ...]:
+    """Text and placeholders of pictures, in order. Raises ValueError for a placeholder that cannot be read.
 
     In a text without placeholders, "Picture 1" and "image 1" name pictures, too: that is how the host's own editing
     nodes number them.
     """
     pattern = PLACEHOLDER if PLACEHOLDER.search(text) else SPOKEN
-    parts: list[str | Place] = []
+    parts: list[str | Placeholder] = []
     end = 0
     for found in pattern.finditer(text):
-        parts += [text[end : found.start()], place(found)]
+        parts += [text[end : found.start()], read_placeholder(found)]
         end = found.end()
     parts = [part for part in (*parts, text[end:]) if part != ""]
     for part in parts:
@@ -66,28 +66,28 @@ def parse(text: str) -> tuple[str | Place, ...]:
     return tuple(parts)
 
 
-def place(found: re.Match) -> Place:
+def read_placeholder(found: re.Match) -> Placeholder:
     """What one placeholder says. Raises ValueError for a weight or number of tokens that is none."""
     said = found.groupdict()
     weight, tokens = said.get("weight"), said.get("tokens")
     try:
-        number = Place(int(said["number"]), float(weight or 1.0), int(tokens) if tokens else None)
+        read = Placeholder(int(said["number"]), float(weight or 1.0), int(tokens) if tokens else None)
     except ValueError as error:
         raise ValueError(
             f"{found.group()!r} cannot be read: write a weight as in <image1:0.8> and tokens as in "
             "<image1:0.8, tokens=576>."
         ) from error
-    if not WEIGHTS[0] <= number.weight <= WEIGHTS[1]:
+    if not WEIGHTS[0] <= read.weight <= WEIGHTS[1]:
         raise ValueError(
             f"the weight in {found.group()!r} must be from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}: 1 shows the picture as it "
             "is, 0 takes it out."
         )
-    return number
+    return read
 
 
-def places(parts: Iterable[str | Place]) -> list[Place]:
-    """The places among the parts."""
-    return [part for part in parts if isinstance(part, Place)]
+def placeholders(parts: Iterable[str | Placeholder]) -> list[Placeholder]:
+    """The placeholders among the parts."""
+    return [part for part in parts if isinstance(part, Placeholder)]
 
 
 def fill(texts: Mapping[str, str], pictures: Mapping[int, Tensor]) -> dict[str, Prompt]:
@@ -96,9 +96,21 @@ def fill(texts: Mapping[str, str], pictures: Mapping[int, Tensor]) -> dict[str, 
     Raises ValueError for a picture that a text names and nobody connected, and for one that no text names.
     """
     parsed = {name: parse(text) for name, text in texts.items()}
-    named = {part.number for parts in parsed.values() for part in places(parts)}
+    require_each(parsed, pictures)
+
+    def put(part: str | Placeholder) -> str | Picture:
+        if isinstance(part, str):
+            return part
+        return Picture(pictures[part.number], part.tokens, part.weight, f"image{part.number}")
+
+    return {name: tuple(map(put, parts)) for name, parts in parsed.items()}
+
+
+def require_each(parsed: Mapping[str, Sequence[str | Placeholder]], pictures: Mapping[int, Tensor]) -> None:
+    """Raise ValueError unless every picture that a text names is connected, and every connected one is named."""
+    named = {part.number for parts in parsed.values() for part in placeholders(parts)}
     for name, parts in parsed.items():
-        missing = sorted({part.number for part in places(parts)} - pictures.keys())
+        missing = sorted({part.number for part in placeholders(parts)} - pictures.keys())
         if missing:
             have = ", ".join(f"image{number}" for number in sorted(pictures)) or "no picture"
             raise ValueError(
@@ -111,13 +123,6 @@ def fill(texts: Mapping[str, str], pictures: Mapping[int, Tensor]) -> dict[str, 
             f"image{unused[0]} is connected and no text names it: write <image{unused[0]}> where it belongs, as in "
             f"'a <image{unused[0]}> dog', or disconnect it."
         )
-
-    def put(part: str | Place) -> str | Picture:
-        if isinstance(part, str):
-            return part
-        return Picture(pictures[part.number], part.tokens, part.weight, f"image{part.number}")
-
-    return {name: tuple(map(put, parts)) for name, parts in parsed.items()}
 
 
 def words_only(text: str) -> str:
@@ -184,7 +189,7 @@ def squared(picture: Tensor, side: int) -> Tensor:
     """A picture (H, W, 3) padded to a square with black, at side x side pixels in -1..1: (1, 3, side, side).
 
     arXiv:2406.18790, section 5: "All images were padded to square resolutions with black pixels", and "resized up or
-    down to meet their target resolution". -1..1 is what SigLIP, the eye of every family here, was trained on.
+    down to meet their target resolution". -1..1 is what SigLIP, the vision tower of most families, was trained on.
     """
     height, width = picture.shape[:2]
     longest = max(height, width)

@@ -6,26 +6,15 @@ import os
 
 from comfy_api.latest import io
 
-from .. import host, sockets
-from . import encoder as multimodal
-from . import files, interleaved
+from .. import host, inputs, sockets
+from . import files, prompting
 from .dataset import nodes as dataset_nodes
+from .encoder import describe_encoder
+from .loading import NONE, PERCEIVER, EncoderSettings, load_encoder
 from .training import nodes as training_nodes
-from .vlm import vision_language
+from .vlm import DTYPES
 
-MOST_PICTURES = 10
-NONE = "none"
-PERCEIVER = {"as trained": None, "bypassed": False, "kept": True}
-AS_TRAINED = "as trained"
-TOKENS = [AS_TRAINED, "16", "64", "144", "256", "324", "576", "1024", "1296"]
-BACKGROUND = {"removed": True, "kept": False}
-
-
-def lora_files() -> list[str]:
-    """LoRA files of the host."""
-    import folder_paths
-
-    return folder_paths.get_filename_list("loras")
+MAX_PICTURES = 10
 
 
 class LoadMultimodalEncoder(io.ComfyNode):
@@ -33,7 +22,6 @@ class LoadMultimodalEncoder(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does."""
         return io.Schema(
             node_id="PalimpsestLoadMultimodalEncoder",
             display_name="Load Multimodal Encoder",
@@ -44,7 +32,7 @@ class LoadMultimodalEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=files.folders(),
+                    options=files.encoder_folders(),
                     tooltip="A model folder in models/palimpsest_encoders, with config.json, tokenizer and "
                     ".safetensors weights; nothing is downloaded. Refresh (R) lists new ones.",
                 ),
@@ -64,14 +52,14 @@ class LoadMultimodalEncoder(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(vision_language.DTYPES),
+                    options=list(DTYPES),
                     advanced=True,
                     tooltip="Precision of the vision-language model. auto (default): bfloat16 where the GPU has it. "
                     "float32 doubles its memory.",
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=[NONE, *lora_files()],
+                    options=[NONE, *files.lora_files()],
                     advanced=True,
                     tooltip="A LoRA of the vision-language model itself, from models/loras, as Train Multimodal "
                     "Encoder writes beside the connector. none (default): the model as it is. One for the U-Net "
@@ -99,7 +87,7 @@ class LoadMultimodalEncoder(io.ComfyNode):
                     "trained for.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
@@ -124,31 +112,11 @@ class LoadMultimodalEncoder(io.ComfyNode):
         return " ".join(f"{path} {os.path.getmtime(path)}" for path in chosen if path)
 
     @classmethod
-    def execute(cls, folder, connector, perceiver, dtype, lora, lora_strength) -> io.NodeOutput:
-        """Load, check that the parts belong together, report."""
-        encoder = load(folder, connector, PERCEIVER[perceiver], dtype, lora, lora_strength)
-        report = multimodal.describe(encoder)
+    def execute(cls, **chosen) -> io.NodeOutput:
+        encoder = load_encoder(EncoderSettings.of(chosen))
+        report = describe_encoder(encoder)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(encoder, report)
-
-
-def load(folder, connector, perceiver, dtype, lora, lora_strength) -> multimodal.MultimodalEncoder:
-    """The encoder of a folder, with a connector and a LoRA where they are chosen."""
-    import comfy.utils
-    import folder_paths
-
-    trained = None
-    if connector != NONE:
-        trained = files.load(files.SHELF.path(connector))
-    if perceiver is None:
-        perceiver = trained is not None and trained.reads.perceiver
-    vlm = vision_language.load(files.ENCODERS.path(folder), dtype, perceiver)
-    if lora != NONE and lora_strength != 0.0:
-        path = folder_paths.get_full_path_or_raise("loras", lora)
-        if not path.endswith(".safetensors"):
-            raise ValueError(f"{lora} is no .safetensors file: convert it, or choose another LoRA.")
-        vlm = vision_language.with_lora(vlm, comfy.utils.load_torch_file(path, safe_load=True), lora_strength, lora)
-    return multimodal.join(vlm, trained)
 
 
 class MultimodalPrompt(io.ComfyNode):
@@ -156,7 +124,6 @@ class MultimodalPrompt(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestMultimodalPrompt",
             display_name="Multimodal Prompt",
@@ -201,7 +168,7 @@ class MultimodalPrompt(io.ComfyNode):
                     "images",
                     template=io.Autogrow.TemplateNames(
                         io.Image.Input("image", tooltip="One picture, of any size and shape."),
-                        names=[f"image{i}" for i in range(1, MOST_PICTURES + 1)],
+                        names=[f"image{i}" for i in range(1, MAX_PICTURES + 1)],
                         min=0,
                     ),
                     tooltip="The pictures, image1 for <image1> and so on, one each. They are padded to squares with "
@@ -211,7 +178,7 @@ class MultimodalPrompt(io.ComfyNode):
                     "masks",
                     template=io.Autogrow.TemplateNames(
                         io.Mask.Input("mask", tooltip="White where the subject is.", optional=True),
-                        names=[f"mask{i}" for i in range(1, MOST_PICTURES + 1)],
+                        names=[f"mask{i}" for i in range(1, MAX_PICTURES + 1)],
                         min=0,
                     ),
                     optional=True,
@@ -226,20 +193,20 @@ class MultimodalPrompt(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "tokens_per_picture",
-                    options=TOKENS,
+                    options=prompting.TOKENS,
                     tooltip="How finely each picture is seen. The paper takes 324, for faces 1296, and finds that "
                     "quality saturates near 1000. Each token costs memory and time in every step. as trained "
                     "(default): what the connector learned with.",
                 ),
                 io.Combo.Input(
                     "background",
-                    options=list(BACKGROUND),
+                    options=list(prompting.BACKGROUND),
                     tooltip="What is around a masked subject. removed (default): black, so that only the subject is "
                     "taken over; MUMU was shown such pictures. kept: as it is, within the box around the mask.",
                 ),
                 io.Combo.Input(
                     "pooled_output",
-                    options=list(multimodal.POOLED),
+                    options=list(prompting.POOLED),
                     advanced=True,
                     tooltip="SDXL's second prompt, one vector. auto (default): the connector's own where it learned "
                     "one, else CLIP's where clip is connected, else zeros. CLIP text helps the words of the prompt.",
@@ -263,31 +230,13 @@ class MultimodalPrompt(io.ComfyNode):
                     tooltip="Which tokens are text and which are pictures, and how many the model can read.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        multimodal_encoder,
-        text,
-        negative_text,
-        images=None,
-        masks=None,
-        clip=None,
-        tokens_per_picture=AS_TRAINED,
-        background="removed",
-        pooled_output="auto",
-    ) -> io.NodeOutput:
-        """Read the texts, put the pictures in, encode."""
-        pictures = interleaved.numbered(images or {}, masks or {}, BACKGROUND[background])
-        texts = {"text": text, "negative_text": negative_text}
-        prompts = interleaved.fill(texts, pictures)
-        tokens = None if tokens_per_picture == AS_TRAINED else int(tokens_per_picture)
-        made = multimodal.prompt(
-            model, multimodal_encoder, (text, negative_text), tuple(prompts.values()), tokens, pooled_output, clip
-        )
+    def execute(cls, model, multimodal_encoder, images=None, masks=None, clip=None, **chosen) -> io.NodeOutput:
+        settings = prompting.PromptSettings.of(chosen)
+        made = prompting.prompt(model, multimodal_encoder, images or {}, masks or {}, settings, clip)
         host.show_text(host.node_id(cls), made.report)
         return io.NodeOutput(made.model, made.positive, made.negative, made.report)
 

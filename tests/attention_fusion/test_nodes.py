@@ -18,7 +18,8 @@ from palimpsest.nodes.attention_fusion import source as fusion_source
 from palimpsest.nodes.attention_fusion.apply import CACHED, SAME_STEP
 from palimpsest.nodes.attention_fusion.fusion import PREFIX
 from palimpsest.nodes.attention_fusion.prompts import read_prompts
-from palimpsest.nodes.contextdiff import adapter as context_adapter
+from palimpsest.nodes.contextdiff.adapter import ContextAdapter
+from palimpsest.nodes.contextdiff.network import AdapterConfig, closed
 from palimpsest.nodes.contextdiff.nodes import ContextSampler
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
 from palimpsest.nodes.feature_blend import cache as feature_cache
@@ -456,16 +457,16 @@ def test_two_clips_in_one_batch_are_fused_clip_by_clip(setup):
 def test_with_video_attention_and_the_context_aware_sampler(setup, family):
     """Without a bias the picture is the stock sampler's, bit for bit; with one the adapter acts as well."""
     model, clip, _, trajectory, noise = setup(family, 3)
-    config = context_adapter.AdapterConfig.for_model(model, tiny_models.SD15["context_dim"], width=32, depth=1, heads=4)
-    adapter = context_adapter.ContextAdapter.new(config)
+    config = AdapterConfig.for_model(model, tiny_models.SD15["context_dim"], width=32, depth=1, heads=4)
+    adapter = ContextAdapter.new(config)
     for name, parameter in adapter.patcher.model.named_parameters():
-        if context_adapter.closed(name.removesuffix(".weight")):
+        if closed(name.removesuffix(".weight")):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     patched, positive, _ = fuse(video(model), clip, trajectory, blend_words="dog")
     levels = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
 
     def by(strength):
-        sampler = tiny_models.execute(ContextSampler, context_adapter=adapter, adapter_strength=strength)[0]
+        sampler = tiny_models.execute(ContextSampler, context_adapter=adapter, strength=strength)[0]
         return tiny_models.execute(
             SamplerCustom, model=patched, add_noise=False, noise_seed=0, cfg=GUIDANCE, positive=positive,
             negative=empty(clip), sampler=sampler, sigmas=levels, latent_image={"samples": noise},

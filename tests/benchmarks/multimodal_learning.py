@@ -26,9 +26,10 @@ import torch
 import torch.nn.functional as F
 from benchmarks.multimodal_pocket import Data, Dictionary, Lesson, OneVector, Recipe, lesson, write_trained
 from palimpsest.kernels.connector import ConnectorConfig, attend
+from palimpsest.nodes import training
 from palimpsest.nodes.multimodal.encoder import Connector, Reads
-from palimpsest.nodes.multimodal.training import lora as multimodal_lora
-from palimpsest.nodes.multimodal.vlm.vision_language import Hidden, VisionLanguage
+from palimpsest.nodes.multimodal.training.lora import unet_factors
+from palimpsest.nodes.multimodal.vlm import Hidden, VisionLanguage
 from pocket import judge, text_encoder, world
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -73,7 +74,7 @@ class Trainer:
                 block.out.weight.zero_()
                 block.narrow.weight.zero_()
         self.unet = model.model.diffusion_model.requires_grad_(False)
-        self.factors = multimodal_lora.unet_factors(model, recipe.rank, recipe.seed)
+        self.factors = unet_factors(model, recipe.rank, recipe.seed)
         self.sigmas = model.get_model_object("model_sampling").sigmas.float()
         self.seen = [name for name in world.ATTRIBUTES if name not in ("side", "place")]  # of an animal cut out
         torch.manual_seed(recipe.seed)
@@ -171,7 +172,7 @@ class Trainer:
         self.optimiser = self.adam(rates)
         chosen = {key for key in self.learned if key.startswith(tuple(rates))}
         saved = time.monotonic()
-        with multimodal_lora.acting(self.unet, self.factors):
+        with training.added_by(self.factors, self.unet):
             while True:
                 began = time.monotonic()
                 limit = recipe.steps or 60 * recipe.minutes * SHARES[name]
@@ -290,15 +291,13 @@ class Trainer:
         """What was learned, as a models folder (multimodal_pocket.write_trained); the running mean of it."""
         network = Connector.new(self.network.config, self.reads).trainable()
         network.load_state_dict(self.kept("connector."))
-        shell = multimodal_lora.Factors([], self.recipe.rank, 0)
+        shell = training.Factors([], self.recipe.rank, 0)
         shell.pairs = {name: tuple(self.average[f"lora.{name}.{part}"] for part in ("up", "down"))
                        for name in self.factors.pairs}  # fmt: skip
         info = {}
         for name, progress in self.progress.items():
             info |= {f"{name}, steps": progress.step, f"{name}, minutes": round(progress.seconds / 60, 1)}
-        write_trained(
-            folder, self.kept("vlm."), Connector.of(network, self.reads, info), multimodal_lora.unet_file(shell)
-        )
+        write_trained(folder, self.kept("vlm."), Connector.of(network, self.reads, info), training.unet_file(shell))
 
     def kept(self, start: str) -> dict[str, Tensor]:
         """The running mean of what begins so, without it."""

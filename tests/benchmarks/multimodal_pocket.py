@@ -20,7 +20,7 @@ import torch
 from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.encoder import Connector
 from palimpsest.nodes.multimodal.interleaved import Picture, Prompt, cut_out
-from palimpsest.nodes.multimodal.vlm.vision_language import Hidden, Span, VisionLanguage
+from palimpsest.nodes.multimodal.vlm import Hidden, Span, VisionLanguage
 from pocket import judge, text_encoder, world
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -167,7 +167,7 @@ def write_trained(folder: Path, seeing: dict[str, Tensor], connector: Connector,
     (folder / VLM / "config.json").write_text(json.dumps(config | {kind: "float16"}, indent=2) + "\n")
     for path in (folder / CONNECTOR, folder / LORA):
         path.parent.mkdir(parents=True, exist_ok=True)
-    multimodal_files.save(connector, folder / CONNECTOR, torch.float16)
+    multimodal_files.save_connector(connector, folder / CONNECTOR, torch.float16)
     save_file({name: tensor.half().contiguous() for name, tensor in lora.items()}, folder / LORA)
 
 

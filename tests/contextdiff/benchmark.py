@@ -43,8 +43,7 @@ from benchmarks.scenes import another, defaults, drawn
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.nodes.attention_fusion.nodes import AttentionFusion
 from palimpsest.nodes.contextdiff import files as context_files
-from palimpsest.nodes.contextdiff.nodes import ContextSampler
-from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter
+from palimpsest.nodes.contextdiff.nodes import ContextSampler, TrainContextAdapter
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.video.nodes import VideoAttention
 from PIL import Image, ImageDraw, ImageFont
@@ -67,8 +66,8 @@ SWEEP = {  # name: (how the adapter is trained, strength)
     "x0_hat, strength 0.5": ({"train_on": "x0_hat"}, 0.5),
     "x0_hat, strength 2": ({"train_on": "x0_hat"}, 2.0),
     "x0, strength 0.5": ({"train_on": "x0"}, 0.5),
-    "x0_hat, SNR limit 1": ({"train_on": "x0_hat", "snr_limit": 1.0}, 1.0),
-    "x0_hat, SNR limit 100": ({"train_on": "x0_hat", "snr_limit": 100.0}, 1.0),
+    "x0_hat, SNR limit 1": ({"train_on": "x0_hat", "min_snr_gamma": 1.0}, 1.0),
+    "x0_hat, SNR limit 100": ({"train_on": "x0_hat", "min_snr_gamma": 100.0}, 1.0),
     "x0_hat, medium": ({"train_on": "x0_hat", "size": "medium"}, 1.0),
     "x0_hat, LoRA on to_q": ({"train_on": "x0_hat", "train_unet": "LoRA on to_q"}, 1.0),
 }
@@ -137,7 +136,7 @@ def plain_ddim() -> Any:
 
 def context_aware(adapter: Any, strength: float = 1.0) -> Any:
     """The Context-Aware Sampler at its defaults."""
-    chosen = defaults(ContextSampler) | {"adapter_strength": strength}
+    chosen = defaults(ContextSampler) | {"strength": strength}
     return ContextSampler.execute(context_adapter=adapter, **chosen).args[0]
 
 
@@ -201,7 +200,7 @@ def remembered(folder: str, recipe: str) -> tuple | None:
     """What an earlier run trained by the same recipe, as `trained` returns it."""
     if not folder or not kept_as(folder, recipe).exists():
         return None
-    adapter = context_files.load(str(kept_as(folder, recipe)))
+    adapter = context_files.load_adapter(str(kept_as(folder, recipe)))
     return adapter, adapter.info.pop("report"), adapter.info.pop("processor seconds"), {}
 
 
@@ -211,7 +210,7 @@ def remember(folder: str, recipe: str, found: tuple) -> None:
     if folder and not lora:
         Path(folder).mkdir(parents=True, exist_ok=True)
         told = replace(adapter, info=adapter.info | {"report": report, "processor seconds": seconds})
-        context_files.save(told, kept_as(folder, recipe))
+        context_files.save_adapter(told, kept_as(folder, recipe))
 
 
 def draw_captions(pocket: Pocket, sampler: Any, scenes: list, guidance: float, steps: int, model=None) -> torch.Tensor:

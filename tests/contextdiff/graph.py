@@ -44,7 +44,7 @@ START_DRAW = """## Draw with a saved context adapter
 2. **Load Checkpoint**: a model of the family that the adapter was trained with.
 3. Write a prompt, queue: the same noise is drawn by the plain sampler and by the **Context-Aware Sampler**.
 
-*adapter_strength* 0 is the plain sampler, bit for bit; 0.5 to 1.5 is useful."""
+*strength* 0 is the plain sampler, bit for bit; 0.5 to 1.5 is useful."""
 
 START_CLIP = """## Edit a clip by text
 

@@ -9,7 +9,7 @@ import torch
 from benchmarks.scenes import defaults, drawn
 from contextdiff.benchmark import Pocket, context_aware, plain_ddim
 from make_pictures import ROOT, row, save
-from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter
+from palimpsest.nodes.contextdiff.nodes import TrainContextAdapter
 from PIL import Image
 from pocket import world
 

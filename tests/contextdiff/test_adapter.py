@@ -1,28 +1,15 @@
 """The context adapter: its network, its gradient, how the host manages it, and its file."""
 
-import json
-
 import comfy.model_management
 import comfy.ops
 import comfy.samplers
-import folder_paths
 import pytest
 import tiny_models
 import torch
 from palimpsest.kernels import contextdiff
-from palimpsest.nodes import files as storage
-from palimpsest.nodes.contextdiff import files as context_files
-from palimpsest.nodes.contextdiff.adapter import (
-    SIZES,
-    AdapterConfig,
-    ContextAdapter,
-    build,
-    closed,
-    describe,
-    initialise,
-)
-from palimpsest.nodes.contextdiff.nodes import ContextSampler, LoadContextAdapter, SaveContextAdapter
-from safetensors.torch import load_file, save_file
+from palimpsest.nodes.contextdiff.adapter import ContextAdapter, describe
+from palimpsest.nodes.contextdiff.network import SIZES, AdapterConfig, attend, build, closed, initialise
+from palimpsest.nodes.contextdiff.nodes import ContextSampler
 from torch.utils.flop_counter import FlopCounterMode
 
 TEXT = tiny_models.SD15["context_dim"]
@@ -113,7 +100,6 @@ def test_the_order_of_its_words_does_not_matter_but_their_number_may_differ():
 def test_its_attention_is_the_equation():
     """softmax(Q K^T / sqrt(d)) V per head, written out."""
     from palimpsest.kernels.kv_inversion import attention
-    from palimpsest.nodes.contextdiff.adapter import attend
 
     q, k, v = torch.randn(3, 2, 6, 32).unbind(0)
     torch.testing.assert_close(attend(q, k, v, 4), attention(q, k, v, 4))
@@ -346,134 +332,3 @@ def test_a_config_fits_the_model_it_is_made_for():
 def test_sizes_that_cannot_be_built_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
-
-
-# ---- its file
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty models/palimpsest_context."""
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
-    context_files.SHELF.register()
-    return tmp_path / context_files.SHELF.folder
-
-
-def save(adapter, **settings):
-    return tiny_models.execute(SaveContextAdapter, context_adapter=adapter, **settings)[0]
-
-
-@pytest.mark.parametrize("video", [False, True])
-def test_what_is_saved_comes_back(folder, video):
-    made = ContextAdapter.of(awake(network(video=video)), {"formula": "paper", "steps": 200, "loss": 0.25})
-    name = save(made)
-    assert name in context_files.listed()
-    again, report = tiny_models.execute(LoadContextAdapter, file=name)
-    assert (again.config, again.info) == (made.config, made.info)
-    assert torch.equal(again(latents(), texts(), 0.5), made(latents(), texts(), 0.5))
-    assert all(word in report for word in ("SD15 latents", f"{TEXT} channels", "steps 200", "loss 0.25"))
-    assert "untrained" in describe(ContextAdapter.new(config()))
-
-
-def test_float16_is_half_the_file(folder):
-    made = ContextAdapter.of(awake(network()))
-    full, half = (folder / save(made, filename="x", precision=p) for p in ("float32", "float16"))
-    assert half.stat().st_size < 0.6 * full.stat().st_size
-    again = context_files.load(str(half))
-    torch.testing.assert_close(again(latents(), texts(), 0.5), made(latents(), texts(), 0.5), rtol=0.05, atol=0.02)
-
-
-def test_no_file_is_replaced_and_no_name_leaves_the_folder(folder):
-    made = ContextAdapter.new(config())
-    assert [save(made, filename="../a b/c:d"), save(made, filename="../a b/c:d")] == [
-        "a bcd_00001.safetensors", "a bcd_00002.safetensors",
-    ]  # fmt: skip
-    assert sorted(path.name for path in folder.iterdir()) == context_files.listed()
-    with pytest.raises(ValueError, match="no letters or digits"):
-        save(made, filename="../..")
-
-
-def test_a_failed_save_leaves_no_file(folder, monkeypatch):
-    def fail(tensors, path, metadata):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(storage, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save(ContextAdapter.new(config()))
-    assert list(folder.iterdir()) == []
-
-
-def test_a_full_disk_is_told_before(folder, monkeypatch):
-    usage = storage.shutil.disk_usage(".")
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"disk has 0 MB free.*float16"):
-        save(ContextAdapter.new(config()))
-
-
-def test_a_file_is_read_again_only_when_it_changed(folder):
-    import os
-
-    name = save(ContextAdapter.new(config()))
-    first = LoadContextAdapter.fingerprint_inputs(name)
-    assert LoadContextAdapter.fingerprint_inputs(name) == first
-    os.utime(folder / name, (1, 1))
-    assert LoadContextAdapter.fingerprint_inputs(name) != first
-    assert "missing" in LoadContextAdapter.fingerprint_inputs("gone.safetensors")
-
-
-def damaged(folder, change, header=None):
-    """A saved adapter with other tensors or another header."""
-    path = folder / save(ContextAdapter.of(awake(network())))
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        found = dict(file.metadata())
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata=found | (header or {}))
-    return str(path)
-
-
-def nothing(tensors):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("change", "header", "message"),
-    [
-        (nothing, {"format": "other"}, "not a context adapter"),
-        (nothing, {"version": "99"}, "update Palimpsest"),
-        (nothing, {"config": "{}"}, "damaged"),
-        (nothing, {"config": "not json"}, "damaged"),
-        (nothing, {"config": json.dumps({"latent_format": "SD15", "latent_channels": 4, "text_width": 24,
-                                         "width": 64})}, "do not fit its layout"),
-        (nothing, {"config": json.dumps({"latent_format": "SD15", "latent_channels": 4, "text_width": 24,
-                                         "width": 10**9})}, "must be from 1 to 4096"),
-        (lambda t: t.pop("out.weight"), {}, "out.weight"),
-        (lambda t: t.update(more=torch.zeros(1)), {}, "more"),
-        (lambda t: t["out.weight"].fill_(float("nan")), {}, "NaN"),
-        (lambda t: t.update({"out.weight": t["out.weight"].half()}), {}, "one type of number"),
-        (lambda t: t.update({k: v.int() for k, v in t.items()}), {}, "one type of number"),
-    ],
-)  # fmt: skip
-def test_a_file_that_does_not_fit_is_refused_with_the_reason(folder, change, header, message):
-    path = damaged(folder, change, header)
-    with pytest.raises(ValueError, match=message):
-        context_files.load(path)
-
-
-def test_a_cut_off_or_foreign_file_is_refused(folder):
-    path = folder / save(ContextAdapter.new(config()))
-    whole = path.read_bytes()
-    for piece in (whole[: len(whole) // 2], whole[:5], b"", b"something else entirely"):
-        path.write_bytes(piece)
-        with pytest.raises(ValueError, match="cut off or damaged"):
-            context_files.load(str(path))
-
-
-def test_only_safetensors_files_are_listed(folder):
-    folder.mkdir(parents=True)
-    for name in ("a.safetensors", "b.pt", "c.safetensors.part"):
-        (folder / name).write_bytes(b"")
-    assert context_files.listed() == ["a.safetensors"]

@@ -10,9 +10,10 @@ import tiny_models
 import torch
 from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider, DualCFGGuider, SamplerCustom
 from palimpsest.kernels import contextdiff
-from palimpsest.nodes.contextdiff import adapter as context_adapter
-from palimpsest.nodes.contextdiff import sampling as context_sampling
+from palimpsest.nodes.contextdiff.adapter import ContextAdapter
+from palimpsest.nodes.contextdiff.network import AdapterConfig, closed
 from palimpsest.nodes.contextdiff.nodes import ContextSampler
+from palimpsest.nodes.contextdiff.sampling import ContextSampling, SamplerSettings, prompts_of
 
 import nodes
 
@@ -29,12 +30,12 @@ def _inference():
 def adapter(model, strength=0.3, info=None, **config):
     """An adapter that acts: an untrained one with a random last layer of this size. 0: untrained."""
     settings = {"width": 32, "depth": 1, "heads": 4} | config
-    made = context_adapter.ContextAdapter.new(context_adapter.AdapterConfig.for_model(model, WIDTH, **settings))
+    made = ContextAdapter.new(AdapterConfig.for_model(model, WIDTH, **settings))
     generator = torch.Generator().manual_seed(1)
     for name, parameter in made.patcher.model.named_parameters():
-        if context_adapter.closed(name.removesuffix(".weight")):
+        if closed(name.removesuffix(".weight")):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * strength)
-    return context_adapter.ContextAdapter(made.config, made.patcher, info or {})
+    return ContextAdapter(made.config, made.patcher, info or {})
 
 
 def sampler(model, strength=0.3, **settings):
@@ -81,7 +82,7 @@ def assert_acts(picture, without):
 @pytest.mark.parametrize("nothing", ["strength 0", "untrained", "released code"])
 def test_without_a_bias_it_is_the_stock_sampler_bit_for_bit(family, settings, name, nothing):
     model = tiny_models.unet(family)
-    changes = {"strength 0": {"adapter_strength": 0.0}, "released code": {"formula": "released code"}}.get(nothing, {})
+    changes = {"strength 0": {"strength": 0.0}, "released code": {"formula": "released code"}}.get(nothing, {})
     ours = sampler(model, 0.0 if nothing == "untrained" else 0.3, **settings, **changes)
     for scheduler in ("normal", "karras"):
         sigmas = levels(model, scheduler)
@@ -99,7 +100,7 @@ def test_a_video_adapter_that_is_untrained_changes_nothing():
 @pytest.mark.parametrize("prediction", ["EPS", "V_PREDICTION"])
 def test_inverting_without_a_bias_is_the_stock_sampler_on_flipped_levels(prediction):
     model, latent = tiny_models.unet(prediction=prediction), tiny_models.latent()["samples"]
-    sigmas, plain = levels(model).flip(0), sampler(model, adapter_strength=0.0, inversion_refinements=0)
+    sigmas, plain = levels(model).flip(0), sampler(model, strength=0.0, inversion_refinements=0)
     ours = run(guide(model), plain, sigmas, latent=latent, add_noise=False)
     sigmas[0] = 0.0001  # as FlipSigmas does
     assert torch.equal(ours, run(guide(model), stock("euler"), sigmas, latent=latent, add_noise=False))
@@ -139,7 +140,7 @@ def test_every_step_is_the_papers_update_from_what_the_model_predicted(family, m
     """In the paper's variables and in float64, by `posterior_mean` (eq. 7) or `contextual_ddim` (eq. 11)."""
     model = tiny_models.unet(family)
     made, recording = adapter(model), Recording(model, family=family)
-    ours = sampler(model, context_adapter=made, mode=mode, adapter_strength=strength)
+    ours = sampler(model, context_adapter=made, mode=mode, strength=strength)
     if mode == "ddpm":  # its mean
         monkeypatch.setattr(
             comfy.k_diffusion.sampling, "default_noise_sampler", lambda x, seed: lambda *_: torch.zeros_like(x)
@@ -165,9 +166,9 @@ def test_every_step_is_the_papers_update_from_what_the_model_predicted(family, m
 @pytest.mark.parametrize("mode", ["ddim", "ddpm"])
 def test_the_adapter_acts_and_strength_is_its_measure(mode):
     model = tiny_models.unet()
-    plain = run(guide(model), sampler(model, mode=mode, adapter_strength=0.0), levels(model))
+    plain = run(guide(model), sampler(model, mode=mode, strength=0.0), levels(model))
     shifts = [
-        (run(guide(model), sampler(model, mode=mode, adapter_strength=s), levels(model)) - plain).norm()
+        (run(guide(model), sampler(model, mode=mode, strength=s), levels(model)) - plain).norm()
         for s in (0.25, 0.5, 1.0)
     ]
     assert 0 < shifts[0] < shifts[1] < shifts[2]
@@ -181,15 +182,43 @@ def test_the_formula_it_was_trained_with_is_the_default():
     assert_acts(run(guide(model), sampler(model), levels(model)), run(guide(model), asked, levels(model)))
 
 
-@pytest.mark.parametrize(("settings", "acts"), [((0.0, 0.0), False), ((1.0, 1.0), False), ((0.2, 0.8), True)])
+@pytest.mark.parametrize(("settings", "acts"), [((0.0, 0.01), False), ((0.99, 1.0), False), ((0.2, 0.8), True)])
 def test_outside_its_window_the_adapter_does_not_act(settings, acts):
     model = tiny_models.unet()
-    plain = run(guide(model), stock("euler"), levels(model, steps=8))
+    sigmas = levels(model, steps=8)[:-2]  # without the levels that the last hundredth begins at
+    plain = run(guide(model), stock("euler"), sigmas)
     ours = sampler(model, start_percent=settings[0], end_percent=settings[1])
-    found = run(guide(model), ours, levels(model, steps=8))
+    found = run(guide(model), ours, sigmas)
     assert torch.equal(found, plain) is not acts
     if acts:
-        assert_acts(found, run(guide(model), sampler(model), levels(model, steps=8)))
+        assert_acts(found, run(guide(model), sampler(model), sigmas))
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_window_without_a_step_is_refused(at):
+    model = tiny_models.unet()
+    with pytest.raises(ValueError, match="leave no step between them"):
+        run(guide(model), sampler(model, start_percent=at, end_percent=at), levels(model))
+
+
+def test_every_input_arrives_in_its_field():
+    """All values unlike one another, and unlike the defaults."""
+    chosen = {
+        "mode": "ddpm",
+        "formula": "released code",
+        "strength": 1.1,
+        "eta": 0.2,
+        "start_percent": 0.3,
+        "end_percent": 0.4,
+        "limit": 0.5,
+        "inversion_refinements": 6,
+    }
+    made = adapter(tiny_models.unet())
+    function = tiny_models.execute(ContextSampler, context_adapter=made, **chosen)[0].sampler_function
+    assert function.adapter is made
+    assert function.settings.named() == chosen
+    assert all(value != getattr(SamplerSettings(), name) for name, value in chosen.items())
+    assert {entry.id for entry in ContextSampler.define_schema().inputs} == {*chosen, "context_adapter"}
 
 
 def test_the_limit_caps_the_shift():
@@ -205,10 +234,8 @@ def test_the_limit_caps_the_shift():
 def test_the_adapter_runs_once_for_levels_at_which_it_cannot_differ(timestep, monkeypatch):
     """Not at k_T = 0, not at the clean level, and once a step where r does not depend on the level."""
     model, asked = tiny_models.unet(), []
-    call = context_adapter.ContextAdapter.__call__
-    monkeypatch.setattr(
-        context_adapter.ContextAdapter, "__call__", lambda self, *args: (asked.append(args[2]), call(self, *args))[1]
-    )
+    call = ContextAdapter.__call__
+    monkeypatch.setattr(ContextAdapter, "__call__", lambda self, *args: (asked.append(args[2]), call(self, *args))[1])
     ours = sampler(model, context_adapter=adapter(model, timestep=timestep))
     run(guide(model), ours, levels(model))
     assert len(asked) == (2 * STEPS - 2 if timestep else STEPS)
@@ -373,7 +400,7 @@ def test_the_prompt_is_the_positive_one():
     model, made = tiny_models.unet(), adapter(tiny_models.unet())
     seen = []
 
-    class Reading(context_adapter.ContextAdapter):
+    class Reading(ContextAdapter):
         def __call__(self, clean, text, angle):
             seen.append(text)
             return super().__call__(clean, text, angle)
@@ -396,12 +423,12 @@ def test_regional_prompts_act_where_they_are():
     ]
     kept = []
 
-    class Keep(context_sampling.ContextSampler):
+    class Keep(ContextSampling):
         def bias_of(self, guider, x):
             kept.append(super().bias_of(guider, x))
             return kept[-1]
 
-    function = Keep(made, "ddim", "paper", 0.0, 1.0)
+    function = Keep(made, SamplerSettings(formula="paper"))
     run(guide(model, positive=regions), comfy.samplers.KSAMPLER(function), levels(model))
     (found,) = kept[0].pair(clean, 2.0)
     angle, scale = contextdiff.noise_angle(2.0), contextdiff.bias_level(2.0)
@@ -495,7 +522,7 @@ def test_a_prompt_of_another_width_is_refused():
 
 def test_latents_with_a_time_axis_are_refused():
     model = tiny_models.unet()
-    function = context_sampling.ContextSampler(adapter(model), "ddim", "paper", 0.0, 1.0)
+    function = ContextSampling(adapter(model), SamplerSettings(formula="paper"))
     guider = guide(model)
     guider.inner_model = model.model
     with pytest.raises(ValueError, match="5 dimensions: give a clip as a batch of frames"):
@@ -509,4 +536,4 @@ def test_a_guider_without_text_is_refused():
 
     for conds in ({}, {"positive": []}, {"positive": [{}]}):
         with pytest.raises(ValueError, match="positive prompt"):
-            context_sampling.prompts_of(Guider(conds))
+            prompts_of(Guider(conds))

@@ -1,6 +1,7 @@
 """Train Context Adapter in the host: what it learns, what it leaves alone, cancelling, NaN, and what is refused."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -17,21 +18,26 @@ from benchmarks import counting
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_extras.nodes_train import LoraModelLoader
 from palimpsest.kernels import contextdiff
-from palimpsest.nodes.contextdiff import adapter as context_adapter
+from palimpsest.nodes import training
 from palimpsest.nodes.contextdiff import files as context_files
+from palimpsest.nodes.contextdiff import network as context_network
 from palimpsest.nodes.contextdiff import objective as context_objective
+from palimpsest.nodes.contextdiff import train_node
 from palimpsest.nodes.contextdiff import training as context_training
 from palimpsest.nodes.contextdiff import validation as context_validation
-from palimpsest.nodes.contextdiff.adapter import AdapterConfig, ContextAdapter
+from palimpsest.nodes.contextdiff.adapter import ContextAdapter, describe
+from palimpsest.nodes.contextdiff.fit import FitAdapter, TrainSettings
+from palimpsest.nodes.contextdiff.network import AdapterConfig
 from palimpsest.nodes.contextdiff.nodes import ContextSampler
 from palimpsest.nodes.contextdiff.objective import Objective
 from palimpsest.nodes.contextdiff.train_node import TrainContextAdapter
 from palimpsest.nodes.contextdiff.validation import Validator
-from palimpsest.nodes.host import checkpointing as recompute
+from palimpsest.nodes.host import checkpointing
 
 import nodes
 
 STEPS = 4
+JOINT = "LoRA on to_q"
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +60,83 @@ def prompts(count, family="sd15", tokens=7):
     return [entry for seed in range(count) for entry in tiny_models.prompt(seed + 1, tokens, family)]
 
 
-def train(model=None, pictures=1, family="sd15", **settings):
-    """The node's outputs on smooth random pictures, for a few steps."""
+def train(model=None, pictures=1, family="sd15", whole=False, **settings):
+    """The node's outputs on smooth pictures after a few steps; validated at fewer levels than usual, or as `whole`."""
     chosen = {
-        "model": tiny_models.unet(family) if model is None else model,
+        "model": unet(family) if model is None else model,
         "latent": tiny_models.latent(pictures),
         "positive": tiny_models.prompt(1, family=family),
-        "steps": STEPS, "validate_every": 0, "batch_size": 2, "learning_rate": 1e-2, "rescue_filename": "",
-    }  # fmt: skip
-    return tiny_models.execute(TrainContextAdapter, **chosen | settings)
+        "steps": STEPS,
+        "validate_every": 0,
+        "batch_size": 2,
+        "learning_rate": 1e-2,
+        "rescue_filename": "",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        if not whole:
+            patch.setattr(context_validation, "PROBE_LEVELS", 2)
+            patch.setattr(context_validation, "SAMPLED_STEPS", 2)
+        return tiny_models.execute(TrainContextAdapter, **chosen | settings)
+
+
+@functools.cache
+def unet(family="sd15"):
+    """A model that trainings share: they leave it as it was."""
+    return tiny_models.unet(family)
+
+
+@functools.cache
+def plain():
+    """A training that several tests look at."""
+    return train()
+
+
+@functools.cache
+def three_pictures(seed=0):
+    """A training on several pictures, with a prompt each."""
+    return train(pictures=3, positive=prompts(3), seed=seed, steps=2)[0]
+
+
+@dataclasses.dataclass
+class Joint:
+    """A training beside a LoRA, with what it was given, before and after."""
+
+    model: object
+    given: dict
+    before: dict
+    after: dict
+    adapter: object
+    lora: dict
+    draw: object
+    predicted: torch.Tensor
+
+
+@functools.cache
+def joint(family):
+    """A joint training that several tests look at, with the last prediction of its validation."""
+    model, noted = tiny_models.unet(family), {}
+    given = {"latent": tiny_models.latent(2), "positive": tiny_models.prompt(1, family=family)}
+    measure = Validator.measure
+
+    def note(self, step):
+        noted["draw"] = draw = self.probes[1][0]
+        with torch.no_grad():
+            noted["predicted"] = self.objective.predict(draw, draw.plain())
+        return measure(self, step)
+
+    before = everything(model, family, given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Validator, "measure", note)
+        adapter, _, _, lora = train(model, 2, family, train_unet=JOINT, steps=6, **given)
+    return Joint(model, given, before, everything(model, family, given), adapter, lora, **noted)
+
+
+def everything(model, family, given):
+    """Copies of all that a training is given, and what the model draws."""
+    found = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    text, extra = given["positive"][0]
+    found |= {"picture": picture(model, family), "latent": given["latent"]["samples"].clone(), "text": text.clone()}
+    return found | {name: tensor.clone() for name, tensor in extra.items()}
 
 
 def timid(model):
@@ -94,12 +168,12 @@ def picture(model, family="sd15", sampler=None):
 @pytest.mark.parametrize("train_on", context_objective.SEEN)
 def test_the_loss_falls_and_the_adapter_acts_in_sampling(family, train_on):
     model = timid(tiny_models.unet(family))
-    adapter, plot, report, lora = train(model, 2, family, train_on=train_on, steps=12, learning_rate=3e-3)
+    adapter, plot, report, lora = train(model, 2, family, True, train_on=train_on, steps=12, learning_rate=3e-3)
     seen = "loss_x0" if train_on == "x0" else "loss_x0_hat"
     assert adapter.info[seen] < 0.99
     ours = tiny_models.execute(ContextSampler, context_adapter=adapter)[0]
-    plain = picture(model, family)
-    assert (picture(model, family, ours) - plain).norm() > 1e-4 * plain.norm()
+    stock = picture(model, family)
+    assert (picture(model, family, ours) - stock).norm() > 1e-4 * stock.norm()
     assert plot.shape[0] == 1
     assert plot.shape[-1] == 3
     assert plot.std() > 0.05
@@ -113,7 +187,7 @@ def test_the_gradient_through_the_u_net_is_the_finite_difference(prediction):
     model = tiny_models.unet(prediction=prediction)
     values = {}
 
-    class Measuring(context_training.FitAdapter):
+    class Measuring(FitAdapter):
         def __call__(self, model, x, sigmas, extra_args, callback, disable=False, **_):
             objective = self.objective(model, x, extra_args)
             draw = objective.draw([0, 1], [0.3, 0.6], torch.Generator().manual_seed(0))
@@ -134,7 +208,7 @@ def test_the_gradient_through_the_u_net_is_the_finite_difference(prediction):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context_training, "FitAdapter", Measuring)
-        settings = context_training.TrainSettings(batch_size=2)
+        settings = TrainSettings(batch_size=2)
         context_training.train(model, tiny_models.latent(2)["samples"], tiny_models.prompt(1), settings)
     assert values["gradient"] == pytest.approx(values["difference"], rel=2e-2)
     assert abs(values["gradient"]) > 1e-4
@@ -142,7 +216,7 @@ def test_the_gradient_through_the_u_net_is_the_finite_difference(prediction):
 
 def test_the_loss_is_equation_6_by_hand():
     """Of an untrained adapter: lambda |f(x_0 + sigma eps) - x_0|^2 with the host's own prediction."""
-    model, found = tiny_models.unet(), {}
+    model, found = unet(), {}
     measure = Validator.measure
 
     def note(self, step):
@@ -152,8 +226,8 @@ def test_the_loss_is_equation_6_by_hand():
         text = tiny_models.prompt(1)[0][0].expand(2, -1, -1)
         with torch.no_grad():
             clean = model.model.apply_model(x, sigmas, c_crossattn=text)
-            network = context_adapter.build(objective.network.config)
-            context_adapter.initialise(network, 0)
+            network = context_network.build(objective.network.config)
+            context_network.initialise(network, 0)
             found["ours"] = dataclasses.replace(objective, network=network).losses(draw, draw.clean)[0].tolist()
         errors = (clean - draw.clean).pow(2).flatten(1).mean(1).tolist()
         found["by hand"] = [min(s**-2, 5.0) * error for s, error in zip(draw.sigmas, errors, strict=True)]
@@ -176,13 +250,14 @@ def test_the_two_formulas_noise_as_the_paper_and_as_the_released_code():
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_does_not():
-    one, same, other = (weights(train(pictures=3, seed=seed, steps=2)[0]) for seed in (0, 0, 1))
+    again = train(pictures=3, positive=prompts(3), seed=0, steps=2)[0]
+    one, same, other = (weights(adapter) for adapter in (three_pictures(), again, three_pictures(1)))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
 def test_training_goes_on_from_an_adapter_and_leaves_it_as_it_was():
-    first = train(seed=0)[0]
+    first = plain()[0]
     before = weights(first).clone()
     second = train(context_adapter=first, size="large", seed=5)[0]
     assert torch.equal(weights(first), before)
@@ -194,10 +269,12 @@ def test_training_goes_on_from_an_adapter_and_leaves_it_as_it_was():
 def test_a_clip_trains_a_video_adapter_on_frames_in_a_row(monkeypatch):
     seen = []
     draw = Objective.draw
-    monkeypatch.setattr(
-        Objective, "draw",
-        lambda self, rows, shares, chance: (seen.append((rows, shares)), draw(self, rows, shares, chance))[1],
-    )  # fmt: skip
+
+    def note(self, rows, shares, generator):
+        seen.append((rows, shares))
+        return draw(self, rows, shares, generator)
+
+    monkeypatch.setattr(Objective, "draw", note)
     adapter, *_ = train(pictures=5, video=True, batch_size=3, positive=prompts(5))
     assert adapter.config.video
     assert all(rows == list(range(rows[0], rows[0] + 3)) for rows, _ in seen)
@@ -206,12 +283,13 @@ def test_a_clip_trains_a_video_adapter_on_frames_in_a_row(monkeypatch):
 
 def test_every_picture_comes_once_before_any_comes_again(monkeypatch):
     seen = []
-    step = context_training.FitAdapter.step
-    monkeypatch.setattr(
-        context_training.FitAdapter, "step",
-        lambda self, objective, number, rows, optimiser: (
-            seen.extend(rows), step(self, objective, number, rows, optimiser))[1],
-    )  # fmt: skip
+    step = FitAdapter.step
+
+    def note(self, objective, number, rows, optimiser):
+        seen.extend(rows)
+        step(self, objective, number, rows, optimiser)
+
+    monkeypatch.setattr(FitAdapter, "step", note)
     train(pictures=5, steps=5, batch_size=2)
     assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
 
@@ -251,10 +329,8 @@ def test_each_picture_is_predicted_with_its_own_prompt(family):
 
 
 def test_one_prompt_with_a_row_for_each_picture_is_the_same_as_several():
-    several = prompts(3)
-    batched = [[torch.cat([text for text, _ in several]), {}]]
-    one, two = (weights(train(pictures=3, positive=positive, steps=2)[0]) for positive in (several, batched))
-    assert torch.equal(one, two)
+    batched = [[torch.cat([text for text, _ in prompts(3)]), {}]]
+    assert torch.equal(weights(train(pictures=3, positive=batched, steps=2)[0]), weights(three_pictures()))
 
 
 def test_prompts_of_other_lengths_are_joined_as_the_host_joins_them():
@@ -274,18 +350,24 @@ def test_a_prompt_is_not_changed_by_joining():
 # ---- what it leaves alone
 
 
-@pytest.mark.parametrize("train_unet", ["frozen", "LoRA on to_q"])
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_the_unpatched_model_and_the_inputs_stay_as_they_were(family, train_unet):
-    model, latent, positive = tiny_models.unet(family), tiny_models.latent(2), tiny_models.prompt(1, family=family)
-    before, kept = picture(model, family), latent["samples"].clone()
-    state = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
-    text = positive[0][0].clone()
-    train(model, 2, family, latent=latent, positive=positive, train_unet=train_unet)
-    assert torch.equal(picture(model, family), before)
-    assert torch.equal(latent["samples"], kept)
-    assert torch.equal(positive[0][0], text)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.model.state_dict().items())
+def test_a_frozen_model_and_the_inputs_stay_as_they_were(family):
+    model = tiny_models.unet(family)
+    given = {"latent": tiny_models.latent(2), "positive": tiny_models.prompt(1, family=family)}
+    before = everything(model, family, given)
+    train(model, 2, family, **given)
+    assert_same(everything(model, family, given), before)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_model_with_a_trained_lora_and_the_inputs_stay_as_they_were(family):
+    assert_same(joint(family).after, joint(family).before)
+
+
+def assert_same(after, before):
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
 
 
 def test_an_odd_size_and_an_empty_picture_train():
@@ -298,9 +380,9 @@ def test_a_lora_on_the_model_and_patches_of_other_nodes_act_while_training():
     model, calls = tiny_models.unet(), []
     patched = comfy.sd.load_lora_for_models(model, None, tiny_models.lora(model), 1.0, 0.0)[0]
     patched.set_model_attn1_patch(lambda n, context, value, options: (calls.append(1), (n, context, value))[1])
-    plain, other = train(model)[0], train(patched)[0]
+    other = train(patched)[0]
     assert calls
-    assert not torch.equal(weights(plain), weights(other))
+    assert not torch.equal(weights(plain()[0]), weights(other))
 
 
 def test_half_precision_weights_train():
@@ -314,44 +396,34 @@ def test_half_precision_weights_train():
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_the_lora_is_what_the_hosts_loader_takes_and_changes_the_queries(family):
-    model = tiny_models.unet(family)
-    adapter, _, _, lora = train(model, 2, family, train_unet="LoRA on to_q", steps=6)
+    model, adapter, lora = joint(family).model, joint(family).adapter, joint(family).lora
     names = [name for name, _ in model.model.diffusion_model.named_modules() if name.endswith(".to_q")]
     assert len(lora) == 3 * len(names)
     assert all(lora[f"lora_unet_{name.replace('.', '_')}.lora_up.weight"].abs().max() > 0 for name in names)
     loaded = tiny_models.execute(LoraModelLoader, model=model, lora=lora, strength_model=1.0)[0]
     assert len(loaded.patches) == len(names)
     assert not torch.equal(picture(loaded, family), picture(model, family))
-    assert adapter.info["train_unet"] == "LoRA on to_q"
+    assert adapter.info["train_unet"] == JOINT
 
 
 def test_the_prediction_with_the_trained_lora_is_that_of_the_loaded_one():
-    model, kept = tiny_models.unet(), {}
-    measure = Validator.measure
+    model, draw, ours = joint("sd15").model, joint("sd15").draw, joint("sd15").predicted
+    loaded = comfy.sd.load_lora_for_models(model, None, joint("sd15").lora, 1.0, 0.0)[0]
 
-    def note(self, step):
-        draw = self.probes[2][0]
-        with torch.no_grad():
-            kept["draw"], kept["ours"] = draw, self.objective.predict(draw, draw.plain())
-        return measure(self, step)
+    def predicted(patched):
+        comfy.model_management.load_models_gpu([patched])
+        text = tiny_models.prompt(1)[0][0].expand(2, -1, -1)
+        return patched.model.apply_model(draw.plain(), draw.column()[:, 0, 0, 0], c_crossattn=text)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Validator, "measure", note)
-        lora = train(model, train_unet="LoRA on to_q", steps=6)[3]
-    loaded = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
-    draw = kept["draw"]
-    comfy.model_management.load_models_gpu([loaded])
-    found = loaded.model.apply_model(draw.plain(), draw.column()[:, 0, 0, 0], c_crossattn=tiny_models.prompt(1)[0][0])
-    torch.testing.assert_close(kept["ours"], found, rtol=1e-4, atol=1e-4)
-    plain = draw.column()  # the LoRA acts at all
-    comfy.model_management.load_models_gpu([model])
-    unlike = model.model.apply_model(draw.plain(), plain[:, 0, 0, 0], c_crossattn=tiny_models.prompt(1)[0][0])
+    found = predicted(loaded)
+    torch.testing.assert_close(ours, found, rtol=1e-4, atol=1e-4)
+    unlike = predicted(model)  # the LoRA acts at all
     assert (found - unlike).norm() > 1e-5 * unlike.norm()
 
 
 def test_a_frozen_u_net_gives_a_lora_without_effect():
-    model = tiny_models.unet()
-    loaded = tiny_models.execute(LoraModelLoader, model=model, lora=train(model)[3], strength_model=1.0)[0]
+    model = unet()
+    loaded = tiny_models.execute(LoraModelLoader, model=model, lora=plain()[3], strength_model=1.0)[0]
     assert torch.equal(picture(loaded), picture(model))
 
 
@@ -359,7 +431,7 @@ def test_a_frozen_u_net_gives_a_lora_without_effect():
 
 
 def test_an_untrained_adapter_is_measured_as_no_gain():
-    adapter = train(learning_rate=1e-7, steps=1)[0]
+    adapter = train(learning_rate=1e-7, steps=1, whole=True)[0]
     for name in ("loss_x0", "loss_x0_hat", "sampled"):
         assert adapter.info[name] == pytest.approx(1.0, abs=1e-4)
 
@@ -367,10 +439,8 @@ def test_an_untrained_adapter_is_measured_as_no_gain():
 def test_validation_comes_every_so_many_steps_and_does_not_change_what_is_learned():
     found = []
     for every in (0, 2):
-        settings = context_training.TrainSettings(steps=5, validate_every=every, learning_rate=1e-2)
-        found.append(
-            context_training.train(tiny_models.unet(), tiny_models.latent()["samples"], tiny_models.prompt(1), settings)
-        )
+        settings = TrainSettings(steps=5, validate_every=every, learning_rate=1e-2)
+        found.append(context_training.train(unet(), tiny_models.latent()["samples"], tiny_models.prompt(1), settings))
     without, often = found
     assert torch.equal(weights(without.adapter), weights(often.adapter))
     assert [v.step for v in without.history.validations] == [5]
@@ -388,7 +458,7 @@ def test_what_validation_samples_begins_without_a_bias():
             share = [0.25 + 0.75 * i / 10 for i in range(11)]
             objective = self.objective
             levels = torch.tensor([float(objective.sampling.percent_to_sigma(s)) for s in share])
-            draw = objective.draw([0], share[:1], context_validation.chance_of(self.seed + 2))
+            draw = objective.draw([0], share[:1], training.generator(self.seed + 2))
             x, guider = draw.plain(), objective.model.inner_model
             for s, s_next in itertools.pairwise(levels):
                 text = guider.conds["positive"][0]["cross_attn"]
@@ -400,7 +470,7 @@ def test_what_validation_samples_begins_without_a_bias():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Validator, "sampled", note)
-        train(model, steps=1)
+        train(model, steps=1, whole=True)
     assert found["error"] == pytest.approx(found["by hand"], rel=1e-3)
 
 
@@ -420,7 +490,7 @@ def test_the_leak_check_says_what_was_found(trained, errors, words):
 
 
 def test_the_released_code_leaves_sampling_as_it_was():
-    adapter, _, report, _ = train(formula="released code", steps=6)
+    adapter, _, report, _ = train(formula="released code", steps=6, whole=True)
     assert adapter.info["formula"] == "released code"
     assert adapter.info["sampled"] == 1.0
     assert "samples plainly" in report
@@ -428,11 +498,11 @@ def test_the_released_code_leaves_sampling_as_it_was():
 
 def test_a_trained_adapter_is_saved_and_loaded_with_what_training_says(folder):
     adapter = train(seed=0xFFFFFFFFFFFFFFFF)[0]
-    path = context_files.new_path("mine")
-    context_files.save(adapter, path)
-    again = context_files.load(str(path))
+    path = context_files.SHELF.new_path("mine")
+    context_files.save_adapter(adapter, path)
+    again = context_files.load_adapter(str(path))
     assert again.info == adapter.info
-    assert "formula paper" in context_adapter.describe(again)
+    assert "formula paper" in describe(again)
 
 
 # ---- when it does not end well
@@ -440,27 +510,27 @@ def test_a_trained_adapter_is_saved_and_loaded_with_what_training_says(folder):
 
 def cancel_after(steps, monkeypatch):
     """Press cancel in step number `steps`."""
-    tell, count = context_training.FitAdapter.step, []
+    take, count = FitAdapter.step, []
 
     def step(self, objective, number, *rest):
         count.append(number)
         comfy.model_management.interrupt_current_processing(number == steps)
-        return tell(self, objective, number, *rest)
+        return take(self, objective, number, *rest)
 
-    monkeypatch.setattr(context_training.FitAdapter, "step", step)
+    monkeypatch.setattr(FitAdapter, "step", step)
     return count
 
 
 def test_cancelling_keeps_what_was_learned_and_leaves_the_model_alone(folder, monkeypatch):
-    model = tiny_models.unet()
+    model = unet()
     before = picture(model)
     count = cancel_after(3, monkeypatch)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(model, steps=50, rescue_filename="half done")
     assert len(count) <= 5
-    (name,) = context_files.listed()
+    (name,) = context_files.SHELF.listed()
     assert name == "half done_00001.safetensors"
-    adapter = context_files.load(str(folder / name))
+    adapter = context_files.load_adapter(str(folder / name))
     assert 0 < adapter.info["steps"] <= 4
     assert adapter.weights()["out.weight"].abs().max() > 0
     assert torch.equal(picture(model), before)
@@ -474,17 +544,17 @@ def test_without_a_name_nothing_is_written_on_cancelling(folder, monkeypatch):
 
 
 def test_running_out_of_memory_keeps_what_was_learned(folder, monkeypatch):
-    step = context_training.FitAdapter.step
+    step = FitAdapter.step
 
     def fail(self, objective, number, *rest):
         if number == 2:
             raise torch.OutOfMemoryError("no memory left")
         return step(self, objective, number, *rest)
 
-    monkeypatch.setattr(context_training.FitAdapter, "step", fail)
+    monkeypatch.setattr(FitAdapter, "step", fail)
     with pytest.raises(torch.OutOfMemoryError):
         train(steps=50, rescue_filename="so far")
-    assert context_files.listed() == ["so far_00001.safetensors"]
+    assert context_files.SHELF.listed() == ["so far_00001.safetensors"]
 
 
 def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_weights_before(monkeypatch):
@@ -516,8 +586,8 @@ def test_a_lora_is_saved_beside_the_adapter_on_cancelling(folder, monkeypatch):
     cancel_after(3, monkeypatch)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder.parent / "loras")], set()))
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        train(steps=50, rescue_filename="half done", train_unet="LoRA on to_q")
-    model, (path,) = tiny_models.unet(), (folder.parent / "loras").iterdir()
+        train(steps=50, rescue_filename="half done", train_unet=JOINT)
+    model, (path,) = unet(), (folder.parent / "loras").iterdir()
     loaded = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(path)), 1.0, 0.0)[0]
     assert len(loaded.patches) == sum(name.endswith(".to_q.weight") for name in model.model.state_dict())
     assert not torch.equal(picture(loaded), picture(model))
@@ -526,9 +596,9 @@ def test_a_lora_is_saved_beside_the_adapter_on_cancelling(folder, monkeypatch):
 # ---- memory
 
 
-@pytest.mark.parametrize("train_unet", ["frozen", "LoRA on to_q"])
+@pytest.mark.parametrize("train_unet", ["frozen", JOINT])
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_saving_memory_learns_the_same_and_patches_see_their_own_block(family, train_unet):
+def test_checkpointing_learns_the_same_and_patches_see_their_own_block(family, train_unet):
     """A patch that acts on one block: while blocks run again, the host's options name the last one."""
     model = tiny_models.unet(family)
     before = picture(model, family)
@@ -537,7 +607,7 @@ def test_saving_memory_learns_the_same_and_patches_see_their_own_block(family, t
         lambda n, context, value, options: (n * 1.1 if options["block"] == ("input", 1) else n, context, value)
     )
     same = {"model": patched, "family": family, "train_unet": train_unet, "steps": 2, "learning_rate": 1e-3}
-    (kept, *_, lora), (again, *_, other) = (train(**same, save_memory=save) for save in (False, True))
+    (kept, *_, lora), (again, *_, other) = (train(**same, checkpointing=wanted) for wanted in (False, True))
     torch.testing.assert_close(weights(again), weights(kept), rtol=1e-4, atol=1e-6)
     assert all(torch.allclose(other[name], tensor, atol=1e-6) for name, tensor in lora.items())
     assert torch.equal(picture(model, family), before)
@@ -550,12 +620,12 @@ def test_the_memory_of_a_gradient_is_what_the_tooltips_say(family, pixels, gigab
     """What autograd keeps of one picture's pass with a gradient into the latent only, in half precision."""
     monkeypatch.setattr("comfy.ldm.modules.attention.optimized_attention", attention_pytorch)
     kept, largest = kept_for_gradient(family, pixels // 8, lambda model: None)
-    between, _ = kept_for_gradient(family, pixels // 8, recompute.install)
+    between, _ = kept_for_gradient(family, pixels // 8, checkpointing.install)
     assert kept == pytest.approx(gigabytes, rel=0.05)
     assert between + largest == pytest.approx(saving, abs=0.05)  # one block at a time is run again
     told = {entry.id: entry.tooltip for entry in TrainContextAdapter.define_schema().inputs}
     assert f"{gigabytes} GB" in told["model"]
-    assert f"{saving} GB in place of {gigabytes}" in told["save_memory"].replace(f"{saving} in", f"{saving} GB in")
+    assert f"{saving} GB in place of {gigabytes}" in told["checkpointing"].replace(f"{saving} in", f"{saving} GB in")
 
 
 def kept_for_gradient(family, size, prepare):
@@ -574,12 +644,53 @@ def kept_for_gradient(family, size, prepare):
             def now(*_):
                 blocks.append(sum(storage.nbytes() for storage in counter.saved.values()))
 
-            for block in recompute.blocks(network).values():
+            for block in checkpointing.blocks(network).values():
                 block.register_forward_pre_hook(now)
                 block.register_forward_hook(now)
             network(x * 1.0, time, context=context, transformer_options={}, **pooled)
     steps = (after - before for before, after in zip(blocks[1::2], blocks[2::2], strict=True))
     return counter.cost.saved / 1e9, max(steps) / 1e9
+
+
+# ---- the node
+
+
+CHOSEN = {
+    "size": "medium",
+    "video": True,
+    "formula": "released code",
+    "train_on": "x0",
+    "steps": 11,
+    "learning_rate": 0.012,
+    "batch_size": 13,
+    "train_unet": JOINT,
+    "lora_rank": 14,
+    "seed": 15,
+    "validate_every": 16,
+    "min_snr_gamma": 17.5,
+    "checkpointing": True,
+}
+
+
+def test_every_input_arrives_in_its_field(monkeypatch):
+    """All values unlike one another, and unlike the defaults."""
+    given, adapter = [], plain()[0]
+
+    def note(model, latent, positive, settings, adapter, watch):
+        given.extend((settings, adapter, positive, latent))
+        raise InterruptedError
+
+    monkeypatch.setattr(train_node, "train", note)
+    latent, positive = tiny_models.latent(), tiny_models.prompt()
+    others = {"latent": latent, "positive": positive, "rescue_filename": "x", "context_adapter": adapter}
+    with pytest.raises(InterruptedError):
+        tiny_models.execute(TrainContextAdapter, model=unet(), **others, **CHOSEN)
+    assert given[0].named() == CHOSEN
+    assert given[1:3] == [adapter, positive]
+    assert given[3] is latent["samples"]
+    assert all(value != getattr(TrainSettings(), name) for name, value in CHOSEN.items())
+    inputs = {entry.id for entry in TrainContextAdapter.define_schema().inputs}
+    assert inputs == {*CHOSEN, *others, "model"}
 
 
 # ---- what is refused
@@ -609,7 +720,7 @@ def test_what_cannot_be_trained_on_is_refused_with_the_reason(change, message):
 
 def other(family="sd15", width=24, **config):
     """An untrained adapter."""
-    return ContextAdapter.new(AdapterConfig.for_model(tiny_models.unet(family), width, **config))
+    return ContextAdapter.new(AdapterConfig.for_model(unet(family), width, **config))
 
 
 def test_a_flow_model_is_refused():

@@ -48,7 +48,7 @@ from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.encoder import MultimodalEncoder, join
 from palimpsest.nodes.multimodal.interleaved import cut_out, squared
 from palimpsest.nodes.multimodal.nodes import MultimodalPrompt
-from palimpsest.nodes.multimodal.vlm import vision_language
+from palimpsest.nodes.multimodal.vlm import load_vlm
 from PIL import Image, ImageDraw, ImageFont
 from pocket import judge as judging
 from pocket import metrics, world
@@ -89,7 +89,7 @@ def train(options: argparse.Namespace, work: Path, model: Any, vae: Any) -> dict
     """Write vision-language model, connector and LoRA into a folder, or go on with what was begun there."""
     recipe = learning.Recipe(minutes=options.minutes, steps=options.steps, scenes=options.scenes, seed=options.seed)
     began = time.process_time()
-    vlm = vision_language.load(learning.write_vlm(work / learning.UNTRAINED), "float32")
+    vlm = load_vlm(learning.write_vlm(work / learning.UNTRAINED), "float32")
     data = learning.Data.draw(model, vae, recipe.scenes, work / "scenes.safetensors")
     trainer = Trainer(model, vlm, data, recipe, work)
     trainer.load_state()
@@ -112,8 +112,8 @@ def thinned(losses: list[tuple[str, float]], parts: int = 12) -> dict[str, list[
 
 def load(work: Path, model: Any, clip: Any, vae: Any) -> Pocket:
     """The pocket model with what was trained."""
-    vlm = vision_language.load(work / learning.VLM, "float32")
-    encoder = join(vlm, multimodal_files.load(str(work / learning.CONNECTOR)))
+    vlm = load_vlm(work / learning.VLM, "float32")
+    encoder = join(vlm, multimodal_files.load_connector(str(work / learning.CONNECTOR)))
     trained, _ = comfy.sd.load_lora_for_models(model, None, load_file(work / learning.LORA), 1.0, 0.0)
     return Pocket(model, trained, clip, vae, judging.load(), encoder, learning.Dictionary())
 

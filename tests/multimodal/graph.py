@@ -186,7 +186,7 @@ def train() -> dict:
         "captions": {"type": "PrimitiveStringMultiline", "title": "Their captions", "at": [40, 1180],
                      "size": [380, 110], "widgets": {"value": SOURCE}},
         "build": {"type": "PalimpsestBuildMultimodalDataset", "at": [480, 80], "size": [380, 560],
-                  "widgets": {"words": "cat", "least_side": 20, "name": "palimpsest_example"},
+                  "widgets": {"words": "cat", "min_side": 20, "name": "palimpsest_example"},
                   "inputs": {"images": "image.IMAGE", "captions": "captions.STRING", "masks": "image.MASK"}},
         "sheet": {"type": "PreviewImage", "title": "The contact sheet", "at": [480, 860], "size": [380, 400],
                   "inputs": {"images": "build.contact_sheet"}},

@@ -15,12 +15,13 @@ import tiny_vlm
 import torch
 from benchmarks import pocket_host
 from make_pictures import ROOT, save
-from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset
+from palimpsest.nodes import plots
+from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal.encoder import MultimodalEncoder
 from palimpsest.nodes.multimodal.training import plot as multimodal_plot
 from palimpsest.nodes.multimodal.training import training as multimodal_training
-from palimpsest.nodes.multimodal.training.lessons import TrainSettings
-from palimpsest.nodes.multimodal.vlm import vision_language
+from palimpsest.nodes.multimodal.training.settings import TrainSettings
+from palimpsest.nodes.multimodal.vlm import load_vlm
 from pocket import world
 
 SCENES, SHOWN, STEPS = 12, 4, 24
@@ -38,8 +39,8 @@ def drawn_dataset(folder: Path) -> interleaved_dataset.Dataset:
         words.append((scene.species,))
     folder.mkdir()
     finder = interleaved_dataset.ByMask(masks, words)
-    recipe = interleaved_dataset.Recipe(least_side=20)
-    return interleaved_dataset.build(folder, pictures, captions, finder, recipe)[0]
+    recipe = interleaved_dataset.Recipe(min_side=20)
+    return interleaved_dataset.build_dataset(folder, pictures, captions, finder, recipe)[0]
 
 
 def main() -> None:
@@ -47,16 +48,16 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         dataset = drawn_dataset(Path(place) / "animals")
-        sheet = interleaved_dataset.to_image(interleaved_dataset.overview(dataset, SHOWN)[0])
+        sheet = plots.to_image(interleaved_dataset.overview(dataset, SHOWN)[0])
         print(save(sheet, DOCS / "PalimpsestBuildMultimodalDataset" / "contact_sheet.jpg"))
-        vlm = vision_language.load(tiny_vlm.write(Path(place) / "vlm"), "float32")
+        vlm = load_vlm(tiny_vlm.write(Path(place) / "vlm"), "float32")
         model, _, vae = pocket_host.load_pocket(narrow=True)
         settings = TrainSettings(
-            steps=STEPS, batch=2, tokens=16, depth=2, connector_rate=1e-3, warmup=4, preview_every=0, save_every=0
+            steps=STEPS, batch_size=2, tokens=16, depth=2, connector_rate=1e-3, warmup=4, preview_every=0, save_every=0
         )
         trained = multimodal_training.train(model, vae, MultimodalEncoder(vlm), dataset, settings)
         print(multimodal_training.describe(trained))
-        plot = interleaved_dataset.to_image(multimodal_plot.draw(trained.history)[0])
+        plot = plots.to_image(multimodal_plot.draw(trained.history)[0])
         print(save(plot, DOCS / "PalimpsestTrainMultimodal" / "plot.jpg"))
 
 

@@ -1,5 +1,7 @@
 """Keys and values kept over the steps: the same picture to the bit, beside other nodes' patches, at a counted cost."""
 
+from types import SimpleNamespace
+
 import comfy.hooks
 import comfy.model_management
 import comfy.samplers
@@ -10,10 +12,11 @@ import torch
 from benchmarks import counting
 from comfy.ldm.modules.attention import optimized_attention
 from palimpsest.kernels.connector import repeated
+from palimpsest.nodes import host
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
-from palimpsest.nodes.inversion import ddim as inversion
+from palimpsest.nodes.host import call as host_call
 from palimpsest.nodes.multimodal import context_cache
-from palimpsest.nodes.multimodal.context_cache import NAME, RUN, Padded, cache_context
+from palimpsest.nodes.multimodal.context_cache import NAME, Padded, cache_context
 
 STEPS, GUIDANCE = 3, 4.0
 
@@ -108,14 +111,15 @@ def test_nothing_is_left_behind(model):
 
     class Note:
         def __call__(self, n, context, value, options):
-            runs.append(options[RUN])
+            runs.append(host.call_of(options).run)
             return n, context, value
 
     patched = cache_context(model)
     patched.set_model_attn1_patch(Note())
     sample(patched, *prompts())
     assert len(set(map(id, runs))) == 1
-    assert RUN not in patched.model_options["transformer_options"]
+    assert runs[0].things[NAME].kept
+    assert host_call.RUN not in patched.model_options["transformer_options"]
     assert NAME not in patched.model_options["transformer_options"]
     sample(patched, *prompts())
     assert len(set(map(id, runs))) == 2
@@ -126,7 +130,7 @@ def test_a_cancelled_run_leaves_nothing_behind(model):
     patched.set_model_attn1_patch(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         sample(patched, *prompts())
-    assert RUN not in patched.model_options["transformer_options"]
+    assert host_call.RUN not in patched.model_options["transformer_options"]
 
 
 def test_another_prompt_in_the_next_run_is_not_taken_for_this_one(model):
@@ -239,21 +243,33 @@ def test_what_has_no_room_is_not_kept(model, monkeypatch):
 
 def test_a_context_that_always_changes_is_soon_not_kept_any_more(model, monkeypatch):
     kept = []
-    find = context_cache.Run.find
-    monkeypatch.setattr(context_cache.Run, "find", lambda *a: kept.append(find(*a)) or kept[-1])
+    find = context_cache.Memory.find
+    monkeypatch.setattr(context_cache.Memory, "find", lambda *a: kept.append(find(*a)) or kept[-1])
     sample(cache_context(with_changing_context(model)), *prompts(), steps=context_cache.KINDS + 4)
     assert kept[0].keep
     assert not kept[-1].keep
     assert not kept[-1].pairs
 
 
+def called(run):
+    """The options of a model call in a run."""
+    return {host_call.NAME: SimpleNamespace(run=run)}
+
+
 def test_where_a_gradient_is_wanted_nothing_is_kept(model):
     patched = cache_context(model)
+    find, context = patched.get_wrappers("diffusion_model", NAME)[0], torch.zeros(1, 5, 24)
+    assert find.call(called(host.Run({"positive": []})), context).kept.keep
     with torch.inference_mode(False), torch.enable_grad(), CountProjections(model) as count:
-        find = patched.get_wrappers("diffusion_model", NAME)[0]
-        call = find.call({RUN: context_cache.Run()}, torch.zeros(1, 5, 24))
+        call = find.call(called(host.Run({"positive": []})), context)
     assert not call.kept.keep
     assert count.tokens == []
+
+
+@pytest.mark.parametrize("options", [{}, called(host.Run())], ids=["a bare model call", "a call without a run"])
+def test_outside_of_a_run_nothing_is_kept(model, options):
+    find = cache_context(model).get_wrappers("diffusion_model", NAME)[0]
+    assert not find.call(options, torch.zeros(1, 5, 24)).kept.keep
 
 
 # ---- prompts that were filled up
@@ -308,7 +324,8 @@ def step(model, family, tokens):
     """A guided step that is not the first, with prompts of so many tokens."""
     with counting.meta_host() as answers:
         count, prompt = CountThirdCall(model.model, answers), family.prompt(tokens)
-        inversion.sample(model, count, family.latent(), torch.tensor((1.0, 0.0)), prompt, prompt, 7.5)
+        sigmas = torch.tensor((1.0, 0.0))
+        host.sample(model, count, family.latent(), sigmas=sigmas, positive=prompt, negative=prompt, guidance=7.5)
     return count.cost
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from benchmarks import counting
 from palimpsest.kernels.connector import ConnectorConfig
-from palimpsest.nodes.inversion import ddim as inversion
+from palimpsest.nodes import host
+from palimpsest.nodes.host.checkpointing import checkpointed
 from palimpsest.nodes.multimodal.encoder import build, context_width
-from palimpsest.nodes.multimodal.training import lora as multimodal_lora
 from palimpsest.nodes.multimodal.training.gradient import UNet
-from palimpsest.nodes.multimodal.training.learner import Again
-from palimpsest.nodes.multimodal.training.lessons import TrainSettings
+from palimpsest.nodes.multimodal.training.lora import unet_factors
+from palimpsest.nodes.multimodal.training.settings import TrainSettings
 
 LANGUAGE = 4096  # channels of Idefics2
 TOKENS = 4 * 324 + 40  # four pictures of the first stage, and words
@@ -30,9 +30,10 @@ class Step:
         self.unet.running(model, extra_args or {})
         weights = torch.nn.ModuleList([self.unet.host_model.model, self.network])
         with torch.enable_grad(), counting.counting(weights) as counter:
-            states, there = torch.zeros(1, TOKENS, LANGUAGE, device="meta"), x.new_ones(1, TOKENS, dtype=torch.bool)
-            context = self.network(states, there)[0]
-            denoised = self.unet.predict(x, x.new_ones(1), context, there, torch.zeros(1, 1280))
+            states = torch.zeros(1, TOKENS, LANGUAGE, device="meta")
+            token_mask = x.new_ones(1, TOKENS, dtype=torch.bool)
+            context = self.network(states, token_mask)[0]
+            denoised = self.unet.predict(x, x.new_ones(1), context, token_mask, torch.zeros(1, 1280))
             loss = denoised.float().pow(2).mean()
             # Not loss.backward(), in which counting.OneAttention would not see what is run again.
             torch.autograd.graph._engine_run_backward(
@@ -42,25 +43,24 @@ class Step:
         return x
 
 
-def step(model, family, again, lora=False):
+def step(model, family, checkpointing, lora=False):
     """(bytes kept for the gradient, FLOPs in those of a model call without guidance)."""
     network, factors = connector(model), None
-    if again:
+    if checkpointing:
         for block in network.blocks:
-            block.forward = Again(block.forward)
+            block.forward = checkpointed(block.forward)
     if lora:
-        factors = multimodal_lora.unet_factors(model, 8, 0)
+        factors = unet_factors(model, 8, 0)
         factors.to("meta")
-    unet = UNet(model, factors, TrainSettings(again=again, train_unet=lora))
+    unet = UNet(model, factors, TrainSettings(checkpointing=checkpointing, train_unet=lora))
     count = Step(unet, network)
-    nothing = family.prompt(1)
     with torch.inference_mode(False), counting.meta_host():
-        inversion.sample(unet.patched(), count, family.latent(), torch.tensor((1.0, 0.0)), nothing, None, 1.0)
+        host.sample(unet.patched(), count, family.latent(), sigmas=torch.tensor((1.0, 0.0)), positive=family.prompt(1))
     return count.cost
 
 
 @pytest.mark.parametrize(
-    ("name", "again", "lora", "kept", "calls"),
+    ("name", "checkpointing", "lora", "kept", "calls"),
     [
         ("SDXL", True, False, 0.7e9, 4.1),
         ("SDXL", False, False, 8.4e9, 3.1),
@@ -69,15 +69,15 @@ def step(model, family, again, lora=False):
         ("SD 1.5", False, False, 1.9e9, 3.6),
     ],
 )
-def test_a_step_keeps_and_computes_what_the_help_page_says(name, again, lora, kept, calls):
+def test_a_step_keeps_and_computes_what_the_help_page_says(name, checkpointing, lora, kept, calls):
     """kept: without the one block that is made again at a time, with checkpointing."""
     family = counting.FAMILIES[name]
     model = counting.build(family)
     with torch.inference_mode(), counting.meta_host() as answers:
         plain, prompt = counting.CountCall(model.model, answers), family.prompt(TOKENS)
-        inversion.sample(model, plain, family.latent(), torch.tensor((1.0, 0.0)), prompt, None, 1.0)
-    cost = step(model, family, again, lora)
-    print(name, again, lora, cost.saved / 1e9, cost.flops / plain.cost.flops)
+        host.sample(model, plain, family.latent(), sigmas=torch.tensor((1.0, 0.0)), positive=prompt)
+    cost = step(model, family, checkpointing, lora)
+    print(name, checkpointing, lora, cost.saved / 1e9, cost.flops / plain.cost.flops)
     assert cost.saved == pytest.approx(kept, rel=0.05)
     assert cost.flops / plain.cost.flops == pytest.approx(calls, abs=0.06)
 

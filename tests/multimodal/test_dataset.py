@@ -8,12 +8,11 @@ import pytest
 import tiny_detector
 import tiny_models
 import torch
-from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset
+from palimpsest.nodes.multimodal import dataset as interleaved_dataset
+from palimpsest.nodes.multimodal.dataset import STAGES, Found, Recipe, lists
 from palimpsest.nodes.multimodal.dataset import files as multimodal_dataset_files
-from palimpsest.nodes.multimodal.dataset import open_detection
-from palimpsest.nodes.multimodal.dataset.dataset import STAGES, Found, Recipe
-from palimpsest.nodes.multimodal.dataset.nodes import BuildMultimodalDataset, one_by_one
-from palimpsest.nodes.multimodal.dataset.open_detection import Detection
+from palimpsest.nodes.multimodal.dataset import nodes as dataset_nodes
+from palimpsest.nodes.multimodal.dataset.nodes import BuildMultimodalDataset
 
 FIRST, SECOND = STAGES.values()
 CAPTION = "A big man and his red dog in the snow"
@@ -49,7 +48,7 @@ def build(**values):
     """The node's outputs; every value becomes a list, as the host gives it."""
     chosen = {
         "images": [tiny_models.picture(1)], "captions": [CAPTION], "detector": "none", "words": "man, dog",
-        "least_side": 10, "name": "test",
+        "min_side": 10, "name": "test",
     } | values  # fmt: skip
     for socket in BuildMultimodalDataset.define_schema().inputs:
         default = getattr(socket, "default", None)
@@ -77,9 +76,9 @@ def test_a_folder_of_pictures_and_lines_that_can_be_read_again(folders):
     for name in (line["picture"], *line["wholes"].values(), *(c["file"] for c in line["crops"]), "contact_sheet.jpg"):
         assert (folder / name).is_file()
     assert sorted(line["wholes"]) == ["canny", "sketch"]
-    again = interleaved_dataset.read(folder)
+    again = interleaved_dataset.read_dataset(folder)
     assert again.records == dataset.records
-    assert again.recipe == dataset.recipe == Recipe(least_side=10)
+    assert again.recipe == dataset.recipe == Recipe(min_side=10)
     crop = interleaved_dataset.read_picture(folder / line["crops"][1]["file"])
     assert torch.equal(crop, dataset.picture(0)[30:60, 36:60])
     assert (tiny_models.picture(1)[0] - dataset.picture(0)).abs().max() <= 0.5 / 255 + 1e-6
@@ -125,7 +124,7 @@ def test_several_pictures_come_as_a_batch_or_a_list_with_lines_or_entries():
 def test_pictures_are_held_once_and_written_one_after_another():
     """No second copy of a large set; what lies outside of 0..1 is cut off when its turn comes."""
     batch = tiny_models.picture(3) * 2 - 0.5
-    assert [picture.data_ptr() for picture in one_by_one([batch])] == [picture.data_ptr() for picture in batch]
+    assert [picture.data_ptr() for picture in lists.one_by_one([batch])] == [picture.data_ptr() for picture in batch]
     kept = batch.clone()
     dataset = build(images=[batch], captions=[CAPTION] * 3, masks=[masks()] * 3)[0]
     assert torch.equal(batch, kept)
@@ -135,7 +134,7 @@ def test_pictures_are_held_once_and_written_one_after_another():
 def test_small_and_large_crops_are_dropped_and_counted():
     large = torch.ones(2, 64, 64)
     large[1, :, 9:] = 0
-    dataset, _, report = build(masks=[large], least_side=40)
+    dataset, _, report = build(masks=[large], min_side=40)
     assert dataset.records[0].crops == ()
     assert "1 smaller than 40 x 40 px, 1 larger than 75 % of their picture" in report
     assert "1 pictures have no crop" in report
@@ -171,10 +170,16 @@ def test_prompts_are_drawn_at_the_papers_rates():
 
 def test_heads_stand_for_people_at_their_rate(folders):
     places = [Found(6, 9, (2, 4, 30, 60)), Found(22, 25, (36, 30, 60, 60))]
-    made, _ = interleaved_dataset.build(
-        folders / "heads", [tiny_models.picture(1)[0]], [CAPTION], lambda *_: places, Recipe(4, vary_share=0), (),
-        people=("man",), heads=lambda _: [((40, 40, 50, 50), 0.9), ((8, 6, 20, 18), 0.8), ((9, 6, 20, 18), 0.7)],
-    )  # fmt: skip
+    made, _ = interleaved_dataset.build_dataset(
+        folders / "heads",
+        [tiny_models.picture(1)[0]],
+        [CAPTION],
+        lambda *_: places,
+        Recipe(min_side=4, vary_share=0),
+        wholes=(),
+        people=("man",),
+        heads=lambda _: [((40, 40, 50, 50), 0.9), ((8, 6, 20, 18), 0.8), ((9, 6, 20, 18), 0.7)],
+    )
     man, dog = made.records[0].crops
     assert man.head
     assert dog.head is None
@@ -190,8 +195,8 @@ def test_heads_stand_for_people_at_their_rate(folders):
 def test_at_most_three_crops_stand_in_a_prompt(folders):
     caption = "man, man, man, man, man"
     places = [Found(i * 5, i * 5 + 3, (i, 0, i + 20, 20)) for i in range(5)]
-    made, _ = interleaved_dataset.build(
-        folders / "five", [tiny_models.picture(1)[0]], [caption], lambda *_: places, Recipe(4), ()
+    made, _ = interleaved_dataset.build_dataset(
+        folders / "five", [tiny_models.picture(1)[0]], [caption], lambda *_: places, Recipe(min_side=4), wholes=()
     )
     counts = {
         sum(not isinstance(p, str) for p in made.draw(0, FIRST, 4, torch.Generator().manual_seed(seed)))
@@ -200,117 +205,104 @@ def test_at_most_three_crops_stand_in_a_prompt(folders):
     assert counts == {1, 2, 3}
 
 
-# ---- the detector
-
-
-def test_boxes_become_phrases_of_the_caption():
-    caption = "A big man and his red dog."
-    offsets = [(0, 0), (0, 1), (2, 5), (6, 9), (10, 13), (14, 17), (18, 21), (22, 24), (24, 25), (25, 26), (0, 0)]
-    scores = torch.full((5, 11), 0.05)
-    scores[0, 1:4] = torch.tensor([0.3, 0.3, 0.8])  # A big man
-    scores[1, 2:4] = torch.tensor([0.26, 0.6])  # big man, worse
-    scores[2, 7] = 0.5  # half of a word
-    scores[3, 6] = 0.3  # below the box threshold
-    scores[4, 9] = 0.9  # the full stop
-    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.2], [0.1, 0.1, 0.1, 0.1], [0.9, 0.9, 0.4, 0.4], [0.5] * 4, [0.5] * 4])
-    found = open_detection.best_by_phrase(scores, boxes, offsets, caption, 0.35, 0.25)
-    assert [caption[each.start : each.end] for each in found] == ["big man", "dog"]
-    assert found[0].box == pytest.approx((0.3, 0.4, 0.7, 0.6))
-    assert found[1].box == pytest.approx((0.7, 0.7, 1.0, 1.0))
-    assert [each.score for each in found] == pytest.approx([0.8, 0.5])
-
-
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (["dog"], ["dog"]),
-        (["red dog", "MAN"], ["red dog", "man"]),
-        (["man", "man"], None),
-        (["do"], None),
-        ([""], None),
-    ],
-)
-def test_words_are_found_whole_and_once_each(words, found):
-    if found is None:
-        with pytest.raises(ValueError, match="is not in the caption"):
-            open_detection.places_of(words, CAPTION)
-    else:
-        assert [CAPTION[a:b] for a, b in open_detection.places_of(words, CAPTION)] == found
-
-
-@pytest.fixture(scope="module")
-def detector_folder(tmp_path_factory):
-    return tiny_detector.write(tmp_path_factory.mktemp("detectors") / "tiny-dino")
-
-
-def test_a_folder_of_grounding_dino_detects_as_transformers_does(detector_folder):
-    """Boxes and scores against transformers' own processing of the same picture and text."""
-    from transformers import GroundingDinoForObjectDetection
-
-    detector = open_detection.load(detector_folder)
-    assert detector.sizes == (96, 160)
-    picture, caption = tiny_models.picture(1, 60, 90)[0], "a big man and his dog"
-    found = detector.detect(picture, caption, 0.01, 0.01)
-    model = GroundingDinoForObjectDetection.from_pretrained(detector_folder)
-    read = detector.tokenizer(caption + ".", return_tensors="pt")
-    seen = detector.shown(picture)
-    assert seen.shape == (1, 3, 96, 144)
-    with torch.no_grad():
-        outputs = model(pixel_values=seen, input_ids=read["input_ids"], attention_mask=read["attention_mask"])
-    best = outputs.logits[0].sigmoid()[:, 1:-2].max(1)
-    row = int(best.values.argmax())
-    x, y, w, h = outputs.pred_boxes[0, row].tolist()
-    assert found[0].score == pytest.approx(float(best.values[row]), rel=1e-4)
-    assert found[0].box == pytest.approx(
-        [min(max(v, 0), 1) for v in (x - w / 2, y - h / 2, x + w / 2, y + h / 2)], abs=1e-4
-    )
-
-
-def test_the_node_uses_the_chosen_detector(detector_folder, folders):
-    (folders / "models" / "palimpsest_detectors").mkdir(parents=True)
-    (folders / "models" / "palimpsest_detectors" / "tiny-dino").symlink_to(detector_folder)
-    assert multimodal_dataset_files.detector_names() == ["none", "tiny-dino"]
-    dataset = build(
-        detector="tiny-dino", words="", box_threshold=0.01, text_threshold=0.3, least_side=1, largest_share=1.0
-    )[0]
+def test_the_node_uses_the_chosen_detector(folders):
+    tiny_detector.write(folders / "models" / "palimpsest_detectors" / "tiny-dino")
+    dataset = build(detector="tiny-dino", words="", box_threshold=0.01, text_threshold=0.3, min_side=1, max_share=1.0)[
+        0
+    ]
     assert all(CAPTION[c.start : c.end] == c.word for c in dataset.records[0].crops)
     with pytest.raises(ValueError, match="has no detector 'other'"):
         build(detector="other")
 
 
-def test_only_the_wanted_words_are_cut_out():
-    class Eye:
-        def detect(self, picture, caption, *thresholds):
-            return [Detection(2, 9, (0.1, 0.1, 0.5, 0.9), 0.9), Detection(18, 25, (0.5, 0.5, 1.0, 1.0), 0.8)]
+# ---- a picture that is not square
 
-    picture = tiny_models.picture(1)[0]
-    every = interleaved_dataset.ByDetector(Eye())(0, picture, CAPTION)
-    dogs = interleaved_dataset.ByDetector(Eye(), words=("dog", "cat"))(0, picture, CAPTION)
-    assert [CAPTION[f.start : f.end] for f in every] == ["big man", "red dog"]
-    assert [f.box for f in dogs] == [(32, 32, 64, 64)]
+WIDE, BOXES = (40, 90), [(5, 3, 30, 37), (50, 20, 88, 38)]  # (height, width); (left, top, right, bottom)
+
+
+def wide_masks(scale=1):
+    """The two boxes as masks, at a share of the picture's size."""
+    found = torch.zeros(2, WIDE[0] * scale, WIDE[1] * scale)
+    for mask, (left, top, right, bottom) in zip(found, BOXES, strict=True):
+        mask[top * scale : bottom * scale, left * scale : right * scale] = 1
+    return found
+
+
+def as_boxes():
+    return [{"x": a, "y": b, "width": c - a, "height": d - b} for a, b, c, d in BOXES]
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"model_type": "bert"}, "of type 'bert'"),
-        ({"auto_map": {"AutoModel": "evil.Model"}}, "program code of its own"),
-    ],
+    "found",
+    [{"masks": [wide_masks()]}, {"masks": [wide_masks(3)]}, {"boxes": [as_boxes()]}],
+    ids=["masks", "masks of another size", "boxes"],
 )
-def test_other_folders_are_refused(detector_folder, tmp_path, change, words):
-    folder = tmp_path / "changed"
-    folder.mkdir()
-    for file in detector_folder.iterdir():
-        (folder / file.name).symlink_to(file)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").unlink()
-    (folder / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ValueError, match=words):
-        open_detection.load(folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no \.safetensors in it"):
-        open_detection.load(folder)
+@pytest.mark.parametrize("turned", [False, True], ids=["wide", "high"])
+def test_boxes_are_left_top_right_bottom_on_a_picture_that_is_not_square(found, turned):
+    picture, wanted = tiny_models.picture(1, *WIDE), BOXES
+    if turned:
+        picture, wanted = picture.transpose(1, 2), [(b, a, d, c) for a, b, c, d in BOXES]
+        found = {name: [turn(each) for each in values] for name, values in found.items()}
+    dataset = build(images=[picture], canny=False, sketch=False, **found)[0]
+    record = dataset.records[0]
+    assert record.size == ((40, 90) if turned else (90, 40))  # width, height
+    assert [crop.box for crop in record.crops] == wanted
+    for crop in record.crops:
+        left, top, right, bottom = crop.box
+        file = interleaved_dataset.read_picture(dataset.folder / crop.file)
+        torch.testing.assert_close(file, picture[0, top:bottom, left:right], atol=0.51 / 255, rtol=0)
+
+
+def turn(found):
+    """Masks or boxes with rows and columns exchanged."""
+    if isinstance(found, torch.Tensor):
+        return found.mT
+    return [{"x": b["y"], "y": b["x"], "width": b["height"], "height": b["width"]} for b in found]
+
+
+def test_boxes_are_cut_off_at_the_pictures_own_borders():
+    box = {"x": -7, "y": -9, "width": 500, "height": 600}
+    dataset = build(images=[tiny_models.picture(1, *WIDE)], boxes=[[box]], words="man", max_share=1.0)[0]
+    assert dataset.records[0].crops[0].box == (0, 0, 90, 40)
+
+
+def test_the_largest_share_is_of_the_pictures_own_area():
+    boxes = [{"x": 0, "y": 0, "width": 90, "height": 20}, {"x": 0, "y": 0, "width": 90, "height": 21}]  # 0.5 and more
+    dataset, _, report = build(images=[tiny_models.picture(1, *WIDE)], boxes=[boxes], max_share=0.5)
+    assert [crop.word for crop in dataset.records[0].crops] == ["man"]
+    assert "1 larger than 50 %" in report
+
+
+# ---- settings by name
+
+
+def test_every_widget_arrives_under_its_name(monkeypatch, folders):
+    chosen = {
+        "detector": "dino", "min_side": 11, "max_share": 0.31, "max_crops": 5, "head_share": 0.41, "vary_share": 0.51,
+        "whole_share": 0.61, "canny": False, "sketch": True, "remove_background": True, "box_threshold": 0.71,
+        "text_threshold": 0.81, "people": "Cat, dog", "name": "other",
+    }  # fmt: skip
+    caught = {}
+
+    def keep(*given, **named):
+        caught.update(named, given=given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(multimodal_dataset_files.DETECTORS), "path", lambda self, name: f"folder of {name}")
+    monkeypatch.setattr(dataset_nodes, "load_detector", lambda folder: folder)
+    monkeypatch.setattr(dataset_nodes, "build_dataset", keep)
+    with pytest.raises(KeyboardInterrupt):
+        build(masks=[masks()], **chosen)
+    folder, _, captions, finder, recipe, wholes = caught["given"]
+    assert (folder.name, captions, wholes) == ("other_00001", [CAPTION], ("sketch",))
+    assert (finder.words, finder.remove) == ([("man", "dog")], True)
+    assert recipe.named() == {name: chosen[name] for name in recipe.named()}
+    assert caught["people"] == ("cat", "dog")
+    detector = caught["heads"].__self__
+    assert (detector.detector, detector.box_threshold, detector.text_threshold) == ("folder of dino", 0.71, 0.81)
+    sockets = {"images", "captions", "words", "masks", "boxes", "depth"}
+    assert {socket.id for socket in BuildMultimodalDataset.define_schema().inputs} == chosen.keys() | sockets
+    assert type(recipe) is Recipe
 
 
 # ---- what is refused
@@ -360,10 +352,10 @@ def test_lines_that_cannot_be_read_or_lead_elsewhere_are_refused(line, words):
     folder = build(masks=[masks()])[0].folder
     (folder / "dataset.jsonl").write_text(line)
     with pytest.raises(ValueError, match=words):
-        interleaved_dataset.read(folder)
+        interleaved_dataset.read_dataset(folder)
     (folder / "dataset.json").write_text("{}")
     with pytest.raises(ValueError, match="not of this version's form"):
-        interleaved_dataset.read(folder)
+        interleaved_dataset.read_dataset(folder)
 
 
 def test_lines_may_be_taken_out_and_corrected_by_hand():
@@ -372,5 +364,5 @@ def test_lines_may_be_taken_out_and_corrected_by_hand():
     line = json.loads(path.read_text().splitlines()[1])
     del line["crops"][0]
     path.write_text(json.dumps(line) + "\n\n")
-    (record,) = interleaved_dataset.read(dataset.folder).records
+    (record,) = interleaved_dataset.read_dataset(dataset.folder).records
     assert [c.word for c in record.crops] == ["dog"]

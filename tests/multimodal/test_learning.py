@@ -6,7 +6,7 @@ import tiny_models
 import torch
 from benchmarks import multimodal_pocket as learning
 from palimpsest.nodes.multimodal import files as multimodal_files
-from palimpsest.nodes.multimodal.vlm import vision_language
+from palimpsest.nodes.multimodal.vlm import load_vlm
 from pocket import world
 
 LESSONS = {"see": ("vlm.", "heads."), "say": ("connector.",), "read": ("lora.",), "draw": ("connector.", "lora.")}
@@ -50,7 +50,7 @@ def trainer(training, model, data, tmp_path):
 
     def make(name, steps):
         work = tmp_path / name
-        vlm = vision_language.load(learning.write_vlm(work / learning.UNTRAINED), "float32")
+        vlm = load_vlm(learning.write_vlm(work / learning.UNTRAINED), "float32")
         recipe = learning.Recipe(steps=steps, batch=2, see_batch=2, say_batch=2, heads=4)
         made = training.Trainer(model, vlm, data, recipe, work)
         made.load_state()
@@ -116,10 +116,10 @@ def test_what_was_learned_is_what_the_loaders_read(trainer, tmp_path):
     for lesson in ("see", "draw"):
         take(made, lesson)
     made.write(tmp_path / "models")
-    connector = multimodal_files.load(str(tmp_path / "models" / learning.CONNECTOR))
+    connector = multimodal_files.load_connector(str(tmp_path / "models" / learning.CONNECTOR))
     assert connector.info["see, steps"] == connector.info["draw, steps"] == 1
     assert connector.info["read, steps"] == 0
-    again = vision_language.load(tmp_path / "models" / learning.VLM, "auto").model.state_dict()
+    again = load_vlm(tmp_path / "models" / learning.VLM, "auto").model.state_dict()
     for name, tensor in made.kept("vlm.").items():
         torch.testing.assert_close(again[name].float(), tensor, atol=2e-3, rtol=2e-3)
 

@@ -64,8 +64,32 @@ def test_grey_is_grey_and_a_flip_undoes_itself():
     grey = maths.greyscale(picture)
     assert torch.equal(grey[..., 0], grey[..., 2])
     assert float(maths.greyscale(torch.ones(2, 2, 3)).mean()) == pytest.approx(1.0)
-    chance = torch.Generator()
-    assert torch.equal(maths.flip(maths.flip(picture, chance), chance), picture)
+    generator = torch.Generator()
+    flipped = maths.flip(picture, generator)
+    assert torch.equal(flipped[:, 0], picture[:, -1])
+    assert torch.equal(maths.flip(flipped, generator), picture)
+
+
+def test_a_random_crop_is_a_part_of_the_picture_anywhere_in_it():
+    """On a picture that tells the place of every pixel."""
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(90.0), indexing="ij")
+    picture, corners = torch.stack([rows, columns, rows], -1), []
+    for seed in range(40):
+        found = maths.random_crop(picture, torch.Generator().manual_seed(seed))
+        top, left = (int(value) for value in found[0, 0, :2])
+        assert torch.equal(found, picture[top : top + len(found), left : left + found.shape[1]])
+        corners.append((top, left))
+    assert max(top for top, _ in corners) <= 12 < max(left for _, left in corners) <= 27
+    assert min(min(corner) for corner in corners) == 0
+
+
+def test_noise_has_its_strength_and_grey_the_luma_of_its_colour():
+    even = torch.full((100, 100, 3), 0.5)
+    noise = maths.gaussian_noise(even, torch.Generator().manual_seed(0)) - even
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.02)
+    assert float(noise.mean()) == pytest.approx(0.0, abs=2e-3)
+    for colour, luma in enumerate((0.299, 0.587, 0.114)):
+        assert float(maths.greyscale(torch.eye(3)[colour].expand(1, 1, 3))[0, 0, 0]) == pytest.approx(luma)
 
 
 def test_every_variation_comes_up():
@@ -93,3 +117,17 @@ def test_a_blur_keeps_the_mean_and_is_the_gaussian():
     found = maths.blurred(spot, 2.0)
     assert float(found.sum()) == pytest.approx(1.0)
     assert float(found[15, 17] / found[15, 15]) == pytest.approx(torch.exp(torch.tensor(-0.5)).item(), rel=1e-4)
+    torch.testing.assert_close(found, found.mT)
+
+
+def test_a_blur_of_a_picture_that_is_not_square_is_the_same_along_both_sides():
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.rand(9, 40, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(maths.blurred(grey.mT, 3.0), maths.blurred(grey, 3.0).mT)
+    ramp = torch.linspace(0, 1, 40, dtype=torch.float64).expand(31, 40)
+    torch.testing.assert_close(maths.blurred(ramp, 2.0)[:, 8:-8], ramp[:, 8:-8])
+
+
+def test_a_share_of_a_picture_is_of_its_own_area():
+    assert maths.worth_showing((0, 0, 50, 15), 10 * 2, 50, 1, 0.75)
+    assert not maths.worth_showing((0, 0, 50, 16), 10 * 2, 50, 1, 0.75)

@@ -1,28 +1,19 @@
-"""Multimodal prompts: folders of vision-language models, what they make of words and pictures, the two nodes."""
+"""Load Multimodal Encoder and Multimodal Prompt in the host: what they load, make, and refuse."""
 
-import json
 import os
 
-import comfy.model_management
 import comfy.samplers
-import folder_paths
 import pytest
 import tiny_models
 import tiny_vlm
 import torch
-from palimpsest.kernels.connector import ConnectorConfig
-from palimpsest.nodes.multimodal import encoder as multimodal
 from palimpsest.nodes.multimodal import files as multimodal_files
-from palimpsest.nodes.multimodal import interleaved
-from palimpsest.nodes.multimodal.encoder import Connector, Reads, join
-from palimpsest.nodes.multimodal.interleaved import Picture, Place, parse
+from palimpsest.nodes.multimodal import interleaved, loading, nodes, prompting
+from palimpsest.nodes.multimodal.encoder import join
 from palimpsest.nodes.multimodal.nodes import LoadMultimodalEncoder, MultimodalPrompt
-from palimpsest.nodes.multimodal.vlm import vision_language
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 WIDTH = tiny_models.SD15["context_dim"]
-KINDS = ["idefics2", "idefics3", "smolvlm", "qwen2_5_vl"]
-SIDE = {"idefics2": 28, "idefics3": 56, "smolvlm": 56, "qwen2_5_vl": 56}  # pixels of 16 tokens
 
 
 @pytest.fixture(autouse=True)
@@ -32,47 +23,8 @@ def _inference():
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """The folders of the three families, where the host looks for them."""
-    root = tmp_path_factory.mktemp("encoders")
-    with pytest.MonkeyPatch.context() as patch:
-        known = dict(folder_paths.folder_names_and_paths)
-        known["palimpsest_encoders"] = ([str(root / "models")], {".safetensors"})
-        known["palimpsest_connectors"] = ([str(root / "connectors")], {".safetensors"})
-        known["loras"] = ([str(root / "loras")], {".safetensors"})
-        patch.setattr(folder_paths, "folder_names_and_paths", known)
-        patch.setattr(folder_paths, "filename_list_cache", {})
-        for name in ("connectors", "loras"):
-            (root / name).mkdir()
-        for kind in KINDS:
-            tiny_vlm.write(root / "models" / kind, kind)
-        yield root
-
-
-@pytest.fixture(scope="module")
-def vlms(models):
-    """A loaded model by (kind, perceiver), read when first asked for."""
-    read = {}
-
-    def get(kind="idefics2", perceiver=False):
-        if (kind, perceiver) not in read:
-            read[kind, perceiver] = vision_language.load(models / "models" / kind, "float32", perceiver)
-        return read[kind, perceiver]
-
-    return get
-
-
-def connector(vlm, tokens=16, width=WIDTH, pooled=0, seed=0):
-    config = ConnectorConfig(vlm.width, width, depth=2, heads=4, pooled_width=pooled)
-    made = Connector.new(config, Reads.of(vlm, tokens), seed)
-    if pooled:
-        made.patcher.model.pooled.weight.normal_(generator=torch.Generator().manual_seed(seed))
-    return made
-
-
-@pytest.fixture(scope="module")
-def encoder(vlms):
-    return join(vlms(), connector(vlms()))
+def encoder(loaded):
+    return join(loaded(), tiny_vlm.connector(loaded()))
 
 
 def picture(height=30, width=50, seed=0):
@@ -86,397 +38,13 @@ def prompt(encoder, text="a <image1> dog", pictures=1, **settings):
     return tiny_models.execute(MultimodalPrompt, **inputs | settings)
 
 
-# ---- reading a text
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("a red dog", ("a red dog",)),
-        ("", ()),
-        ("a <image1> dog", ("a ", Place(1), " dog")),
-        ("{image1}<image2>", (Place(1), Place(2))),
-        ("<Image 1> and {picture_2}", (Place(1), " and ", Place(2))),
-        ("<image1:0.5>", (Place(1, 0.5),)),
-        ("<image1: -1.5, tokens = 64> x", (Place(1, -1.5, 64), " x")),
-        ("<image2, tokens=16>", (Place(2, 1.0, 16),)),
-        ("the dog of Picture 1 in the style of image 2", ("the dog of ", Place(1), " in the style of ", Place(2))),
-        ("a <image1> picture 2", ("a ", Place(1), " picture 2")),
-        ("an image of a dog", ("an image of a dog",)),
-    ],
-)
-def test_a_text_is_taken_apart(text, parts):
-    assert parse(text) == parts
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("a <image> dog", "'<image>' names no picture"),
-        ("a {picture} dog", "names no picture"),
-        ("a <image1> <image one>", "'<image one>' names no picture"),
-        ("<image1:much>", "cannot be read"),
-        ("<image1:1, tokens=many>", "cannot be read"),
-        ("<image1:9>", "must be from -4 to 4"),
-        ("<image1:nan>", "must be from -4 to 4"),
-    ],
-)
-def test_a_placeholder_that_cannot_be_read_is_refused(text, says):
-    with pytest.raises(ValueError, match=says):
-        parse(text)
-
-
-def test_words_without_pictures():
-    assert interleaved.words_only("a <image1> dog, {image2:0.5} style") == "a dog, style"
-
-
-# ---- preparing a picture
-
-
-def test_a_picture_is_padded_with_black_to_a_square_around_its_middle():
-    square = interleaved.squared(torch.ones(2, 4, 3), 4)
-    assert square.shape == (1, 3, 4, 4)
-    assert torch.equal(square[0, 0], torch.tensor([[-1.0] * 4, [1.0] * 4, [1.0] * 4, [-1.0] * 4]))
-
-
-def test_a_mask_cuts_out_and_removes_or_keeps_the_background():
-    shown = torch.full((6, 8, 3), 0.5)
-    mask = torch.zeros(1, 6, 8)
-    mask[0, 1, 2] = mask[0, 3, 5] = 1.0
-    cut = interleaved.cut_out(shown, mask, "image1", remove=True)
-    assert cut.shape == (3, 4, 3)
-    assert torch.count_nonzero(cut) == 6
-    assert torch.equal(interleaved.cut_out(shown, mask, "image1", remove=False), shown[1:4, 2:6])
-
-
-def test_a_mask_of_another_size_is_brought_to_the_picture():
-    mask = torch.zeros(1, 3, 4)
-    mask[0, :, 2:] = 1.0
-    assert interleaved.cut_out(torch.rand(6, 8, 3), mask, "image1", remove=False).shape[0] == 6
-
-
-# ---- folders
-
-
-def copy_with(models, tmp_path, name, change):
-    """A copy of a model folder after a change to it."""
-    import shutil
-
-    folder = shutil.copytree(models / "models" / "idefics2", tmp_path / name)
-    change(folder)
-    return folder
-
-
-def set_config(folder, **values):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def to_pickle(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def drop_a_weight(folder):
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.connector.modality_projection.gate_proj.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda f: (f / "config.json").unlink(), "has no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
-        (lambda f: set_config(f, auto_map={"AutoModel": "code.Model"}), "program code of its own"),
-        (lambda f: set_config(f, model_type="llama"), "type 'llama'.*Idefics2, Idefics3, SmolVLM and Qwen2.5-VL"),
-        (to_pickle, "pytorch_model.bin, a format that can run code"),
-        (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
-        (drop_a_weight, "incomplete, 1 of its weights.*gate_proj"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"broken"), "cannot be read"),
-        (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "cannot be read|does not know"),
-    ],
-)
-def test_a_folder_that_is_no_such_model_is_refused(models, tmp_path, change, says):
-    folder = copy_with(models, tmp_path, "odd", change)
-    with pytest.raises(ValueError, match=says):
-        vision_language.load(folder, "float32")
-
-
-def test_folders_are_listed_by_name_also_one_deeper(models):
-    tiny_vlm.write(models / "models" / "maker" / "small", "smolvlm")
-    assert multimodal_files.folders() == ["idefics2", "idefics3", "maker/small", "qwen2_5_vl", "smolvlm"]
-    assert multimodal_files.ENCODERS.path("maker/small") == models / "models" / "maker" / "small"
-    with pytest.raises(ValueError, match=r"has no model folder '../idefics2'"):
-        multimodal_files.ENCODERS.path("../idefics2")
-
-
-def test_the_weights_are_the_folders_own(models, vlms):
-    saved = load_file(models / "models" / "idefics2" / "model.safetensors")
-    loaded = vlms().patcher.model.state_dict()
-    assert {key for key in saved if key != "lm_head.weight"} == set(loaded)
-    assert all(torch.equal(loaded[key], saved[key]) for key in loaded)
-
-
-def test_qwens_published_layout_of_weights_is_read(models, vlms, tmp_path):
-    """Its authors' files name the eye visual.*, the language model model.*."""
-    import shutil
-
-    folder = shutil.copytree(models / "models" / "qwen2_5_vl", tmp_path / "published")
-    weights = {
-        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor
-        for name, tensor in load_file(folder / "model.safetensors").items()
-    }
-    assert {"visual.patch_embed.proj.weight", "model.embed_tokens.weight"} <= weights.keys()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    found = vision_language.load(folder, "float32").patcher.model.state_dict()
-    wanted = vlms("qwen2_5_vl").patcher.model.state_dict()
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_dtype_is_chosen(models, dtype):
-    vlm = vision_language.load(models / "models" / "smolvlm", dtype)
-    states = vlm.hidden_states([("a ", Picture(picture()[0], 4), " dog")]).states
-    assert vlm.dtype is states.dtype is getattr(torch, dtype)
-    assert torch.isfinite(states).all()
-
-
-# ---- hidden states
-
-
-def stock(models, kind, ids, pixels, perceiver=True):
-    """The last hidden states of transformers' own model and forward, from its own loader."""
-    import transformers
-
-    model = transformers.AutoModel.from_pretrained(models / "models" / kind).float()
-    if not perceiver:
-
-        class Past(torch.nn.Module):
-            def forward(self, context, attention_mask):
-                return context
-
-        model.connector.perceiver_resampler = Past()
-    ones = torch.ones(1, *pixels.shape[-2:], dtype=torch.bool)[None]
-    found = model(input_ids=torch.tensor([ids]), pixel_values=pixels[None], pixel_attention_mask=ones, use_cache=False)
-    return found.last_hidden_state
-
-
-@pytest.mark.parametrize(
-    ("kind", "perceiver", "tokens"),
-    [("idefics2", False, 16), ("idefics2", True, 5), ("idefics3", False, 16), ("smolvlm", False, 4)],
-)
-def test_hidden_states_are_those_of_transformers_own_forward(models, vlms, kind, perceiver, tokens):
-    vlm = vlms(kind, perceiver)
-    shown = Picture(picture()[0], tokens)
-    ids, _ = vlm.tokenised(("a ", shown, " dog"))
-    pixels = interleaved.squared(shown.pixels, vlm.side(tokens))
-    if kind == "idefics2" and not perceiver:
-        wanted = stock(models, kind, ids, pixels, perceiver=False)
-    else:
-        wanted = stock(models, kind, ids, pixels)
-    found = vlm.hidden_states([("a ", shown, " dog")])
-    torch.testing.assert_close(found.states, wanted, rtol=1e-4, atol=1e-5)
-    assert found.mask.all()
-
-
-@pytest.mark.parametrize("sides", [(4, 2), (2,), ()])
-def test_qwens_hidden_states_are_those_of_its_own_processor_and_forward(models, vlms, sides):
-    """Pictures of several sizes among words, in 4 x 4 and 2 x 2 tokens, normalised and cut up by transformers."""
-    import inspect
-
-    import transformers
-
-    vlm = vlms("qwen2_5_vl")
-    shown = [Picture(picture(seed=i)[0], side**2) for i, side in enumerate(sides)]
-    parts = [part for each in shown for part in ("a ", each, " dog")]
-    ids, _ = vlm.tokenised((*parts, " in the snow"))
-    model = transformers.AutoModel.from_pretrained(models / "models" / "qwen2_5_vl").float()
-    given = {"input_ids": torch.tensor([ids])}
-    if shown:
-        squares = [interleaved.squared(each.pixels, vlm.side(each.tokens))[0] / 2 + 0.5 for each in shown]
-        processor = transformers.Qwen2VLImageProcessor(patch_size=7, min_pixels=1, do_rescale=False)
-        given |= dict(processor(squares, return_tensors="pt", input_data_format="channels_first"))
-    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-        given["mm_token_type_ids"] = (given["input_ids"] == model.config.image_token_id).int()
-    found = vlm.hidden_states([(*parts, " in the snow")])
-    wanted = model(**given, use_cache=False).last_hidden_state
-    torch.testing.assert_close(found.states, wanted, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_layout_names_every_token(vlms, kind):
-    vlm = vlms(kind)
-    shown = [Picture(picture()[0], 16, name="image1"), Picture(picture(seed=1)[0], 4, name="image2")]
-    ids, spans = vlm.tokenised(("a ", shown[0], " dog ", shown[1], " style"))
-    assert [span.start for span in spans[1:]] == [span.end for span in spans[:-1]]
-    assert (spans[0].start, spans[-1].end) == (0, len(ids))
-    image = vlm.tokenizer.convert_tokens_to_ids(vlm.family.image)
-    counts = [ids[span.start : span.end].count(image) for span in spans]
-    assert [count for count in counts if count] == [16, 4]
-    assert [span.picture for span in spans if span.picture] == shown
-    assert spans[1].side == SIDE[kind]
-
-
-@pytest.mark.parametrize("kind", ["idefics2", "qwen2_5_vl"])
-def test_prompts_in_one_batch_are_those_one_by_one(vlms, kind):
-    vlm, shown = vlms(kind), Picture(picture()[0], 16)
-    prompts = [("a ", shown, " dog"), ("a red cat sitting",), (), ("a ", Picture(picture(seed=2)[0], 4), " man")]
-    together = vlm.hidden_states(prompts)
-    for row, each in enumerate(prompts):
-        alone = vlm.hidden_states([each]).states
-        length = alone.shape[1]
-        assert together.mask[row].sum() == length
-        assert together.mask[row, :length].all()
-        torch.testing.assert_close(together.states[row : row + 1, :length], alone, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_prompt_is_one_token(vlms, kind):
-    assert vlms(kind).hidden_states([()]).states.shape[:2] == (1, 1)
-
-
-def test_two_pictures_are_told_apart_by_place(vlms):
-    vlm = vlms()
-    a, b = Picture(picture()[0], 16), Picture(picture(seed=1)[0], 16)
-    one, other = (vlm.hidden_states([("a ", *pair, " dog")]).states for pair in ((a, b), (b, a)))
-    assert (one[:, 3:19] - other[:, 3:19]).norm() > 0.1 * one[:, 3:19].norm()
-
-
-@pytest.mark.parametrize(
-    ("kind", "perceiver", "tokens", "says"),
-    [
-        ("idefics2", False, 15, "a square number of tokens from 1 to 64, 15 are wanted: take 16"),
-        ("idefics2", False, 1296, "1296 are wanted: take 64"),
-        ("idefics2", True, 16, "by 5 tokens through its perceiver, 16 are wanted"),
-        ("smolvlm", False, 64, "from 1 to 16, 64 are wanted: take 16"),
-    ],
-)
-def test_a_number_of_tokens_that_cannot_be_is_refused(vlms, kind, perceiver, tokens, says):
-    with pytest.raises(ValueError, match=says):
-        vlms(kind, perceiver).tokenised((Picture(picture()[0], tokens),))
-
-
-def test_the_papers_sizes_are_idefics2s():
-    """252 px and 504 px for 324 and 1296 tokens (patch 14)."""
-    sides = {}
-    for tokens in (324, 576, 1024, 1296):
-        vlm = object.__new__(vision_language.VisionLanguage)
-
-        class Eye:
-            image_size, patch_size = 980, 14
-
-        class Config:
-            vision_config = Eye
-
-        class Holder:
-            model = type("Model", (), {"model": type("Inner", (), {"config": Config})})
-
-        fields = {"name": "x", "family": vision_language.FAMILIES["idefics2"], "patcher": Holder, "perceiver": False}
-        for name, value in fields.items():
-            object.__setattr__(vlm, name, value)
-        sides[tokens] = vlm.side(tokens)
-    assert sides == {324: 252, 576: 336, 1024: 448, 1296: 504}
-
-
-def test_too_many_tokens_are_refused(vlms):
-    pictures = tuple(Picture(picture()[0], 64, name=f"image{i + 1}") for i in range(3))
-    with pytest.raises(ValueError, match=r"reads 160 at once \(pictures: image1 64, image2 64, image3 64\)"):
-        vlms().tokenised(pictures)
-
-
-def test_the_host_loads_and_offloads_the_model(vlms):
-    vlm = vlms("smolvlm")
-    vlm.hidden_states([("a dog",)])
-    assert any(loaded.model is vlm.patcher for loaded in comfy.model_management.current_loaded_models)
-    comfy.model_management.unload_all_models()
-    assert not any(loaded.model is vlm.patcher for loaded in comfy.model_management.current_loaded_models)
-    assert torch.isfinite(vlm.hidden_states([("a dog",)]).states).all()
-
-
-def test_large_layers_are_the_hosts_own(vlms):
-    small = {id(p) for m in vlms().model.modules() if not hasattr(m, "comfy_cast_weights") for p in m.parameters(False)}
-    layers = [m for m in vlms().model.modules() if type(m) is torch.nn.Linear]
-    assert layers == []
-    assert len(small) < len(list(vlms().model.parameters()))
-
-
-# ---- connectors on disk
-
-
-def test_a_connector_survives_its_file(models, vlms):
-    made = connector(vlms(), pooled=1280)
-    made = multimodal.Connector(made.config, made.reads, made.patcher, {"steps": 3, "loss": 0.25})
-    path = multimodal_files.new_path("my dog")
-    multimodal_files.save(made, path)
-    again = multimodal_files.load(str(path))
-    assert (again.config, again.reads, again.info) == (made.config, made.reads, made.info)
-    states = vlms().hidden_states([("a dog",)]).states
-    for one, same in zip(made(states), again(states), strict=True):
-        assert torch.equal(one, same)
-    assert path.name in multimodal_files.listed()
-
-
-def test_a_foreign_and_a_damaged_file_are_refused(models, vlms, tmp_path):
-    save_file({"x": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(ValueError, match=r"lora.safetensors is not a multimodal connector"):
-        multimodal_files.load(str(tmp_path / "lora.safetensors"))
-    path = tmp_path / "cut.safetensors"
-    multimodal_files.save(connector(vlms()), path)
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="cut off or damaged"):
-        multimodal_files.load(str(path))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda tensors: tensors.pop("norm_out.weight"), "norm_out.weight for one"),
-        (lambda tensors: tensors.update(more=torch.zeros(1)), "more for one"),
-        (lambda tensors: tensors["project.weight"].fill_(torch.nan), "NaN"),
-        (
-            lambda tensors: tensors.update({"project.bias": torch.zeros(WIDTH, dtype=torch.float16)}),
-            "one type of number",
-        ),
-    ],
-)
-def test_a_file_whose_tensors_do_not_fit_is_refused(vlms, tmp_path, spoil, says):
-    made, path = connector(vlms()), tmp_path / "odd.safetensors"
-    multimodal_files.save(made, path)
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata()
-    tensors = load_file(path)
-    spoil(tensors)
-    save_file(tensors, path, metadata=header)
-    with pytest.raises(ValueError, match=says):
-        multimodal_files.load(str(path))
-
-
-def test_a_trainable_copy_is_apart_and_has_a_gradient(vlms):
-    made = connector(vlms())
-    states = vlms().hidden_states([("a dog",), ("a red cat sitting",)])
-    with torch.inference_mode(False), torch.enable_grad():
-        network = made.trainable()
-        context, _ = network(states.states.float().clone(), states.mask.clone())
-        context.square().sum().backward()
-        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
-        with torch.no_grad():
-            network.project.weight.zero_()
-    assert torch.count_nonzero(made.patcher.model.project.weight) > 0
-
-
-# ---- the nodes
-
-
 def load_node(**settings):
     return tiny_models.execute(LoadMultimodalEncoder, **{"folder": "idefics2", "connector": "none"} | settings)
 
 
-def test_the_loader_loads_what_belongs_together(models, vlms):
+def test_the_loader_loads_what_belongs_together(encoder_folders, loaded):
     path = multimodal_files.new_path("kept")
-    multimodal_files.save(connector(vlms(perceiver=True), tokens=5), path)
+    multimodal_files.save_connector(tiny_vlm.connector(loaded(perceiver=True), tokens=5), path)
     made, report = load_node(connector=path.name, dtype="float32")
     assert made.vlm.perceiver
     assert made.connector.reads.tokens == 5
@@ -493,7 +61,7 @@ def test_the_loader_says_what_to_do_without_a_folder():
     assert LoadMultimodalEncoder.validate_inputs("idefics2") is True
 
 
-def test_a_lora_of_the_vision_language_model_acts_and_one_of_another_model_is_refused(models):
+def test_a_lora_of_the_vision_language_model_acts_and_one_of_another_model_is_refused(encoder_folders):
     layer = "text_model.layers.0.self_attn.q_proj"
     files = {
         "pack": f"{layer}.lora_",
@@ -503,8 +71,8 @@ def test_a_lora_of_the_vision_language_model_acts_and_one_of_another_model_is_re
     generator = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, 32, generator=generator), torch.randn(32, 2, generator=generator)
     for name, key in files.items():
-        save_file({key + "A.weight": down, key + "B.weight": up}, models / "loras" / f"{name}.safetensors")
-    save_file({"lora_unet_x.lora_up.weight": up}, models / "loras" / "unet.safetensors")
+        save_file({key + "A.weight": down, key + "B.weight": up}, encoder_folders / "loras" / f"{name}.safetensors")
+    save_file({"lora_unet_x.lora_up.weight": up}, encoder_folders / "loras" / "unet.safetensors")
     text = [("a red dog",)]
     plain = load_node(dtype="float32")[0].hidden_states(text).states
     found = [load_node(dtype="float32", lora=f"{name}.safetensors")[0].hidden_states(text).states for name in files]
@@ -561,14 +129,14 @@ def test_a_written_negative_prompt_counts_as_its_own_tokens(encoder):
     torch.testing.assert_close(sample(model, positive, negative), wanted, rtol=1e-5, atol=1e-4)
 
 
-def test_sdxl_samples(vlms):
+def test_sdxl_samples(loaded):
     unet = tiny_models.unet("sdxl")
-    made = join(vlms(), connector(vlms(), pooled=1280))
+    made = join(loaded(), tiny_vlm.connector(loaded(), pooled=1280))
     model, positive, negative, _ = prompt(made, model=unet)
     assert torch.isfinite(sample(model, positive, negative)).all()
 
 
-def test_pooled_output_is_as_chosen(vlms):
+def test_pooled_output_is_as_chosen(loaded):
     class Clip:
         def tokenize(self, text):
             return text
@@ -576,7 +144,10 @@ def test_pooled_output_is_as_chosen(vlms):
         def encode_from_tokens(self, tokens, return_pooled):
             return None, torch.full((1, 1280), float(len(tokens)))
 
-    plain, learned = join(vlms(), connector(vlms())), join(vlms(), connector(vlms(), pooled=1280))
+    plain, learned = (
+        join(loaded(), tiny_vlm.connector(loaded())),
+        join(loaded(), tiny_vlm.connector(loaded(), pooled=1280)),
+    )
 
     def pooled(made, **settings):
         _, positive, negative, _ = prompt(made, **settings)
@@ -647,15 +218,15 @@ def test_what_cannot_be_prompted_is_refused(encoder, settings, says):
         prompt(encoder, **settings)
 
 
-def test_a_model_of_another_width_is_refused(vlms):
-    made = join(vlms(), connector(vlms(), width=32))
+def test_a_model_of_another_width_is_refused(loaded):
+    made = join(loaded(), tiny_vlm.connector(loaded(), width=32))
     with pytest.raises(ValueError, match=r"tokens of 32 channels .*, this model reads 24"):
         prompt(made)
 
 
-def test_without_a_connector_it_says_where_to_get_one(vlms):
+def test_without_a_connector_it_says_where_to_get_one(loaded):
     with pytest.raises(ValueError, match="has no connector to the U-Net"):
-        prompt(join(vlms(), None))
+        prompt(join(loaded(), None))
 
 
 def test_inputs_are_left_as_they_were(encoder):
@@ -666,11 +237,75 @@ def test_inputs_are_left_as_they_were(encoder):
     assert repr(unet.model_options) == options
 
 
-def test_a_connector_written_anew_is_read_again(models, vlms):
+def test_a_connector_written_anew_is_read_again(encoder_folders, loaded):
     path = multimodal_files.new_path("rewritten")
-    multimodal_files.save(connector(vlms()), path)
+    multimodal_files.save_connector(tiny_vlm.connector(loaded()), path)
     chosen = {"folder": "idefics2", "connector": path.name, "lora": "none", "dtype": "auto"}
     first = LoadMultimodalEncoder.fingerprint_inputs(**chosen)
     assert LoadMultimodalEncoder.fingerprint_inputs(**chosen) == first
     os.utime(path, (1, 1))
     assert LoadMultimodalEncoder.fingerprint_inputs(**chosen) != first
+
+
+# ---- settings by name
+
+
+def caught(monkeypatch, module, name):
+    """The arguments that a node gives to a function; it stops there."""
+    found = []
+
+    def catch(*arguments):
+        found.extend(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, catch)
+    return found
+
+
+def test_every_widget_of_the_loader_arrives_under_its_name(monkeypatch):
+    chosen = {
+        "folder": "a",
+        "connector": "b",
+        "perceiver": "kept",
+        "dtype": "float16",
+        "lora": "c",
+        "lora_strength": 0.5,
+    }
+    found = caught(monkeypatch, nodes, "load_encoder")
+    with pytest.raises(KeyboardInterrupt):
+        LoadMultimodalEncoder.execute(**chosen)
+    assert found[0].named() == chosen
+    assert {socket.id for socket in LoadMultimodalEncoder.define_schema().inputs} == set(chosen)
+
+
+def test_every_widget_of_the_prompt_arrives_under_its_name(monkeypatch):
+    chosen = {
+        "text": "a",
+        "negative_text": "b",
+        "tokens_per_picture": "64",
+        "background": "kept",
+        "pooled_output": "zeros",
+    }
+    sockets = {"model": 1, "multimodal_encoder": 2, "images": {"image1": 3}, "masks": {"mask1": 4}, "clip": 5}
+    found = caught(monkeypatch, prompting, "prompt")
+    with pytest.raises(KeyboardInterrupt):
+        MultimodalPrompt.execute(**sockets, **chosen)
+    *given, settings, clip = found
+    assert [*given, clip] == list(sockets.values())
+    assert settings.named() == chosen
+    assert {socket.id for socket in MultimodalPrompt.define_schema().inputs} == chosen.keys() | sockets.keys()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "trained", "kept"),
+    [
+        ("as trained", None, False),
+        ("as trained", False, False),
+        ("as trained", True, True),
+        ("bypassed", True, False),
+        ("kept", None, True),
+    ],
+)
+def test_the_perceiver_is_as_chosen_or_as_trained(loaded, chosen, trained, kept):
+    connector = None if trained is None else tiny_vlm.connector(loaded(perceiver=trained), 5 if trained else 16)
+    assert loading.EncoderSettings("idefics2", perceiver=chosen).keeps_perceiver(connector) is kept

@@ -10,7 +10,7 @@ from palimpsest.kernels.connector import ConnectorConfig
 from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.encoder import Connector, Reads, join
 from palimpsest.nodes.multimodal.interleaved import Picture
-from palimpsest.nodes.multimodal.vlm import vision_language
+from palimpsest.nodes.multimodal.vlm import load_vlm
 from pocket import world
 from safetensors.torch import load_file
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vlm(folder):
-    return vision_language.load(folder, "float32")
+    return load_vlm(folder, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +140,12 @@ def test_what_was_learned_is_a_models_folder_in_half_precision(vlm, data, tmp_pa
     connector = Connector.new(config, Reads.of(vlm, 64), seed=1)
     seeing = {name: tensor + 0.25 for name, tensor in vlm.model.state_dict().items() if "perceiver" not in name}
     learning.write_trained(tmp_path, seeing, connector, {"lora_unet_x.lora_up.weight": torch.randn(4, 2)})
-    again = vision_language.load(tmp_path / learning.VLM, "auto")
+    again = load_vlm(tmp_path / learning.VLM, "auto")
     assert json.loads((tmp_path / learning.VLM / "config.json").read_text()).get("dtype") in ("float16", None)
     for name, tensor in again.model.state_dict().items():
         if "perceiver" not in name:
             torch.testing.assert_close(tensor.float(), seeing[name], atol=2e-3, rtol=2e-3)
-    encoder = join(again, multimodal_files.load(str(tmp_path / learning.CONNECTOR)))
+    encoder = join(again, multimodal_files.load_connector(str(tmp_path / learning.CONNECTOR)))
     assert encoder.require_connector().parameters == connector.parameters
     (lora,) = load_file(tmp_path / learning.LORA).values()
     assert lora.dtype == torch.float16

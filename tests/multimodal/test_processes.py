@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import tiny_vlm
 import torch
-from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset
+from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from safetensors.torch import load_file
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -28,7 +28,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
     (tmp_path / "data").mkdir()
     finder = interleaved_dataset.ByMask([mask] * 4, [("dog",)] * 4)
     captions = ["a dog in the snow"] * 4
-    interleaved_dataset.build(
+    interleaved_dataset.build_dataset(
         tmp_path / "data", tiny_models.picture(4), captions, finder, interleaved_dataset.Recipe(4), ("sketch",)
     )
     states = []
@@ -37,7 +37,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path):
             sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes,
             TESTS / "recipes" / "train_multimodal.py", "--cpu", "--comfyui", os.environ["COMFYUI_PATH"],
             "--checkpoint", CHECKPOINT, "--encoder", tmp_path / "vlm", "--dataset", tmp_path / "data",
-            "--out", tmp_path / str(processes), "--name", "it", "--steps", 2, "--batch", 2 // processes,
+            "--out", tmp_path / str(processes), "--name", "it", "--steps", 2, "--batch-size", 2 // processes,
             "--tokens", 4, "--depth", 2, "--train-unet", "--train-language", "--warmup", 0, "--preview-every", 0,
             "--dtype", "float32", "--connector-rate", 1e-3, "--unet-rate", 1e-3, "--language-rate", 1e-3,
         ]  # fmt: skip

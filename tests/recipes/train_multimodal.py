@@ -3,7 +3,7 @@
     pip install accelerate
     torchrun --nproc_per_node 8 tests/recipes/train_multimodal.py --comfyui COMFYUI --checkpoint sdxl.safetensors \\
         --encoder models/palimpsest_encoders/idefics2-8b --dataset output/palimpsest_datasets/dataset_00001 \\
-        --out models --name mumu --steps 300000 --batch 4 --train-unet --train-language
+        --out models --name mumu --steps 300000 --batch-size 4 --train-unet --train-language
 
 Every GPU runs the host's own U-Net and the vision-language model on its share of the batch. The connector, its
 gradients and its optimiser, which are most of the memory of a training, are sharded block by block by torch's FSDP
@@ -133,14 +133,16 @@ def main() -> None:
 
     import comfy.sd
     import folder_paths
+    from palimpsest.nodes import plots
+    from palimpsest.nodes.multimodal import dataset as interleaved_dataset
     from palimpsest.nodes.multimodal import files as multimodal_files
-    from palimpsest.nodes.multimodal.dataset import dataset as interleaved_dataset
     from palimpsest.nodes.multimodal.encoder import join
     from palimpsest.nodes.multimodal.training import files
     from palimpsest.nodes.multimodal.training import training as multimodal_training
     from palimpsest.nodes.multimodal.training.learner import Process
-    from palimpsest.nodes.multimodal.training.lessons import CLIP_TEXT, TrainSettings
-    from palimpsest.nodes.multimodal.vlm import vision_language
+    from palimpsest.nodes.multimodal.training.settings import CLIP_TEXT, TrainSettings
+    from palimpsest.nodes.multimodal.vlm import load_vlm
+    from palimpsest.nodes.training import Watch
 
     chosen = arguments(TrainSettings)
     folder_paths.models_dir = str(chosen.out)
@@ -148,32 +150,31 @@ def main() -> None:
     multimodal_files.SHELF.register()
     multimodal_files.ENCODERS.register()
     files.STATES.register()
-    names = {field.name for field in fields(TrainSettings)}
-    settings = TrainSettings(**{k: v for k, v in vars(chosen).items() if k in names})
+    settings = TrainSettings(**{field.name: getattr(chosen, field.name) for field in fields(TrainSettings)})
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
-        str(chosen.checkpoint), output_vae=True, output_clip=settings.pooled == CLIP_TEXT
+        str(chosen.checkpoint), output_vae=True, output_clip=settings.pooled_output == CLIP_TEXT
     )
-    vlm = vision_language.load(chosen.encoder, chosen.dtype, chosen.perceiver)
-    encoder = join(vlm, multimodal_files.load(str(chosen.connector)) if chosen.connector else None)
-    dataset = interleaved_dataset.read(chosen.dataset)
-    state = files.load(str(chosen.resume)) if chosen.resume else None
-    place = files.Place.new(chosen.name, True) if accelerator.is_main_process else None
+    vlm = load_vlm(chosen.encoder, chosen.dtype, chosen.perceiver)
+    encoder = join(vlm, multimodal_files.load_connector(str(chosen.connector)) if chosen.connector else None)
+    dataset = interleaved_dataset.read_dataset(chosen.dataset)
+    state = files.load_state(str(chosen.resume)) if chosen.resume else None
+    kept = files.TrainingFiles.new(chosen.name, True) if accelerator.is_main_process else None
 
     def save(snapshot) -> None:
-        if place is not None:
-            print("written:", ", ".join(place.save(snapshot)), flush=True)
+        if kept is not None:
+            print("written:", ", ".join(kept.save(snapshot)), flush=True)
 
     def tell(text: str) -> None:
-        if place is not None:
+        if kept is not None:
             print(text, flush=True)
 
-    process = accelerated(accelerator, Process)
+    process, watch = accelerated(accelerator, Process), Watch(tell=tell, save=save)
     trained = multimodal_training.train(
-        model, vae, encoder, dataset, settings, clip, state, tell=tell, save=save, process=process
+        model, vae, encoder, dataset, settings, clip=clip, state=state, process=process, watch=watch
     )
-    if place is not None:
-        picture = interleaved_dataset.to_image(trained.samples[0])
-        picture.save(place.connector.with_suffix(".jpg"))
+    if kept is not None:
+        picture = plots.to_image(trained.samples[0])
+        picture.save(kept.connector.with_suffix(".jpg"))
         print(multimodal_training.describe(trained), flush=True)
     accelerator.end_training()
 

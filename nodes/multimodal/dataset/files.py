@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ... import files as storage
@@ -42,14 +45,22 @@ def dataset_path(name: str) -> Path:
     return known[name]
 
 
-def new_dataset(prefix: str) -> Path:
-    """A new folder output/palimpsest_datasets/<prefix>_00001. Raises ValueError for a prefix without a letter."""
+@contextmanager
+def new_dataset(prefix: str) -> Iterator[Path]:
+    """A new folder output/palimpsest_datasets/<prefix>_00001, gone again where it does not get done.
+
+    Raises ValueError for a prefix without a letter.
+    """
     import folder_paths
 
     name = storage.safe_name(prefix, "folder", "my pictures")
     folder = storage.first_free(Path(folder_paths.get_output_directory()) / DATASETS, name)
     folder.mkdir(parents=True)
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def detector_names() -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from typing import Any
+from collections.abc import Callable
 
-import torch
 from comfy_api.latest import io
 
-from ... import host, sockets
-from . import dataset as interleaved_dataset
-from . import files as multimodal_dataset_files
-from . import open_detection
-from .dataset import PEOPLE, ByBox, ByDetector, ByMask, Recipe
+from ... import host, inputs, plots, sockets
+from . import files, lists
+from .building import PEOPLE, DatasetSettings, build_dataset, describe_dataset
+from .contact_sheet import overview
+from .finders import ByDetector
+from .folder import SHEET
+from .open_detection import load_detector
 
 BOXES = io.Custom("BOUNDING_BOX")
 
@@ -22,7 +22,6 @@ class BuildMultimodalDataset(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the dataset."""
         return io.Schema(
             node_id="PalimpsestBuildMultimodalDataset",
             display_name="Build Multimodal Dataset",
@@ -48,7 +47,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "detector",
-                    options=multimodal_dataset_files.detector_names(),
+                    options=files.detector_names(),
                     tooltip="A GroundingDINO folder in models/palimpsest_detectors, which finds what the captions "
                     "name, and heads: one or two calls of it a picture. none: boxes or masks are connected instead.",
                 ),
@@ -78,7 +77,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                     "way to show the whole picture without its looks.",
                 ),
                 io.Int.Input(
-                    "least_side",
+                    "min_side",
                     default=150,
                     min=1,
                     max=4096,
@@ -86,7 +85,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                     "pictures of 1024 px; take a seventh of your pictures' side.",
                 ),
                 io.Float.Input(
-                    "largest_share",
+                    "max_share",
                     default=0.75,
                     min=0.05,
                     max=1.0,
@@ -95,7 +94,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                     "0.75 (default) is the paper's.",
                 ),
                 io.Int.Input(
-                    "most_crops",
+                    "max_crops",
                     default=3,
                     min=1,
                     max=8,
@@ -193,154 +192,63 @@ class BuildMultimodalDataset(io.ComfyNode):
                     tooltip="How many crops were kept, and why others were dropped.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
-    def execute(
-        cls,
-        images,
-        captions,
-        detector,
-        words,
-        least_side,
-        largest_share,
-        most_crops,
-        head_share,
-        vary_share,
-        whole_share,
-        canny,
-        sketch,
-        remove_background,
-        box_threshold,
-        text_threshold,
-        people,
-        name,
-        masks=None,
-        boxes=None,
-        depth=None,
-    ) -> io.NodeOutput:
-        """Find, cut, write, report. Every input is a list, as the host gives it to such nodes."""
-        import comfy.model_management
-        import comfy.utils
-
-        pictures = one_by_one(images)
-        texts = for_each(captions, len(pictures), "captions")
-        named = words_for_each(words, len(pictures))
-        recipe = Recipe(least_side[0], largest_share[0], most_crops[0], head_share[0], vary_share[0], whole_share[0])
-        eye = None
-        if detector[0] != multimodal_dataset_files.NO_DETECTOR:
-            found = open_detection.load(multimodal_dataset_files.DETECTORS.path(detector[0]))
-            spoken = tuple(dict.fromkeys(word for each in named for word in each))
-            eye = ByDetector(found, box_threshold[0], text_threshold[0], spoken)
-        finder = chosen_finder(eye, pictures, named, masks, boxes, remove_background[0])
-        depths = one_by_one(depth) if depth else []
-        if depths and len(depths) != len(pictures):
-            raise ValueError(
-                f"depth has {len(depths)} pictures for {len(pictures)}: give one for each, or disconnect it."
+    def execute(cls, images, captions, words, masks=None, boxes=None, depth=None, **chosen) -> io.NodeOutput:
+        """Every input is a list, as the host gives it to such nodes."""
+        settings = DatasetSettings.of({name: values[0] for name, values in chosen.items()})
+        pictures = lists.one_by_one(images)
+        texts = lists.captions_for_each(captions, len(pictures))
+        named = lists.words_for_each(words, len(pictures))
+        detector = chosen_detector(settings, named)
+        finder = lists.chosen_finder(detector, named, masks, boxes, settings.remove_background)
+        depths = lists.depth_for_each(depth, len(pictures))
+        shown = host.ProgressText(host.node_id(cls))
+        with files.new_dataset(settings.name) as folder:
+            dataset, counted = build_dataset(
+                folder,
+                pictures,
+                texts,
+                finder,
+                settings.recipe,
+                settings.wholes,
+                depths=depths,
+                people=lists.comma(settings.people.lower()),
+                heads=detector.heads if detector else None,
+                tell=teller(len(pictures), shown),
             )
-        kinds = [kind for kind, wanted in (("canny", canny[0]), ("sketch", sketch[0])) if wanted]
-        progress, shown = comfy.utils.ProgressBar(len(pictures)), host.ProgressText(host.node_id(cls))
-
-        def tell(done: int, text: str) -> None:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            progress.update_absolute(done, len(pictures))
-            shown.update(text)
-
-        folder = multimodal_dataset_files.new_dataset(name[0])
-        whole = False
-        try:
-            dataset, counted = interleaved_dataset.build(
-                folder, pictures, texts, finder, recipe, kinds, depths, comma(people[0].lower()),
-                eye.heads if eye else None, tell,
-            )  # fmt: skip
-            sheet = interleaved_dataset.overview(dataset)
-            interleaved_dataset.to_image(sheet[0]).save(folder / interleaved_dataset.SHEET, quality=90)
-            whole = True
-        finally:
-            if not whole:
-                shutil.rmtree(folder, ignore_errors=True)
-        report = f"{folder.name}: {interleaved_dataset.describe(dataset, counted)}"
+            sheet = overview(dataset)
+            plots.to_image(sheet[0]).save(folder / SHEET, quality=90)
+        report = f"{folder.name}: {describe_dataset(dataset, counted)}"
         shown.update(report, now=True)
         return io.NodeOutput(dataset, sheet, report)
 
 
-def comma(text: str) -> tuple[str, ...]:
-    """Words between commas."""
-    return tuple(word for word in (part.strip() for part in text.split(",")) if word)
+def chosen_detector(settings: DatasetSettings, words: list[tuple[str, ...]]) -> ByDetector | None:
+    """The detector of the settings, which finds the words that are named anywhere; None where none is chosen."""
+    if settings.detector == files.NO_DETECTOR:
+        return None
+    detector = load_detector(files.DETECTORS.path(settings.detector))
+    spoken = tuple(dict.fromkeys(word for each in words for word in each))
+    return ByDetector(detector, settings.box_threshold, settings.text_threshold, spoken)
 
 
-def one_by_one(images: list) -> list[torch.Tensor]:
-    """Pictures (H, W, 3) of a list of batches: the host's own memory. Raises ValueError for none, and for NaN."""
-    pictures = [picture[..., :3] for batch in images for picture in batch]
-    if not pictures or not all(torch.isfinite(picture).all() for picture in pictures):
-        raise ValueError("images has no pictures, or NaN in them: look at the node that makes them.")
-    return pictures
+def teller(pictures: int, shown: host.ProgressText) -> Callable[[int, str], None]:
+    """Shows how many of so many pictures are done, and stops when the run is cancelled."""
+    import comfy.model_management
+    import comfy.utils
+
+    progress = comfy.utils.ProgressBar(pictures)
+
+    def tell(done: int, text: str) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        progress.update_absolute(done, pictures)
+        shown.update(text)
+
+    return tell
 
 
-def for_each(texts: list[str], pictures: int, what: str) -> list[str]:
-    """A text for each picture: a list of as many, or the lines of one. Raises ValueError for another number."""
-    found = list(texts)
-    if len(found) == 1 and pictures != 1:
-        found = [line.strip() for line in found[0].splitlines() if line.strip()]
-    found = [" ".join(text.split()) for text in found]
-    if len(found) != pictures or not all(found):
-        filled = sum(map(bool, found))
-        raise ValueError(
-            f"{what} has {filled} texts for {pictures} pictures: give a line or an entry for each picture, in their "
-            "order, none of them empty."
-        )
-    return found
-
-
-def words_for_each(words: list[str], pictures: int) -> list[tuple[str, ...]]:
-    """The words of each picture: one text for all, or a text or line for each. Raises ValueError for another number."""
-    if len(words) == 1:
-        lines = [line for line in words[0].splitlines() if line.strip()] or [""]
-        words = lines if len(lines) > 1 else lines * pictures
-    if len(words) != pictures:
-        raise ValueError(f"words has {len(words)} texts for {pictures} pictures: give one for all, or one for each.")
-    return [comma(text) for text in words]
-
-
-def batches_for_each(batches: list, pictures: int, what: str) -> list:
-    """An entry for each picture; a single one that holds as many as there are pictures is taken apart."""
-    if len(batches) == 1 and pictures != 1 and len(batches[0]) == pictures:
-        batches = [each if isinstance(each, list) else [each] for each in batches[0]] if what == "boxes" else [
-            *batches[0][:, None]
-        ]  # fmt: skip
-    if len(batches) != pictures:
-        raise ValueError(
-            f"{what} has entries for {len(batches)} pictures, there are {pictures}: give one entry for each picture."
-        )
-    return batches
-
-
-def chosen_finder(
-    eye: ByDetector | None, pictures: list, named: list, masks: list | None, boxes: list | None, remove: bool
-) -> Any:
-    """What finds the crops: masks, boxes, or the detector. Raises ValueError for none of them, or for two."""
-    if masks and boxes:
-        raise ValueError("masks and boxes are both connected, and either says where the words are: disconnect one.")
-    if masks:
-        return ByMask(batches_for_each(masks, len(pictures), "masks"), named, remove)
-    if boxes:
-        entries = [
-            [each] if isinstance(each, dict) else each for each in batches_for_each(boxes, len(pictures), "boxes")
-        ]
-        return ByBox([flat(each) for each in entries], named)
-    if eye is None:
-        raise ValueError(
-            "nothing says where the words are: choose a detector (a GroundingDINO folder in "
-            "models/palimpsest_detectors), or connect masks or boxes."
-        )
-    return eye
-
-
-def flat(boxes: dict | list) -> list[dict]:
-    """Boxes without the lists that some nodes put around those of a frame; one may come by itself."""
-    return [boxes] if isinstance(boxes, dict) else [box for each in boxes for box in flat(each)]
-
-
-SHELVES = [multimodal_dataset_files.DETECTORS]
+SHELVES = [files.DETECTORS]
 NODES = [BuildMultimodalDataset]

@@ -16,14 +16,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..vlm.vision_language import Held, read_json
+from ..vlm.folders import OFFLINE, managed, read_json, refuse_code, unreadable
 
 MODEL_TYPE = "grounding-dino"
 DETERMINERS = frozenset(
-    ["a", "an", "the", "this", "that", "these", "those", "his", "her", "its", "their", "my", "your", "our", "some",
-     "one", "two", "three", "four", "five", "six", "several"]
-)  # fmt: skip
-MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a folder says nothing else
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "his",
+        "her",
+        "its",
+        "their",
+        "my",
+        "your",
+        "our",
+        "some",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "several",
+    ]
+)
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a folder says nothing else
 SIZES = (800, 1333)  # pixels of the shorter and, at most, of the longer side
 
 
@@ -46,40 +68,47 @@ class Detector:
     tokenizer: Any = field(repr=False)
     sizes: tuple[int, int] = SIZES
     mean: tuple[float, ...] = MEAN
-    spread: tuple[float, ...] = SPREAD
+    deviation: tuple[float, ...] = DEVIATION
 
     def detect(self, picture: Tensor, caption: str, box_threshold: float, text_threshold: float) -> list[Detection]:
         """The best box of every phrase of the caption, best first; phrases without their articles.
 
         picture (H, W, 3) in 0..1. Raises ValueError for a caption that is too long to be read whole.
         """
-        import comfy.model_management
-
-        text = caption if caption.rstrip().endswith(".") else caption.rstrip() + "."
-        read = self.tokenizer(text.lower(), return_offsets_mapping=True)
-        model = self.patcher.model.model
-        limit = model.config.max_text_len
-        if len(read["input_ids"]) > limit:
-            raise ValueError(
-                f"the caption that begins with {caption[:40]!r} has {len(read['input_ids'])} tokens and {self.name} "
-                f"reads {limit}: shorten it."
-            )
-        comfy.model_management.load_models_gpu([self.patcher])
+        read, model = self.read(caption), self.patcher.model.model
+        self.load()
         device = self.patcher.load_device
-        weight = next(model.parameters())
-        for parameter in model.parameters():  # the host leaves some behind where it streams the rest
-            parameter.data = parameter.data.to(device)
         inputs = {
             name: torch.tensor([read[name]], device=device)
             for name in ("input_ids", "attention_mask", "token_type_ids")
             if name in read
         }
+        pixels = self.shown(picture).to(device, next(model.parameters()).dtype)
         with torch.no_grad():
-            found = model(pixel_values=self.shown(picture).to(device, weight.dtype), **inputs)
+            found = model(pixel_values=pixels, **inputs)
         scores = found.logits[0].float().sigmoid().cpu()[:, : len(read["input_ids"])]
-        return best_by_phrase(
-            scores, found.pred_boxes[0].float().cpu(), read["offset_mapping"], caption, box_threshold, text_threshold
-        )
+        boxes = found.pred_boxes[0].float().cpu()
+        return best_by_phrase(scores, boxes, read["offset_mapping"], caption, box_threshold, text_threshold)
+
+    def read(self, caption: str) -> Any:
+        """The tokens of a caption, and where they stand in it."""
+        text = caption if caption.rstrip().endswith(".") else caption.rstrip() + "."
+        read = self.tokenizer(text.lower(), return_offsets_mapping=True)
+        limit = self.patcher.model.model.config.max_text_len
+        if len(read["input_ids"]) > limit:
+            raise ValueError(
+                f"the caption that begins with {caption[:40]!r} has {len(read['input_ids'])} tokens and {self.name} "
+                f"reads {limit}: shorten it."
+            )
+        return read
+
+    def load(self) -> None:
+        """Bring the weights to the device, as the host does with any model."""
+        import comfy.model_management
+
+        comfy.model_management.load_models_gpu([self.patcher])
+        for parameter in self.patcher.model.model.parameters():  # the host leaves some behind where it streams the rest
+            parameter.data = parameter.data.to(self.patcher.load_device)
 
     def shown(self, picture: Tensor) -> Tensor:
         """(1, 3, h, w): at the model's size, in its range of values."""
@@ -88,14 +117,18 @@ class Detector:
         scale = min(shorter / min(height, width), longest / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         small = F.interpolate(picture.movedim(-1, 0)[None], size=size, mode="bilinear", antialias=True).clamp(0, 1)
-        mean, spread = (torch.tensor(values)[None, :, None, None] for values in (self.mean, self.spread))
-        return (small - mean) / spread
+        mean, deviation = (torch.tensor(values)[None, :, None, None] for values in (self.mean, self.deviation))
+        return (small - mean) / deviation
 
 
 def best_by_phrase(
-    scores: Tensor, boxes: Tensor, offsets: Sequence[tuple[int, int]], caption: str, box_threshold: float,
+    scores: Tensor,
+    boxes: Tensor,
+    offsets: Sequence[tuple[int, int]],
+    caption: str,
+    box_threshold: float,
     text_threshold: float,
-) -> list[Detection]:  # fmt: skip
+) -> list[Detection]:
     """Detections of one picture, the best box of each phrase, best first.
 
     scores (Q, L): how well each of Q boxes fits each of the caption's L tokens, 0..1. boxes (Q, 4): centre, width and
@@ -107,18 +140,27 @@ def best_by_phrase(
     scores = scores.where(words[: scores.shape[1]], scores.new_zeros(()))
     tops, at = scores.max(1)
     for query in (tops >= box_threshold).nonzero()[:, 0].tolist():
-        first = last = int(at[query])
-        while first > 0 and scores[query, first - 1] >= text_threshold:
-            first -= 1
-        while last + 1 < scores.shape[1] and scores[query, last + 1] >= text_threshold:
-            last += 1
-        span = phrase(caption, offsets[first][0], offsets[last][1])
-        x, y, w, h = boxes[query].tolist()
-        box = tuple(min(max(v, 0.0), 1.0) for v in (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
-        score = float(tops[query])
+        first, last = run_around(int(at[query]), scores[query] >= text_threshold)
+        span, score = phrase(caption, offsets[first][0], offsets[last][1]), float(tops[query])
         if span is not None and (span not in best or score > best[span].score):
-            best[span] = Detection(*span, box, score)
+            best[span] = Detection(*span, corners(boxes[query].tolist()), score)
     return sorted(best.values(), key=lambda each: -each.score)
+
+
+def run_around(token: int, fits: Tensor) -> tuple[int, int]:
+    """(first, last) of the run of fitting tokens around one."""
+    first = last = token
+    while first > 0 and fits[first - 1]:
+        first -= 1
+    while last + 1 < len(fits) and fits[last + 1]:
+        last += 1
+    return first, last
+
+
+def corners(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in 0..1 of a box of centre, width and height."""
+    x, y, w, h = box
+    return tuple(min(max(v, 0.0), 1.0) for v in (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
 
 
 def phrase(caption: str, start: int, end: int) -> tuple[int, int] | None:
@@ -133,8 +175,8 @@ def phrase(caption: str, start: int, end: int) -> tuple[int, int] | None:
     return None
 
 
-def places_of(words: Sequence[str], caption: str) -> list[tuple[int, int]]:
-    """Where words or phrases stand in a caption, one after the other where one comes twice.
+def positions_of(words: Sequence[str], caption: str) -> list[tuple[int, int]]:
+    """Where words or phrases stand in a caption (start, end), one after the other where one comes twice.
 
     Raises ValueError for one that is not there.
     """
@@ -164,44 +206,32 @@ def check_folder(folder: Path) -> None:
             f"{name} is a model of type {kind}, and the detector is a GroundingDINO as transformers writes it: put "
             "such a folder there, or connect boxes or masks instead."
         )
-    for file in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
-        if "auto_map" in read_json(folder / file):
-            raise ValueError(
-                f"{name} asks to run program code of its own ({file} has an 'auto_map'), which is never done here: "
-                "take a GroundingDINO that transformers itself knows."
-            )
+    refuse_code(folder, "a GroundingDINO that transformers itself knows")
     if not list(folder.glob("*.safetensors")):
         raise ValueError(f"{name} has no .safetensors in it, and nothing else is read: take the model in that format.")
 
 
-def load(folder: Path) -> Detector:
+def load_detector(folder: Path) -> Detector:
     """Read a GroundingDINO folder: offline, .safetensors only, none of its code. Raises ValueError as check_folder."""
     check_folder(folder)
-    import comfy.model_management
-    import comfy.model_patcher
     import transformers
 
-    offline = {"local_files_only": True, "trust_remote_code": False}
+    kind = transformers.GroundingDinoForObjectDetection
     with torch.inference_mode(False), torch.no_grad():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **offline)
-            model = transformers.GroundingDinoForObjectDetection.from_pretrained(
-                folder, use_safetensors=True, **offline
-            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **OFFLINE)
+            model = kind.from_pretrained(folder, use_safetensors=True, **OFFLINE)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"{folder.name} cannot be read: {first.rstrip('.')}. Copy the model's folder again."
-            ) from error
+            raise unreadable(folder, error) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{folder.name} has no tokenizer.json: copy the whole folder of the model there.")
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        Held(model.eval().requires_grad_(False)),
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.text_encoder_offload_device(),
-    )
     seen = read_json(folder / "preprocessor_config.json")
     size = seen.get("size", {})
-    sizes = int(size.get("shortest_edge", SIZES[0])), int(size.get("longest_edge", SIZES[1]))
-    mean, spread = tuple(seen.get("image_mean", MEAN)), tuple(seen.get("image_std", SPREAD))
-    return Detector(folder.name, patcher, tokenizer, sizes, mean, spread)
+    return Detector(
+        name=folder.name,
+        patcher=managed(model),
+        tokenizer=tokenizer,
+        sizes=(int(size.get("shortest_edge", SIZES[0])), int(size.get("longest_edge", SIZES[1]))),
+        mean=tuple(seen.get("image_mean", MEAN)),
+        deviation=tuple(seen.get("image_std", DEVIATION)),
+    )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..dataset.dataset import Dataset
+from ..dataset import Dataset
 from ..encoder import POOLED_WIDTH
 from ..interleaved import Prompt
-from ..vlm.vision_language import Hidden, VisionLanguage
-from .lessons import CLIP_TEXT, LEARNED, ZEROS, Lesson
+from ..vlm import Hidden, VisionLanguage
+from .lessons import Lesson
+from .settings import CLIP_TEXT, LEARNED, ZEROS
 
 
 def spoken(prompt: Prompt) -> str:
@@ -21,27 +22,30 @@ def spoken(prompt: Prompt) -> str:
     return " ".join("".join(part for part in prompt if isinstance(part, str)).split())
 
 
+@dataclass(frozen=True, eq=False)
 class Encoders:
     """The VAE, the language model and the text encoder of a training; what they make is kept on the CPU.
 
-    pooled: which pooled output the U-Net is given, a word of POOLING. language_learns: hidden states change with every
+    pooled_output: which one the U-Net is given, a word of POOLING. language_learns: hidden states change with every
     step, so that they cannot be made ahead.
     """
 
-    def __init__(
-        self, model: Any, vae: Any, vlm: VisionLanguage, clip: Any, dataset: Dataset, pooled: str, language_learns: bool
-    ):
-        self.host_model, self.vae, self.vlm, self.clip, self.dataset = model, vae, vlm, clip, dataset
-        self.kind, self.language_learns = pooled, language_learns
-        self.latents: dict[int, Tensor] = {}
-        self.pooled_texts: dict[str, Tensor] = {}
+    model: Any
+    vae: Any
+    vlm: VisionLanguage
+    clip: Any
+    dataset: Dataset
+    pooled_output: str
+    language_learns: bool
+    latents: dict[int, Tensor] = field(default_factory=dict)
+    pooled_texts: dict[str, Tensor] = field(default_factory=dict)
 
     def latent(self, record: int) -> Tensor:
         """A picture's latent (C, h, w) in the model's own scale."""
         if record not in self.latents:
             with torch.no_grad():
                 encoded = self.vae.encode(self.dataset.picture(record)[None])
-                self.latents[record] = self.host_model.model.process_latent_in(encoded.float().cpu())[0].clone()
+                self.latents[record] = self.model.model.process_latent_in(encoded.float().cpu())[0].clone()
         return self.latents[record]
 
     def hidden(self, prompts: Sequence[Prompt]) -> Hidden:
@@ -60,11 +64,11 @@ class Encoders:
 
     def pooled(self, learned: Tensor | None, prompts: Sequence[Prompt]) -> Tensor:
         """The pooled output (B, P) of prompts; learned: the connector's."""
-        return POOLING[self.kind](self, learned, prompts)
+        return POOLING[self.pooled_output](self, learned, prompts)
 
     def read_words(self, prompts: Sequence[Prompt]) -> None:
         """Let CLIP read prompts now, where its pooled output is wanted, so that it is not loaded later on."""
-        for prompt in prompts if self.kind == CLIP_TEXT else ():
+        for prompt in prompts if self.pooled_output == CLIP_TEXT else ():
             self.pooled_text(prompt)
 
     def ahead(self, lesson: Lesson) -> Lesson:

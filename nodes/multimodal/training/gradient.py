@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ....kernels.denoising_loss import noise_loss, velocity_loss
 from ... import host
-from ...host import checkpointing as recompute
-from ...host import gradient as tuning_runtime
-from . import lora as multimodal_lora
-from .lessons import LEARNED, TrainSettings
+from ...host import checkpointing, gradient
+from ...training import Factors, act_in_unet
+from .settings import LEARNED, TrainSettings
 
 TECHNIQUE = "Train Multimodal Encoder"
 NAME = "palimpsest_multimodal_training"
@@ -39,19 +38,24 @@ def loss_of(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 class ReadTokens:
     """CALC_COND_BATCH wrapper: the model reads `context` (B, L, C) and `pooled` (B, P), with a gradient.
 
-    The host itself makes of them what its model takes. there (B, L): False at tokens that only fill up a row.
+    The host itself makes of them what its model takes. token_mask (B, L): False at tokens that only fill up a row.
     """
 
     context: Tensor | None = None
     pooled: Tensor | None = None
-    there: Tensor | None = None
+    token_mask: Tensor | None = None
 
     def __call__(self, executor: Any, model: Any, conds: list, x: Tensor, *args: Any) -> list[Tensor]:
         entry = conds[0][0]
         made = model.extra_conds(
-            cross_attn=self.context, pooled_output=self.pooled, noise=x, device=x.device, prompt_type="positive",
-            width=x.shape[3] * 8, height=x.shape[2] * 8,
-        )  # fmt: skip
+            cross_attn=self.context,
+            pooled_output=self.pooled,
+            noise=x,
+            device=x.device,
+            prompt_type="positive",
+            width=x.shape[3] * 8,
+            height=x.shape[2] * 8,
+        )
         cond = entry | {"model_conds": entry["model_conds"] | made, "uuid": uuid.uuid4()}
         return executor(model, [[cond], *conds[1:]], x, *args)
 
@@ -64,11 +68,11 @@ class LeaveOutFilling:
     previous: Any
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
-        there = self.reader.there
-        if there is None:
+        mask = self.reader.token_mask
+        if mask is None:
             return host.run_attention(options, self.previous, query, key, value)
-        added = key.shape[1] - there.shape[1]  # what another node puts behind the prompt
-        mask = F.pad(there, (0, added), value=True)[:, None, None]
+        added = key.shape[1] - mask.shape[1]  # what another node puts behind the prompt
+        mask = F.pad(mask, (0, added), value=True)[:, None, None]
         return host.run_attention(options, self.previous, query, key, value, mask)
 
 
@@ -91,7 +95,7 @@ class UNet:
     may not know a mask.
     """
 
-    def __init__(self, model: Any, factors: multimodal_lora.Factors | None, settings: TrainSettings):
+    def __init__(self, model: Any, factors: Factors | None, settings: TrainSettings):
         self.host_model, self.factors, self.settings = host.single_device(model), factors, settings
         self.reader, self.together = ReadTokens(), True
 
@@ -99,18 +103,18 @@ class UNet:
         """A clone of the MODEL with all that a gradient needs; give what the host makes of it to `running`."""
         from comfy.patcher_extension import WrappersMP
 
-        patched, _ = tuning_runtime.prepare(self.host_model, host.AttentionLayer("input", 0, 0, 0), False)
+        patched, _ = gradient.prepare(self.host_model, host.AttentionLayer("input", 0, 0, 0), False)
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, NAME, self.reader)
         self.together = not has_replacement(patched, "attn2")
         if self.together:
             layers = host.cross_attention_layers(patched, TECHNIQUE)
             host.replace_attention(patched, "attn2", layers, lambda p: LeaveOutFilling(self.reader, p))
         if self.factors is not None:
-            multimodal_lora.add_to_unet(patched, self.factors)
-        if self.settings.again:
-            recompute.install(patched)
-        if self.settings.pooled == LEARNED:
-            aliases = tuning_runtime.AliasWeights(embedding_weights(self.host_model))
+            act_in_unet(patched, self.factors)
+        if self.settings.checkpointing:
+            checkpointing.install(patched)
+        if self.settings.pooled_output == LEARNED:
+            aliases = gradient.AliasWeights(embedding_weights(self.host_model))
             patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, NAME, aliases)
         return patched
 
@@ -118,18 +122,18 @@ class UNet:
         """Note what the host's sampler calls: the model inside its guider, and its extra arguments."""
         self.model, self.arguments = model, arguments
 
-    def predict(self, x: Tensor, sigma: Tensor, context: Tensor, there: Tensor, pooled: Tensor) -> Tensor:
+    def predict(self, x: Tensor, sigma: Tensor, context: Tensor, token_mask: Tensor, pooled: Tensor) -> Tensor:
         """The model's x_0 of noised pictures (B, C, H, W) at sigma (B,), without guidance.
 
         Rows of other lengths go in one call, their filling left out; or each by itself, where not `together`.
         """
-        reader = self.reader
-        if self.together or bool(there.all()):
+        reader, whole = self.reader, bool(token_mask.all())
+        if self.together or whole:
             reader.context, reader.pooled = context, pooled
-            reader.there = None if bool(there.all()) else there
+            reader.token_mask = None if whole else token_mask
             return self.model(x, sigma, **self.arguments)
-        reader.there, found = None, []
-        for row, count in enumerate(there.sum(1).tolist()):
-            reader.context, reader.pooled = context[row : row + 1, :count], pooled[row : row + 1]
+        reader.token_mask, found = None, []
+        for row, length in enumerate(token_mask.sum(1).tolist()):
+            reader.context, reader.pooled = context[row : row + 1, :length], pooled[row : row + 1]
             found.append(self.model(x[row : row + 1], sigma[row : row + 1], **self.arguments))
         return torch.cat(found)

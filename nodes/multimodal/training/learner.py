@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ....kernels.connector import ConnectorConfig, ConnectorNetwork
+from ...host.checkpointing import checkpointed
+from ...training import adamw, clip_gradients, divide_gradients, unet_file
 from ..encoder import POOLED_WIDTH, Connector, MultimodalEncoder, Reads, build, context_width
-from . import lora as multimodal_lora
-from .lessons import LEARNED, TrainSettings
-
-CLIP_NORM, WEIGHT_DECAY = 1.0, 1e-2
-
+from .lora import language_factors, language_file, unet_factors
+from .settings import LEARNED, TrainSettings
 
 # ---- one process, or one of several ---------------------------------------------------------------------------------
 
@@ -42,8 +40,8 @@ class Process:
         """The mean over all processes, in place, of tensors that `prepare` does not know."""
 
     def clip(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Bring the norm of the gradients to at most CLIP_NORM; returns what it was."""
-        return nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        """Limit the norm of the gradients; returns what it was."""
+        return clip_gradients(parameters)
 
     def apply(self, optimiser: Any, norm: Tensor) -> None:
         """A step of an optimiser, which does nothing where the gradients' norm is no number.
@@ -77,7 +75,7 @@ def starting_connector(model: Any, encoder: MultimodalEncoder, tokens: int, sett
     width, connector = context_width(model), encoder.connector
     if connector is None:
         heads = max(1, width // 64)
-        pooled = POOLED_WIDTH if settings.pooled == LEARNED else 0
+        pooled = POOLED_WIDTH if settings.pooled_output == LEARNED else 0
         config = ConnectorConfig(encoder.vlm.width, width, settings.depth, heads, pooled_width=pooled)
         return Connector.new(config, Reads.of(encoder.vlm, tokens), settings.seed)
     if connector.config.context_width != width:
@@ -85,22 +83,12 @@ def starting_connector(model: Any, encoder: MultimodalEncoder, tokens: int, sett
             f"the encoder's connector makes tokens of {connector.config.context_width} channels, this model reads "
             f"{width}: load a model of its family, or an encoder without a connector."
         )
-    if settings.pooled == LEARNED and not connector.config.pooled_width:
+    if settings.pooled_output == LEARNED and not connector.config.pooled_width:
         raise ValueError(
             "the encoder's connector has no pooled output to learn: set pooled_output to zeros, or begin a new "
             "connector."
         )
     return connector
-
-
-class Again:
-    """A block's forward whose activations are made again when the gradient comes."""
-
-    def __init__(self, forward: Callable):
-        self.forward = forward
-
-    def __call__(self, *args: Any) -> Tensor:
-        return checkpoint(self.forward, *args, use_reentrant=False) if torch.is_grad_enabled() else self.forward(*args)
 
 
 # ---- all that learns ------------------------------------------------------------------------------------------------
@@ -121,43 +109,43 @@ class Learner:
     """A connector and, by choice, LoRA factors of the U-Net and of the language model, each with its own AdamW."""
 
     def __init__(
-        self, model: Any, encoder: MultimodalEncoder, tokens: int, settings: TrainSettings, process: Process,
+        self,
+        model: Any,
+        encoder: MultimodalEncoder,
+        tokens: int,
+        settings: TrainSettings,
+        process: Process,
         state: dict[str, Tensor] | None = None,
-    ):  # fmt: skip
-        self.settings, self.process, self.kept_state = settings, process, state
+    ):
+        self.settings, self.process, self.state = settings, process, state
         connector = starting_connector(model, encoder, tokens, settings)
         self.reads, self.earlier = Reads.of(encoder.vlm, tokens), connector.info
         self.config, self.network = connector.config, connector.trainable()
-        self.unet = multimodal_lora.unet_factors(model, settings.rank, settings.seed) if settings.train_unet else None
-        self.language = None
-        if settings.train_language:
-            self.language = multimodal_lora.language_factors(encoder.vlm.model, settings.rank, settings.seed + 1)
+        rank, seed = settings.lora_rank, settings.seed
+        self.unet = unet_factors(model, rank, seed) if settings.train_unet else None
+        self.language = language_factors(encoder.vlm.model, rank, seed + 1) if settings.train_language else None
+        parts = [("unet", self.unet, settings.unet_rate), ("language", self.language, settings.language_rate)]
+        self.loras = [(name, factors, rate) for name, factors, rate in parts if factors is not None]
 
     def start(self, device: torch.device) -> int:
         """Put everything on the device, and go on from an earlier state; returns the steps before this training."""
-        network, settings, steps = self.network.to(device), self.settings, 0
-        parts = [("unet", self.unet, settings.unet_rate), ("language", self.language, settings.language_rate)]
-        self.loras = [(name, factors, rate) for name, factors, rate in parts if factors is not None]
+        network, state = self.network.to(device), self.state
         for _, factors, _ in self.loras:
             factors.to(device)
-        if self.kept_state is not None:
-            self.restore_weights(network, self.kept_state)
-            steps = int(self.kept_state["steps"])
-        if settings.again:
+        if state is not None:
+            self.restore_weights(network, state)
+        if self.settings.checkpointing:
             for block in network.blocks:
-                block.forward = Again(block.forward)
-        adam = {"weight_decay": WEIGHT_DECAY, "fused": device.type in ("cpu", "cuda")}
+                block.forward = checkpointed(block.forward)
         self.names = [name for name, _ in network.named_parameters()]
-        optimise = partial(torch.optim.AdamW, lr=settings.connector_rate, **adam)
-        self.network, optimiser = self.process.prepare(network, optimise)
-        self.optimisers = [("network", optimiser, settings.connector_rate)]
-        for name, factors, rate in self.loras:
-            found = torch.optim.AdamW(list(factors.named().values()), rate, **adam)
-            self.optimisers.append((name, found, rate))
-        if self.kept_state is not None:
-            self.restore_moments(self.kept_state)
-        self.kept_state = None
-        return steps
+        rate = self.settings.connector_rate
+        self.network, optimiser = self.process.prepare(network, partial(adamw, rate=rate, device=device))
+        learned = [(name, adamw(factors.parameters(), rate, device), rate) for name, factors, rate in self.loras]
+        self.optimisers = [("network", optimiser, rate), *learned]
+        if state is not None:
+            self.restore_moments(state)
+        self.state = None
+        return 0 if state is None else int(state["steps"])
 
     # ---- a step
 
@@ -172,8 +160,7 @@ class Learner:
         """Learn from the gradients, divided by `scale`; one that is no number changes nothing."""
         for name, optimiser, _ in self.optimisers:
             learned = [t for group in optimiser.param_groups for t in group["params"] if t.grad is not None]
-            for tensor in learned:
-                tensor.grad.div_(scale)
+            divide_gradients(learned, scale)
             if name != "network":
                 self.process.average([tensor.grad for tensor in learned])
             self.process.apply(optimiser, self.process.clip(learned))
@@ -187,7 +174,7 @@ class Learner:
         network.load_state_dict(weights)
         info = info | {
             "rates": [rate for _, _, rate in self.optimisers],
-            "rank": self.settings.rank if self.loras else 0,
+            "rank": self.settings.lora_rank if self.loras else 0,
             "earlier": {name: value for name, value in self.earlier.items() if name != "earlier"},
         }
         state = {f"network.{name}": tensor for name, tensor in weights.items()}
@@ -196,8 +183,8 @@ class Learner:
         state["steps"] = torch.tensor(info["steps"])
         return Snapshot(
             Connector.of(network, self.reads, info),
-            multimodal_lora.unet_file(self.unet) if self.unet else {},
-            multimodal_lora.language_file(self.language) if self.language else {},
+            unet_file(self.unet) if self.unet else {},
+            language_file(self.language) if self.language else {},
             state | self.moments(),
             info | {"config": asdict(self.config)},
         )

@@ -6,67 +6,25 @@ been, and processes that share a batch learn what one process learns from all of
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....kernels.denoising_loss import spread_levels
-from ..dataset.dataset import STAGES, Dataset
+from ...training import generator_at
+from ..dataset import STAGES, Dataset
 from ..interleaved import Prompt
-from ..vlm.vision_language import Hidden, VisionLanguage
-
-ZEROS, LEARNED, CLIP_TEXT = "zeros", "learned", "CLIP text"
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How an encoder is trained; see PalimpsestTrainMultimodal for what each does. tokens 0: as the stage says."""
-
-    stage: str = next(iter(STAGES))
-    steps: int = 1000
-    batch: int = 4
-    accumulate: int = 1
-    tokens: int = 0
-    connector_rate: float = 1e-5
-    train_language: bool = False
-    language_rate: float = 3e-6
-    train_unet: bool = False
-    unet_rate: float = 5e-6
-    rank: int = 8
-    pooled: str = ZEROS
-    drop_share: float = 0.1
-    warmup: int = 100
-    depth: int = 16
-    again: bool = True
-    seed: int = 0
-    preview_every: int = 100
-    save_every: int = 500
-
-
-def stage_tokens(vlm: VisionLanguage, settings: TrainSettings) -> int:
-    """Tokens a picture. Raises ValueError for a number that the model cannot show."""
-    if settings.tokens == 0 and vlm.perceiver:
-        return vlm.default_tokens()
-    wanted = settings.tokens or STAGES[settings.stage].tokens
-    vlm.side(wanted)
-    return wanted
-
-
-def chance_of(*parts: Any) -> torch.Generator:
-    """A generator on the CPU for this very place of a training: seed, step, row."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+from ..vlm import Hidden
+from .settings import TrainSettings
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """Pictures of one size with a prompt, a place in the schedule (0 noise to 1 clean) and a noise each.
+    """Pictures of one size with a prompt, a share of the schedule (0 noise to 1 clean) and a generator of noise each.
 
     records: their numbers in the dataset; hidden: what the language model makes of the prompts, if it was asked before.
     """
@@ -74,7 +32,7 @@ class Lesson:
     records: tuple[int, ...]
     prompts: tuple[Prompt, ...]
     shares: Tensor
-    noise: tuple[torch.Generator, ...]
+    generators: tuple[torch.Generator, ...]
     hidden: Hidden | None = None
 
 
@@ -94,7 +52,12 @@ class Lessons:
     def per_epoch(self) -> int:
         """Batches in which every picture comes once."""
         counts = Counter(self.sizes.values())
-        return sum(math.ceil(count / self.settings.batch) for count in counts.values())
+        return sum(math.ceil(count / self.settings.batch_size) for count in counts.values())
+
+    @property
+    def per_step(self) -> int:
+        """Batches in one step of the optimisers, of all processes together."""
+        return self.settings.gradient_accumulation * self.world
 
     def epoch(self, number: int) -> list[list[int]]:
         """Batches of pictures of one size; each picture comes once, those that fill up a batch twice."""
@@ -105,41 +68,40 @@ class Lessons:
 
     def shuffled(self, number: int) -> list[list[int]]:
         """An epoch's batches, in an order of its own."""
-        batches = []
-        for size in sorted(set(self.sizes.values())):
-            here = [record for record, other in self.sizes.items() if other == size]
-            order = torch.randperm(len(here), generator=chance_of(self.settings.seed, "order", number, size)).tolist()
-            count = math.ceil(len(here) / self.settings.batch) * self.settings.batch
-            rows = [here[order[i % len(order)]] for i in range(count)]
-            batches += [rows[i : i + self.settings.batch] for i in range(0, count, self.settings.batch)]
-        if len(set(self.sizes.values())) == 1:
+        seed, sizes = self.settings.seed, sorted(set(self.sizes.values()))
+        batches = [batch for size in sizes for batch in self.batches_of(size, number)]
+        if len(sizes) == 1:
             return batches
-        return [
-            batches[i] for i in torch.randperm(len(batches), generator=chance_of(self.settings.seed, "mix", number))
-        ]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator_at(seed, "mix", number))]
+
+    def batches_of(self, size: tuple[int, int], number: int) -> list[list[int]]:
+        """An epoch's batches of pictures of one size."""
+        batch = self.settings.batch_size
+        here = [record for record, other in self.sizes.items() if other == size]
+        generator = generator_at(self.settings.seed, "order", number, size)
+        order = torch.randperm(len(here), generator=generator).tolist()
+        count = math.ceil(len(here) / batch) * batch
+        rows = [here[order[i % len(order)]] for i in range(count)]
+        return [rows[i : i + batch] for i in range(0, count, batch)]
 
     def of_step(self, step: int) -> Iterator[Lesson]:
-        """This process's lessons of a step: `accumulate` of them."""
-        for part in range(self.settings.accumulate):
-            yield self.lesson(step, (part * self.world + self.rank))
+        """This process's lessons of a step."""
+        for part in range(self.settings.gradient_accumulation):
+            yield self.lesson(step, part * self.world + self.rank)
 
     def lesson(self, step: int, place: int) -> Lesson:
         """The lesson at a place of a step's whole batch."""
-        settings, together = self.settings, self.settings.accumulate * self.world
-        epoch, number = divmod(step * together + place, self.per_epoch)
+        seed, batch = self.settings.seed, self.settings.batch_size
+        epoch, number = divmod(step * self.per_step + place, self.per_epoch)
         records = tuple(self.epoch(epoch)[number])
-        rows = torch.arange(place * settings.batch, (place + 1) * settings.batch)
-        chances = [chance_of(settings.seed, "row", step, int(row)) for row in rows]
-        draws = torch.stack([torch.rand((), generator=chance) for chance in chances])
-        return Lesson(
-            records,
-            tuple(self.prompt(record, chance) for record, chance in zip(records, chances, strict=True)),
-            spread_levels(draws, rows, settings.batch * together),
-            tuple(chances),
-        )
+        rows = torch.arange(place * batch, (place + 1) * batch)
+        generators = tuple(generator_at(seed, "row", step, int(row)) for row in rows)
+        draws = torch.stack([torch.rand((), generator=generator) for generator in generators])
+        prompts = tuple(self.prompt(*each) for each in zip(records, generators, strict=True))
+        return Lesson(records, prompts, spread_levels(draws, rows, batch * self.per_step), generators)
 
-    def prompt(self, record: int, chance: torch.Generator) -> Prompt:
+    def prompt(self, record: int, generator: torch.Generator) -> Prompt:
         """A prompt for a picture, or now and then none, so that guidance has something to lead away from."""
-        dropped = float(torch.rand((), generator=chance)) < self.settings.drop_share
-        drawn = self.dataset.draw(record, STAGES[self.settings.stage], self.tokens, chance)
+        dropped = float(torch.rand((), generator=generator)) < self.settings.prompt_dropout
+        drawn = self.dataset.draw(record, STAGES[self.settings.stage], self.tokens, generator)
         return () if dropped else drawn

@@ -7,13 +7,13 @@ import time
 import latent_preview
 from comfy_api.latest import io
 
-from ... import host, sockets
-from ..dataset import dataset as interleaved_dataset
-from ..dataset import files as multimodal_dataset_files
-from . import files as multimodal_training_files
-from . import plot as multimodal_plot
-from . import training as multimodal_training
-from .lessons import CLIP_TEXT, LEARNED, ZEROS, TrainSettings
+from ... import host, inputs, sockets
+from ...training import Watch
+from ..dataset import STAGES, read_dataset
+from ..dataset import files as dataset_files
+from . import files, plot
+from .settings import CLIP_TEXT, LEARNED, ZEROS, TrainSettings
+from .training import describe, train
 
 
 class TrainMultimodal(io.ComfyNode):
@@ -21,7 +21,6 @@ class TrainMultimodal(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the encoder."""
         return io.Schema(
             node_id="PalimpsestTrainMultimodal",
             display_name="Train Multimodal Encoder",
@@ -60,13 +59,13 @@ class TrainMultimodal(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "folder",
-                    options=multimodal_dataset_files.dataset_names(),
+                    options=dataset_files.dataset_names(),
                     tooltip="A dataset in output/palimpsest_datasets or input/palimpsest_datasets, where none is "
                     "connected.",
                 ),
                 io.Combo.Input(
                     "stage",
-                    options=list(interleaved_dataset.STAGES),
+                    options=list(STAGES),
                     tooltip="1 (default): up to three crops and perhaps the whole picture in a prompt, 324 tokens "
                     "each. 2, afterwards: one face or person of 1296 tokens, for faces; it needs crops of people.",
                 ),
@@ -83,8 +82,8 @@ class TrainMultimodal(io.ComfyNode):
                     default=4,
                     min=1,
                     max=256,
-                    tooltip="Pictures in one model call, as many as the memory holds: it grows with them. accumulate "
-                    "is the slower way to the same.",
+                    tooltip="Pictures in one model call, as many as the memory holds: it grows with them. "
+                    "gradient_accumulation is the slower way to the same.",
                 ),
                 io.Float.Input(
                     "connector_rate",
@@ -116,18 +115,14 @@ class TrainMultimodal(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "resume",
-                    options=multimodal_training_files.listed(),
+                    options=files.trainings(),
                     tooltip="A training to go on with, exactly where it stopped, with its optimiser: choose the same "
                     "encoder, LoRAs and rank that it began with. (new): begin with the connected encoder.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                inputs.seed(
+                    "Sets new weights, the order of the pictures, what is drawn from each, and the noise. The same "
+                    "seed gives the same connector.",
                     control_after_generate=True,
-                    tooltip="Sets new weights, the order of the pictures, what is drawn from each, and the noise. The "
-                    "same seed gives the same connector.",
                 ),
                 io.String.Input(
                     "name",
@@ -145,7 +140,7 @@ class TrainMultimodal(io.ComfyNode):
                     "or 1024; in the paper quality saturates near 1000, and cost grows with it.",
                 ),
                 io.Int.Input(
-                    "accumulate",
+                    "gradient_accumulation",
                     default=1,
                     min=1,
                     max=1024,
@@ -175,7 +170,7 @@ class TrainMultimodal(io.ComfyNode):
                     tooltip="Learning rate of the U-Net's LoRA. 0.000005 (default) is the paper's, for 300,000 steps.",
                 ),
                 io.Int.Input(
-                    "rank",
+                    "lora_rank",
                     default=8,
                     min=1,
                     max=256,
@@ -193,7 +188,7 @@ class TrainMultimodal(io.ComfyNode):
                     "0.1 for SD 1.5, beside Idefics2. 4 take a quarter of that.",
                 ),
                 io.Float.Input(
-                    "drop_share",
+                    "prompt_dropout",
                     default=0.1,
                     min=0.0,
                     max=0.9,
@@ -273,75 +268,45 @@ class TrainMultimodal(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        vae,
-        multimodal_encoder,
-        folder,
-        stage,
-        steps,
-        batch_size,
-        connector_rate,
-        train_unet,
-        train_language,
-        pooled_output,
-        resume,
-        seed,
-        name,
-        tokens,
-        accumulate,
-        language_rate,
-        unet_rate,
-        rank,
-        depth,
-        drop_share,
-        warmup,
-        checkpointing,
-        preview_every,
-        save_every,
-        keep_state,
-        dataset=None,
-        clip=None,
+        cls, model, vae, multimodal_encoder, folder, resume, name, keep_state, dataset=None, clip=None, **chosen
     ) -> io.NodeOutput:
-        """Train, save, report."""
         import comfy.sd
-        import comfy.utils
 
-        settings = TrainSettings(
-            stage, steps, batch_size, accumulate, tokens, connector_rate, train_language, language_rate, train_unet,
-            unet_rate, rank, pooled_output, drop_share, warmup, depth, checkpointing, seed, preview_every, save_every,
-        )  # fmt: skip
+        settings, began, written = TrainSettings.of(chosen), time.monotonic(), []
         if dataset is None:
-            dataset = interleaved_dataset.read(multimodal_dataset_files.dataset_path(folder))
-        state = None
-        if resume != multimodal_training_files.NEW:
-            state = multimodal_training_files.load(multimodal_training_files.STATES.path(resume))
-        place = multimodal_training_files.Place.new(name, keep_state)
-        previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-        progress, shown = comfy.utils.ProgressBar(steps), host.ProgressText(host.node_id(cls))
-        began, written = time.monotonic(), []
-
-        def show(step, latent) -> None:
-            seen = None
-            if latent is not None and previewer is not None:
-                seen = previewer.decode_latent_to_preview_image("JPEG", latent)
-            progress.update_absolute(step + 1, steps, seen)
+            dataset = read_dataset(dataset_files.dataset_path(folder))
+        state = None if resume == files.NEW else files.load_state(files.STATES.path(resume))
+        kept, shown = files.TrainingFiles.new(name, keep_state), host.ProgressText(host.node_id(cls))
 
         def save(snapshot) -> None:
-            written[:] = place.save(snapshot)
-            shown.update(f"{snapshot.info['steps']} steps saved as {place.connector.name}", now=True)
+            written[:] = kept.save(snapshot)
+            shown.update(f"{snapshot.info['steps']} steps saved as {kept.connector.name}", now=True)
 
-        trained = multimodal_training.train(
-            model, vae, multimodal_encoder, dataset, settings, clip, state, show, shown.update, save
-        )
+        watch = Watch(previews(model, settings.steps), shown.update, save)
+        trained = train(model, vae, multimodal_encoder, dataset, settings, clip=clip, state=state, watch=watch)
         lora = trained.snapshot.unet_lora
         changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model
         seconds = time.monotonic() - began
-        report = f"{multimodal_training.describe(trained)}; {seconds:.0f} s; written: {', '.join(written)}"
+        report = f"{describe(trained)}; {seconds:.0f} s; written: {', '.join(written)}"
         shown.update(report, now=True)
-        plot = multimodal_plot.draw(trained.history)
-        return io.NodeOutput(trained.encoder, changed, trained.samples, plot, report)
+        return io.NodeOutput(trained.encoder, changed, trained.samples, plot.draw(trained.history), report)
 
 
-SHELVES = [multimodal_training_files.STATES]
+def previews(model, steps: int):
+    """show(step, latent or None): the progress bar of the node that runs, with what is drawn."""
+    import comfy.utils
+
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    progress = comfy.utils.ProgressBar(steps)
+
+    def show(step, latent) -> None:
+        seen = None
+        if latent is not None and previewer is not None:
+            seen = previewer.decode_latent_to_preview_image("JPEG", latent)
+        progress.update_absolute(step + 1, steps, seen)
+
+    return show
+
+
+SHELVES = [files.STATES]
 NODES = [TrainMultimodal]

@@ -1,0 +1,244 @@
+"""How a multimodal encoder learns: a sampler function for the host that trains in place of sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import host, training
+from ...host.gradient import LateReader
+from ..dataset import STAGES, Dataset
+from ..encoder import POOLED_WIDTH, MultimodalEncoder
+from ..interleaved import Prompt
+from ..vlm import Hidden
+from .drawing import ddim, sample_prompts
+from .encoding import Encoders
+from .gradient import UNet, loss_of
+from .learner import Learner, Process, Snapshot
+from .lessons import Lesson, Lessons
+from .lora import language_checkpointing
+from .settings import TrainSettings, stage_tokens
+
+READ_AHEAD = 32  # steps whose pictures and prompts are encoded before the U-Net is loaded for them
+NAN_STEPS = 3  # steps in a row that may fail before the training stops; their gradients are never applied
+
+
+@dataclass
+class History(training.History):
+    """What a training was like. failed: the last steps, whose losses were no numbers."""
+
+    failed: int = 0
+
+
+class Fit:
+    """A host sampler function that trains. Every call of it takes the steps that `ahead` has prepared.
+
+    state: of an earlier training's Snapshot, to go on from. watch.save is given Snapshots.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        vae: Any,
+        encoder: MultimodalEncoder,
+        dataset: Dataset,
+        settings: TrainSettings,
+        *,
+        clip: Any,
+        state: dict[str, Tensor] | None,
+        process: Process,
+        watch: training.Watch,
+    ):
+        self.settings, self.watch, self.vlm = settings, watch, encoder.vlm
+        self.error = loss_of(model)
+        self.sigmas = model.get_model_object("model_sampling").sigmas.detach().float().cpu().clone()
+        tokens = stage_tokens(self.vlm, settings)
+        sizes = {i: tuple(n // 8 for n in dataset.records[i].size) for i in dataset.fitting(STAGES[settings.stage])}
+        self.lessons = Lessons(dataset, settings, tokens, sizes, process.rank, process.world)
+        self.learner = Learner(model, encoder, tokens, settings, process, state)
+        self.unet = UNet(model, self.learner.unet, settings)
+        self.encoders = Encoders(
+            model=self.unet.host_model,
+            vae=vae,
+            vlm=self.vlm,
+            clip=clip,
+            dataset=dataset,
+            pooled_output=settings.pooled_output,
+            language_learns=self.learner.language is not None,
+        )
+        self.history, self.late, self.ready = History(), LateReader(), False
+        self.waiting: list[tuple[int, Tensor]] = []
+        self.samples: list[Tensor] = []
+
+    # ---- before the U-Net is loaded
+
+    def start(self) -> None:
+        """Get what learns ready, and choose the prompts whose pictures are shown."""
+        import comfy.model_management
+
+        self.device = comfy.model_management.get_torch_device()
+        self.history.before = self.learner.start(self.device)
+        self.ready = True
+        self.shown, self.shown_hidden = sample_prompts(self.lessons), []
+        if self.learner.language is None:
+            self.shown_hidden = [self.encoders.hidden(((), prompt)) for _, prompt in self.shown]
+
+    @property
+    def end(self) -> int:
+        """The number of the step behind the last."""
+        return self.history.before + self.settings.steps
+
+    def ahead(self, steps: Sequence[int]) -> list[tuple[int, list[Lesson]]]:
+        """Some steps and their lessons, with everything encoded that other models than the U-Net encode."""
+        import comfy.model_management
+
+        prepared = []
+        for step in steps:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            prepared.append((step, [self.encoders.ahead(lesson) for lesson in self.lessons.of_step(step)]))
+        if self.end - 1 in steps:
+            self.encoders.read_words([prompt for _, prompt in self.shown])
+        return prepared
+
+    # ---- while the U-Net is loaded
+
+    def run(self) -> None:
+        """All steps, a few at a time: in between, the host may exchange the U-Net for the other models."""
+        self.start()
+        language = self.learner.language
+        with (
+            training.added_by(language, self.vlm.model),
+            language_checkpointing(self.vlm.text, language is not None and self.settings.checkpointing),
+        ):
+            for begin in range(self.history.before, self.end, READ_AHEAD):
+                self.prepared = self.ahead(range(begin, min(begin + READ_AHEAD, self.end)))
+                record = self.prepared[0][1][0].records[0]
+                start = self.encoders.latent(record)[None].repeat(self.settings.batch_size, 1, 1, 1)
+                nothing = {"pooled_output": torch.zeros(1, POOLED_WIDTH)}
+                positive = [[torch.zeros(1, 1, self.learner.config.context_width), nothing]]
+                levels = torch.tensor([float(self.sigmas[-1]), 0.0])
+                host.sample(self.unet.patched(), self, start, sigmas=levels, positive=positive)
+                if self.history.stopped:
+                    break
+
+    def __call__(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
+    ) -> Tensor:
+        """x gives the device and is returned unchanged."""
+        import comfy.model_management
+
+        self.unet.running(model, extra_args or {})
+        self.device = x.device
+        for step, lessons in self.prepared:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            self.step(step, lessons)
+            self.look_back(step)
+            if self.history.stopped:
+                break
+        return x
+
+    def look_back(self, step: int) -> None:
+        """What is due after a step: a preview, files, and at the end the samples."""
+        settings, last = self.settings, step == self.end - 1
+        due = settings.preview_every and (step + 1) % settings.preview_every == 0
+        self.watch.show(step - self.history.before, self.drawn(0) if due else None)
+        if self.history.stopped:
+            return
+        if settings.save_every and (step + 1) % settings.save_every == 0 and not last:
+            self.read_losses()
+            self.watch.save(self.snapshot())
+        if last:
+            self.read_losses()
+            self.samples = [self.drawn(i) for i in range(len(self.shown))]
+
+    def read(self, hidden: Hidden | None, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
+        """(context (B, L, C), token_mask (B, L), pooled (B, P)) of prompts, with a gradient.
+
+        hidden: what the language model made of them; None: it is asked now, for it learns, too.
+        """
+        if hidden is None:
+            hidden = self.vlm.hidden_states(prompts, gradient=True)
+        token_mask = hidden.mask.to(self.device)
+        context, learned = self.learner.network(hidden.states.to(self.device, torch.float32), token_mask)
+        return context, token_mask, self.encoders.pooled(learned, prompts).to(self.device)
+
+    def losses(self, lesson: Lesson) -> Tensor:
+        """The loss of each picture of a lesson, (B,)."""
+        clean = torch.stack([self.encoders.latent(record) for record in lesson.records])
+        noise = torch.stack([torch.randn(c.shape, generator=g) for c, g in zip(clean, lesson.generators, strict=True)])
+        clean, noise = clean.to(self.device), noise.to(self.device)
+        place = ((1.0 - lesson.shares) * len(self.sigmas)).long().clamp(0, len(self.sigmas) - 1)
+        sigma = self.sigmas[place].to(self.device)
+        noised = clean + sigma[:, None, None, None] * noise
+        denoised = self.unet.predict(noised, sigma, *self.read(lesson.hidden, lesson.prompts))
+        return self.error(denoised, clean, sigma)
+
+    def step(self, step: int, lessons: Sequence[Lesson]) -> None:
+        """One step of the optimisers over all lessons of it. A gradient that is no number changes nothing."""
+        self.learner.begin(step)
+        # By the number of elements and back: half-precision gradients within the U-Net stay clear of underflow.
+        scale = math.prod(self.encoders.latent(lessons[0].records[0]).shape)
+        found = []
+        for lesson in lessons:
+            losses = self.losses(lesson)
+            self.learner.process.backward(losses.mean() * (scale / len(lessons)))
+            found.append(losses.detach())
+        self.learner.finish(scale)
+        self.waiting.append((step, torch.cat([lesson.shares for lesson in lessons])))
+        self.note(self.late.read(torch.cat(found)))
+
+    def read_losses(self) -> None:
+        """Take in what is still on its way from the device."""
+        self.note(self.late.rest())
+
+    def note(self, losses: Tensor | None) -> None:
+        """Write down the losses of a step that have arrived. Stops the training where they stay no numbers."""
+        if losses is None:
+            return
+        (step, shares), history = self.waiting.pop(0), self.history
+        finite = math.isfinite(history.note(step, shares.tolist(), losses))
+        history.failed = 0 if finite else history.failed + 1
+        self.watch.tell(f"step {step + 1} of {self.end}, loss {history.recent():.4f}")
+        if history.failed >= NAN_STEPS:
+            self.require_finite()
+            history.stopped = f"the loss was no number for {NAN_STEPS} steps: the weights before them are kept"
+
+    def require_finite(self) -> None:
+        """Raise ValueError where no loss was a number."""
+        if not self.history.finite:
+            raise training.nan_error("for these pictures", "the pictures of the dataset")
+
+    # ---- what was learned
+
+    @torch.no_grad()
+    def drawn(self, number: int) -> Tensor:
+        """The picture that the model draws for one of the shown prompts by now, (1, C, h, w) in its own scale."""
+        record, prompt = self.shown[number]
+        read = self.read(self.shown_hidden[number] if self.shown_hidden else None, ((), prompt))
+        lengths = read[1].sum(1).tolist()
+        rows = [
+            (context[None, :length], token_mask[None, :length], pooled[None])
+            for length, context, token_mask, pooled in zip(lengths, *read, strict=True)
+        ]
+        shape = (1, *self.encoders.latent(record).shape)
+        noise = torch.randn(shape, generator=training.generator_at(self.settings.seed, "noise", number))
+        return ddim(self.unet.predict, noise.to(self.device), self.sigmas, rows)
+
+    def snapshot(self) -> Snapshot:
+        """Everything that was learned up to now."""
+        return self.learner.snapshot(
+            {
+                "steps": self.history.steps,
+                "stage": self.settings.stage,
+                "tokens": self.lessons.tokens,
+                "loss": self.history.recent(),
+                "pooled": self.settings.pooled_output,
+                "seed": self.settings.seed,
+                "dataset": self.lessons.dataset.folder.name,
+            }
+        )

@@ -1,0 +1,170 @@
+"""Kinds of vision-language models: what each says around a picture, and how it is shown one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .spans import Span
+
+BOUNDARY, IMAGE, GLOBAL = "<fake_token_around_image>", "<image>", "<global-img>"
+CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+# ---- what a picture becomes -----------------------------------------------------------------------------------------
+
+
+def siglip(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the vision tower of the Idefics models sees (n, patches, D), and which patches count: all of them."""
+    side = pixels.shape[-1] // model.config.vision_config.patch_size
+    patches = torch.ones(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
+    return model.vision_model(pixel_values=pixels, patch_attention_mask=patches).last_hidden_state, patches
+
+
+def projected(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
+    """Idefics2: a token a patch; or, through its perceiver, as many as that has latents."""
+    seen, patches = siglip(model, pixels)
+    if perceiver:
+        return model.connector(seen, attention_mask=patches.flatten(1))
+    return model.connector.modality_projection(seen)
+
+
+def shuffled(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
+    """Idefics3, SmolVLM: scale x scale patches become the channels of one token (pixel shuffle)."""
+    return model.connector(siglip(model, pixels)[0])
+
+
+def merged(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
+    """Qwen2.5-VL: merge x merge patches become one token; a still picture is a film of equal ones, a patch deep."""
+    vision_tower = model.config.vision_config
+    patch, merge, count = vision_tower.patch_size, vision_tower.spatial_merge_size, len(pixels)
+    rows = pixels.shape[-1] // patch
+    parts = pixels.unflatten(3, (rows // merge, merge, patch)).unflatten(2, (rows // merge, merge, patch))
+    order = (0, 2, 5, 3, 6, 1, 4, 7)  # pictures, tokens, patches in a token, channels, pixels
+    parts = parts.permute(order)[..., None, :, :]
+    depth = vision_tower.temporal_patch_size
+    films = parts.expand(*parts.shape[:-3], depth, patch, patch).reshape(count * rows**2, -1)
+    found = model.visual(films, grid_thw=torch.tensor([[1, rows, rows]] * count, device=pixels.device))
+    found = getattr(found, "pooler_output", found)  # until transformers 4 it is given back as it is
+    return found.reshape(count, (rows // merge) ** 2, -1)
+
+
+def as_siglip(pixels: Tensor) -> Tensor:
+    """Pictures in -1..1, as SigLIP was trained on them."""
+    return pixels
+
+
+def as_clip(pixels: Tensor) -> Tensor:
+    """Pictures (n, 3, H, W) in -1..1 as CLIP's were normalised, which Qwen2.5-VL was trained with."""
+    mean, deviation = (pixels.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_DEVIATION))
+    return ((pixels + 1) / 2 - mean) / deviation
+
+
+# ---- where tokens stand ---------------------------------------------------------------------------------------------
+
+
+def positions_in_line(layouts: Sequence[Sequence[Span]], length: int) -> None:
+    """One token behind the other, as transformers counts them where nothing is said."""
+    return
+
+
+def positions_in_pictures(layouts: Sequence[Sequence[Span]], length: int) -> Tensor:
+    """Qwen2.5-VL: positions in time, row and column (3, prompts, length) of tokens.
+
+    They rise together, but for a picture's tokens, which have one time, and their own row and column from there on;
+    what follows goes on behind its last row.
+    """
+    found = torch.zeros(3, len(layouts), length, dtype=torch.long)
+    for prompt, spans in enumerate(layouts):
+        begin = 0
+        for span in spans:
+            positions = positions_in_span(span)
+            found[:, prompt, span.start : span.end] = begin + positions
+            begin += int(positions[0, -1]) + 1
+    return found
+
+
+def positions_in_span(span: Span) -> Tensor:
+    """(3, tokens): a text's rise together; a picture's are a square between one token before and one behind."""
+    positions = torch.arange(span.tokens).expand(3, -1).clone()
+    if span.picture is not None:
+        side = math.isqrt(span.tokens - 2)
+        token = torch.arange(side**2)
+        positions[:, 1:-1] = 1 + torch.stack([torch.zeros_like(token), token // side, token % side])
+        positions[:, -1] = 1 + side
+    return positions
+
+
+# ---- the families ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a kind of model is shown a picture.
+
+    before, after: what its text says around a picture's tokens, each of which is `image`. look: (model, pictures
+    (n, 3, side, side), perceiver) -> (n, tokens, hidden width). scale: patches along the side of a token, of its
+    configuration. has_perceiver: it may be left out. tokens: a picture where nothing else is said, None: max_tokens;
+    max_tokens: None: as many as its vision tower was trained on. normalised: pictures in -1..1 as its vision tower
+    wants them. text: the name of its language model. positions: of prompts' tokens, as that counts them.
+    """
+
+    name: str
+    before: str
+    after: str
+    look: Callable[[Any, Tensor, bool], Tensor]
+    scale: Callable[[Any], int]
+    has_perceiver: bool = False
+    tokens: int | None = None
+    max_tokens: int | None = None
+    image: str = IMAGE
+    text: str = "text_model"
+    normalised: Callable[[Tensor], Tensor] = as_siglip
+    positions: Callable[[Sequence[Sequence[Span]], int], Tensor | None] = positions_in_line
+
+
+FAMILIES = {
+    "idefics2": Family(
+        name="Idefics2",
+        before=BOUNDARY,
+        after=BOUNDARY,
+        look=projected,
+        scale=lambda config: 1,
+        has_perceiver=True,
+        tokens=324,
+    ),
+    **{
+        kind: Family(
+            name=name,
+            before=BOUNDARY + GLOBAL,
+            after=BOUNDARY,
+            look=shuffled,
+            scale=lambda config: config.scale_factor,
+        )
+        for kind, name in (("idefics3", "Idefics3"), ("smolvlm", "SmolVLM"))
+    },
+    "qwen2_5_vl": Family(
+        name="Qwen2.5-VL",
+        before="<|vision_start|>",
+        after="<|vision_end|>",
+        look=merged,
+        scale=lambda config: config.vision_config.spatial_merge_size,
+        tokens=324,
+        max_tokens=16384,  # of its own processor's largest picture
+        image="<|image_pad|>",
+        text="language_model",
+        normalised=as_clip,
+        positions=positions_in_pictures,
+    ),
+}
+
+
+def family_names() -> str:
+    """The names of the families, in words."""
+    *first, last = (family.name for family in FAMILIES.values())
+    return f"{', '.join(first)} and {last}"

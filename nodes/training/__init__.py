@@ -1,0 +1,32 @@
+"""What trainings share. Techniques that train import this front, as `training`."""
+
+from .factors import Factors, act_in_unet, added_by, linear_layers, unet_file
+from .finite import NotANumber, nan_error
+from .history import History
+from .loras import lora_shelf
+from .network import LearnedNetwork
+from .optimise import CLIP_NORM, WEIGHT_DECAY, adamw, clip_gradients, divide_gradients
+from .seeds import generator, generator_at
+from .watch import Watch, kept_if_it_ends_early
+
+__all__ = [
+    "CLIP_NORM",
+    "WEIGHT_DECAY",
+    "Factors",
+    "History",
+    "LearnedNetwork",
+    "NotANumber",
+    "Watch",
+    "act_in_unet",
+    "adamw",
+    "added_by",
+    "clip_gradients",
+    "divide_gradients",
+    "generator",
+    "generator_at",
+    "kept_if_it_ends_early",
+    "linear_layers",
+    "lora_shelf",
+    "nan_error",
+    "unet_file",
+]

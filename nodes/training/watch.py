@@ -1,0 +1,37 @@
+"""Who looks on at a training, and what becomes of it when it ends early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+def nothing(*_: Any) -> None:
+    """Nobody looks on."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a node wants to be told while it trains.
+
+    show(step, latent or None): a step is done, and what is drawn by now. tell(text): one line. save(what was learned):
+    while there is more to come, or because it ends early.
+    """
+
+    show: Callable[[int, Tensor | None], None] = nothing
+    tell: Callable[[str], None] = nothing
+    save: Callable[[Any], None] = nothing
+
+
+@contextmanager
+def kept_if_it_ends_early(keep: Callable[[], None]) -> Iterator[None]:
+    """Call `keep` where a training is cancelled or fails within; what ended it goes on its way."""
+    try:
+        yield
+    except BaseException:
+        keep()
+        raise
