@@ -3,7 +3,7 @@
 import sys
 from types import SimpleNamespace
 
-from palimpsest.nodes.host import model as host
+from palimpsest.nodes import host
 
 
 def test_the_text_under_a_node_is_safe_in_a_page(monkeypatch):

@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
-from palimpsest.nodes.host import model as host
+from palimpsest.nodes import host
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 

@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
-from palimpsest.nodes.host import model as host
+from palimpsest.nodes import host
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 from palimpsest.nodes.kv.settings import CONDITIONAL

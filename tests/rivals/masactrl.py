@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from palimpsest.nodes.host import model as host
+from palimpsest.nodes import host
 from torch import Tensor
 
 from . import source_branch

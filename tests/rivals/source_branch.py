@@ -157,7 +157,7 @@ class SharedAttention:
     end: float
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
-        from palimpsest.nodes.host import model as host
+        from palimpsest.nodes import host
 
         now = moment(options)
         if now is not None and self.start <= now.progress < self.end:
