@@ -14,8 +14,8 @@ import torch
 
 pocket_host.import_host()
 from PIL import Image  # noqa: E402
+from pocket import checkpoint, metrics, world  # noqa: E402
 from pocket import judge as judging  # noqa: E402
-from pocket import metrics, world  # noqa: E402
 
 import nodes as host_nodes  # noqa: E402 (the host is importable from here on)
 
@@ -28,11 +28,13 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--sampler", default="ddim")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
+    parser.add_argument("--weights", type=Path, default=checkpoint.WEIGHTS, help="folder of the narrow U-Net")
+    parser.add_argument("--signs", action="store_true", help="captions that tell of a sign")
     parser.add_argument("--output", default="output/bench")
     options = parser.parse_args()
-    scenes = world.held_out_scenes(options.images, seed=123)
+    scenes = (world.held_out_signs if options.signs else world.held_out_scenes)(options.images, seed=123)
     with torch.inference_mode():
-        model, clip, vae = pocket_host.load_pocket(not options.full_width)
+        model, clip, vae = pocket_host.load_pocket(not options.full_width, options.weights)
         judge, pictures = judging.load(), []
         for first in range(0, len(scenes), 16):
             batch = scenes[first : first + 16]
