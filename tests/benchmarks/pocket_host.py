@@ -41,14 +41,14 @@ def load_pocket(narrow: bool = True, weights: Path = TESTS / "pocket" / "weights
 
 
 def narrow_model(model: Any, path: Path) -> Any:
-    """A ModelPatcher like `model` around the shipped 160-channel U-Net."""
+    """A ModelPatcher like `model` around the 160-channel U-Net of the file."""
     import comfy.model_patcher
     import torch
+    from pocket import checkpoint
     from pocket.train import build_unet
-    from safetensors.torch import load_file
 
-    network = build_unet()
-    network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    network, (state, _) = build_unet(), checkpoint.load_weights(path)
+    network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     network.dtype = torch.float32
     base = type(model.model)(model.model.model_config, model.model.model_type, device="cpu")
     base.diffusion_model = network.eval().requires_grad_(False)

@@ -14,8 +14,8 @@ from benchmarks import pocket_host
 from PIL import Image
 
 import nodes as host_nodes
+from pocket import checkpoint, metrics, world
 from pocket import judge as judging
-from pocket import metrics, world
 
 
 def main() -> None:
@@ -26,11 +26,13 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--sampler", default="ddim")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
+    parser.add_argument("--weights", type=Path, default=checkpoint.WEIGHTS, help="folder of the narrow U-Net")
+    parser.add_argument("--signs", action="store_true", help="captions that tell of a sign")
     parser.add_argument("--output", default="output/bench")
     options = parser.parse_args()
-    scenes = world.held_out_scenes(options.images, seed=123)
+    scenes = (world.held_out_signs if options.signs else world.held_out_scenes)(options.images, seed=123)
     with torch.inference_mode():
-        model, clip, vae = pocket_host.load_pocket(not options.full_width)
+        model, clip, vae = pocket_host.load_pocket(not options.full_width, options.weights)
         judge, pictures = judging.load(), []
         for first in range(0, len(scenes), 16):
             batch = scenes[first : first + 16]

@@ -6,6 +6,8 @@ costs far more than the neighbour does. Processes that meet once per step do not
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable
 
 import torch
@@ -74,4 +76,11 @@ def run(work: Callable, numbers: int, processes: int, *arguments) -> None:
 
 def _single_threaded(work: Callable, averager: Averager, rank: int, arguments: tuple) -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     work(averager, rank, *arguments)
+
+
+def _end_with_parent() -> None:
+    """However the parent ends, also killed: else its workers would train on, unseen."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

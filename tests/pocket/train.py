@@ -4,11 +4,12 @@
     python tests/pocket/train.py autoencoder --work DIR --minutes 20 --init weights/autoencoder.safetensors
     python tests/pocket/train.py latents --work DIR --pairs 6000
     python tests/pocket/train.py unet --work DIR --minutes 60 --init weights/unet.safetensors
-    python tests/pocket/train.py judge --work DIR --steps 1200
+    python tests/pocket/train.py judge --work DIR --steps 3000
 
 Every stage reads what the stages before it left in DIR and writes a .safetensors there. `--init` continues from given
-weights. A CPU runs two single-threaded processes that average their gradients; a GPU runs one with larger batches. The
-U-Net is the host's own class: set COMFYUI_PATH to a ComfyUI folder.
+weights; `--resume` goes on with an interrupted training of the autoencoder or the U-Net. A CPU runs two single-threaded
+processes that average their gradients, in bfloat16 where it has it; a GPU runs one with larger batches. The U-Net is
+the host's own class: set COMFYUI_PATH to a ComfyUI folder.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -46,6 +47,8 @@ else:  # run as a program: its own folder is on the path
     import world
 
 TRAINING_SEED, VALIDATION_SEED, PAIR_SEED = 1, 99, 6  # of the scenes; world.HELD_OUT_SEED stays out of training
+SHARE_OF_SIGNS = 1 / 3
+PART = 256  # pairs encoded into one file
 WIDTH = 160  # half of SD1.5's: checkpoint.widen doubles it
 CHANNELS_LAST = torch.channels_last
 BLOCKS = ("input", "middle", "output")  # as the host names them
@@ -68,13 +71,14 @@ class Options:
     images: int = 6000
     pairs: int = 6000
     compile: bool = False
+    resume: bool = False
 
     @property
     def on_gpu(self) -> bool:
         return self.device != "cpu"
 
     def autocast(self):
-        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
+        return autoencoding.autocast(self.device)
 
 
 # --------------------------------------------------------------------------------------------------- the common loop
@@ -90,21 +94,30 @@ def fit(
     weight_decay: float,
     ema_decay: float,
     warm_up: int,
+    state: Path,
     save: Callable[[dict[str, Tensor]], None],
 ) -> None:
     """Minimise `loss()` with AdamW, cosine decay, gradient clipping at 1 and an average of the weights (EMA).
 
-    Ends after options.steps or options.minutes, whichever comes first; `save` gets the averaged parameters.
+    Ends after options.steps or options.minutes, whichever comes first; `save` gets the averaged parameters. Every few
+    minutes the whole state is written to the file `state`; with options.resume the run goes on from there.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tensors = list(parameters.values())
     averager.join(averager.rank, tensors)
     optimizer = torch.optim.AdamW(tensors, lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
     average = [p.detach().clone() for p in tensors]
-    begin = told = saved = time.time()
-    step, seen = 0, []
+    step, earlier = _resume(state, parameters, average, optimizer) if options.resume else (0, 0.0)
+    first, begin = step, time.time()
+    told = saved = begin
+    seen = []
+
+    def keep() -> None:
+        save(dict(zip(parameters, average, strict=True)))
+        _write_state(state, parameters, average, optimizer, step, earlier + time.time() - begin)
+
     while True:
-        timed = averager.agree(_share(time.time() - begin, _seconds(options.minutes)))
+        timed = averager.agree(_share(earlier + time.time() - begin, _seconds(options.minutes)))
         done = max(_share(step, options.steps), timed)
         if done >= 1:
             break
@@ -121,14 +134,44 @@ def fit(
         seen.append(shown)
         if averager.rank == 0 and time.time() - told > 30:
             told = time.time()
-            print(f"{told - begin:6.0f}s step {step} {_means(seen)} {step / (told - begin):.2f} steps/s", flush=True)
+            rate = (step - first) / (told - begin)
+            print(f"{told - begin:6.0f}s step {step} {_means(seen)} {rate:.2f} steps/s", flush=True)
             seen = []
         if averager.rank == 0 and time.time() - saved > 240:
             saved = time.time()
-            save(dict(zip(parameters, average, strict=True)))
+            keep()
     if averager.rank == 0:
         print(f"{time.time() - begin:6.0f}s step {step} {_means(seen)} done", flush=True)
-        save(dict(zip(parameters, average, strict=True)))
+        keep()
+
+
+def _write_state(
+    path: Path,
+    parameters: dict[str, Tensor],
+    average: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+) -> None:
+    state = {"model": parameters, "average": average, "optimizer": optimizer.state_dict()}
+    temporary = path.with_suffix(".part")
+    torch.save(state | {"step": step, "seconds": seconds}, temporary)
+    os.replace(temporary, path)
+
+
+def _resume(
+    path: Path, parameters: dict[str, Tensor], average: list[Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Fill everything from the file, if there is one; the steps and seconds that were done."""
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.no_grad():
+        for (name, parameter), mean in zip(parameters.items(), average, strict=True):
+            parameter.copy_(state["model"][name])
+            mean.copy_(state["average"][list(parameters).index(name)])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["seconds"]
 
 
 def _share(done: float, whole: float | None) -> float:
@@ -146,7 +189,8 @@ def _means(seen: list[dict[str, float]]) -> str:
 
 def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     temporary = path.with_suffix(".part")
-    save_file({name: value.detach().cpu().half().contiguous() for name, value in state.items()}, temporary, metadata)
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file({n: v.half() if v.is_floating_point() else v for n, v in state.items()}, temporary, metadata)
     temporary.chmod(0o644)  # the writer makes files that only their owner can read
     os.replace(temporary, path)
 
@@ -154,13 +198,18 @@ def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] 
 # ----------------------------------------------------------------------------------------------------------- pictures
 
 
-def drawn(options: Options, name: str, seed: int, n: int) -> tuple[np.ndarray, np.ndarray, list[world.Scene]]:
-    """Pictures uint8 (n, 128, 128, 3), masks uint8 (n, 128, 128) and scenes; drawn once and kept in the work folder."""
+def drawn(
+    options: Options, name: str, seed: int, n: int, signs: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, list[world.Scene]]:
+    """Pictures uint8 (n, 128, 128, 3), animals' masks uint8 (n, 128, 128) and scenes, a share of them with a sign.
+
+    They are drawn once and kept in the work folder.
+    """
     path, story = options.work / f"{name}.npz", options.work / f"{name}.json"
     if not (path.exists() and story.exists()):
         pool_size = os.cpu_count() if options.on_gpu else options.processes
         with multiprocessing.get_context("spawn").Pool(pool_size) as pool:
-            rows = pool.starmap(_draw, [(seed, i) for i in range(n)], chunksize=50)
+            rows = pool.starmap(_draw, [(seed, i, signs) for i in range(n)], chunksize=50)
         np.savez(path, images=np.stack([row[0] for row in rows]), masks=np.stack([row[1] for row in rows]))
         story.write_text(json.dumps([asdict(row[2]) for row in rows]), encoding="utf-8")
     data = np.load(path)
@@ -168,24 +217,37 @@ def drawn(options: Options, name: str, seed: int, n: int) -> tuple[np.ndarray, n
     return data["images"], data["masks"], scenes
 
 
-def _draw(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, world.Scene]:
+def _draw(seed: int, index: int, signs: float) -> tuple[np.ndarray, np.ndarray, world.Scene]:
     scene = world.sample_scene(np.random.default_rng([seed, index]))
+    chosen = np.random.default_rng([seed, index, world.SIGN_STREAM])
+    if chosen.random() < signs:
+        (scene,) = world.add_sign(chosen, scene)
     image, mask = world.render(scene, with_mask=True)
     return image, (mask * 255).astype(np.uint8), scene
+
+
+def focus_of(scenes: list[world.Scene], masks: np.ndarray) -> np.ndarray:
+    """Where the autoencoder has to be sharp, uint8 (n, 128, 128): in the board of a sign, else in the animal."""
+    focus = masks.copy()
+    for i, scene in enumerate(scenes):
+        if scene.sign:
+            focus[i] = world.render_parts(scene)["board"] * 255
+    return focus
 
 
 # -------------------------------------------------------------------------------------------------------- autoencoder
 
 
 def train_autoencoder(averager: parallel.Averager, rank: int, options: Options) -> None:
-    """64 px crops around the animal; errors inside its mask count four times.
+    """64 px crops around the animal, or the board of a sign; errors inside its mask count four times.
 
     With given weights the latents are held near theirs, so that a U-Net trained on those stays valid; from nothing
     they are drawn to mean 0 and variance 1.
     """
     averager.rank, crop = rank, 64
     rng = np.random.default_rng([options.seed, rank])
-    images, masks, _ = drawn(options, "train", TRAINING_SEED, options.images)
+    images, masks, scenes = drawn(options, "train", TRAINING_SEED, options.images, SHARE_OF_SIGNS)
+    masks = focus_of(scenes, masks)
     centres = np.stack([[np.average(np.arange(128), weights=m.sum(axis) + 1e-6) for axis in (1, 0)] for m in masks])
     model, anchor = autoencoding.Autoencoder(), None
     if options.init:
@@ -224,7 +286,8 @@ def train_autoencoder(averager: parallel.Averager, rank: int, options: Options) 
         save_weights(options.work / checkpoint.AUTOENCODER, average)
 
     lr = options.lr or (3e-4 if options.init else 1e-3)
-    fit(model, averager, loss, options, lr=lr, weight_decay=0.0, ema_decay=0.998, warm_up=50, save=save)
+    recipe = {"lr": lr, "weight_decay": 0.0, "ema_decay": 0.998, "warm_up": 50}
+    fit(model, averager, loss, options, **recipe, state=options.work / "autoencoder_state.pt", save=save)
 
 
 def to_pictures(images: np.ndarray, options: Options) -> Tensor:
@@ -248,7 +311,7 @@ def report_autoencoder(options: Options) -> None:
 
 
 def pair_of_scenes(index: int) -> tuple[world.Scene, world.Scene]:
-    """One animal in two poses; sometimes on the other side or looking the other way."""
+    """One animal in two poses; sometimes on the other side or looking the other way; a third with one sign in both."""
     rng = np.random.default_rng([PAIR_SEED, index])
     first = world.sample_scene(rng)
     others = [pose for pose in world.POSES if pose != first.pose]
@@ -257,22 +320,28 @@ def pair_of_scenes(index: int) -> tuple[world.Scene, world.Scene]:
         second = world.edit(second, side="left" if first.side == "right" else "right")
     if rng.random() < 0.3:
         second = world.edit(second, facing=-first.facing)
-    return first, second
+    chosen = np.random.default_rng([PAIR_SEED, index, world.SIGN_STREAM])
+    return world.add_sign(chosen, first, second) if chosen.random() < SHARE_OF_SIGNS else (first, second)
 
 
 def encode_pairs(options: Options) -> None:
     """Draw and encode pairs: latents.npz with z float16 (n, 2, 4, 16, 16), normalised, and the mean and std used.
 
-    With given U-Net weights their mean and std are used again; else those of the latents.
+    With given U-Net weights their mean and std are used again; else those of the latents. Parts of 256 pairs are kept
+    in the folder `latents`: an interrupted run goes on, and more pairs can be added later.
     """
     path = _first_existing(options.work / checkpoint.AUTOENCODER, autoencoding.WEIGHTS)
-    jobs = [(path, low, min(low + 256, options.pairs), options.device) for low in range(0, options.pairs, 256)]
+    folder = options.work / "latents"
+    folder.mkdir(exist_ok=True)
+    parts = {low: folder / f"{low:06d}.npy" for low in range(0, options.pairs, PART)}
+    jobs = [(path, part, low, options.device) for low, part in parts.items() if not part.exists()]
     if options.on_gpu:
-        parts = [_encode(*job) for job in jobs]
+        for job in jobs:
+            _encode(*job)
     else:
         with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-            parts = pool.starmap(_encode, jobs, chunksize=1)
-    latents = torch.from_numpy(np.concatenate(parts)).float()
+            pool.starmap(_encode, jobs, chunksize=1)
+    latents = torch.from_numpy(np.concatenate([np.load(part) for part in parts.values()])[: options.pairs]).float()
     mean, std = latents.mean().item(), latents.std().item()
     if options.init:
         _, settings = checkpoint.load_weights(options.init)
@@ -284,17 +353,20 @@ def encode_pairs(options: Options) -> None:
     )
 
 
-def _encode(path: Path, low: int, high: int, device: str) -> np.ndarray:
-    """Latents float16 (high - low, 2, 4, 16, 16) of the pairs low..high."""
+def _encode(path: Path, part: Path, low: int, device: str) -> None:
+    """Write latents float16 (256, 2, 4, 16, 16) of the pairs from `low` on to the file `part`."""
     if device == "cpu":
         torch.set_num_threads(1)
     model, out = autoencoding.load(path, device), []
-    for start in range(low, high, 8):
-        scenes = [scene for i in range(start, min(start + 8, high)) for scene in pair_of_scenes(i)]
+    for start in range(low, low + PART, 8):
+        scenes = [scene for i in range(start, start + 8) for scene in pair_of_scenes(i)]
         pictures = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).to(device).movedim(-1, 1) / 255
-        with torch.no_grad(), torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        with torch.no_grad(), autoencoding.autocast(device):
             out.append(model.encode(pictures.contiguous(memory_format=CHANNELS_LAST)).half().cpu().contiguous())
-    return torch.cat(out).unflatten(0, (-1, 2)).numpy()
+    temporary = part.with_suffix(".part.npy")
+    np.save(temporary, torch.cat(out).unflatten(0, (-1, 2)).numpy())
+    os.replace(temporary, part)
+    print(f"pairs {low} to {low + PART - 1} encoded", flush=True)
 
 
 def _first_existing(*paths: Path) -> Path:
@@ -415,18 +487,23 @@ def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None
     for guidance.
     """
     averager.rank = rank
-    rng = np.random.default_rng([options.seed, rank])
+    state = options.work / "unet_state.pt"
+    started = [state.stat().st_mtime_ns] if options.resume and state.exists() else []  # other draws than before
+    rng = np.random.default_rng([options.seed, rank, *started])
     data = np.load(options.work / "latents.npz")
     z, captions, alphas = torch.from_numpy(data["z"]), Captions(), alphas_cumprod().to(options.device)
     scenes = [pair_of_scenes(i) for i in range(len(z))]
     torch.manual_seed(options.seed)
     model = build_unet()
     if options.init:
-        model.load_state_dict({name: value.float() for name, value in load_file(options.init).items()})
+        given, _ = checkpoint.load_weights(options.init)
+        model.load_state_dict({name: value.float() for name, value in given.items()})
     model = model.to(options.device, memory_format=CHANNELS_LAST).train()
     network = torch.compile(model) if options.compile else model
-    torch.manual_seed(options.seed + rank + 1)
+    torch.manual_seed(int(rng.integers(1 << 31)))
     batch = options.batch or (256 if options.on_gpu else 8)
+    # On a CPU in bfloat16 the plain attention is faster backwards than the fused one.
+    plain = not options.on_gpu and autoencoding.has_bfloat16()
     together = {"patches_replace": {"attn1": {(name, i): see_partner for name in BLOCKS for i in range(12)}}}
     steps = itertools.count()
 
@@ -443,11 +520,10 @@ def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None
         paired = next(steps) % 3 != 0
         clean, texts = draw_batch(paired)
         t = torch.from_numpy(((rng.permutation(batch) + rng.random(batch)) / batch * 1000).astype(np.int64))
-        clean, context, t = clean.to(options.device), captions(texts).to(options.device), t.to(options.device)
+        clean, context, t = (v.to(options.device) for v in (clean, captions(texts).float(), t))
         alpha, noise = alphas[t][:, None, None, None], torch.randn_like(clean)
         noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).contiguous(memory_format=CHANNELS_LAST)
-        # On a CPU the plain attention is faster backwards than the fused one.
-        with options.autocast(), contextlib.nullcontext() if options.on_gpu else sdpa_kernel(SDPBackend.MATH):
+        with options.autocast(), sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
             predicted = network(noisy, t, context=context, transformer_options=together.copy() if paired else {})
         snr = (alpha / (1 - alpha)).flatten()
         errors = (predicted.float() - noise).square().mean((1, 2, 3))
@@ -457,11 +533,11 @@ def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None
     settings = {"latent_mean": str(float(data["mean"])), "latent_std": str(float(data["std"]))}
 
     def save(average: dict[str, Tensor]) -> None:
-        save_weights(options.work / checkpoint.UNET, average, settings)
-        save_weights(options.work / "unet_last.safetensors", dict(model.named_parameters()), settings)
+        save_weights(options.work / checkpoint.UNET, checkpoint.pack(average), settings)
 
     lr = options.lr or (6e-4 if options.on_gpu else 4e-4)
-    fit(model, averager, loss, options, lr=lr, weight_decay=0.01, ema_decay=0.9985, warm_up=100, save=save)
+    recipe = {"lr": lr, "weight_decay": 0.01, "ema_decay": 0.9985, "warm_up": 100}
+    fit(model, averager, loss, options, **recipe, state=state, save=save)
 
 
 # -------------------------------------------------------------------------------------------------------------- judge
@@ -469,8 +545,7 @@ def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None
 
 def train_the_judge(options: Options) -> None:
     """Train the judge on drawn pictures and on decoded ones; print its accuracy on held-out pictures of both kinds."""
-    images, _, scenes = drawn(options, "train", TRAINING_SEED, options.images)
-    held_images, held_masks, held_scenes = drawn(options, "validation", VALIDATION_SEED, 300)
+    images, _, scenes = drawn(options, "train", TRAINING_SEED, options.images, SHARE_OF_SIGNS)
     path = _first_existing(options.work / checkpoint.AUTOENCODER, autoencoding.WEIGHTS)
     model = autoencoding.load(path, options.device)
     torch.manual_seed(options.seed)
@@ -490,10 +565,13 @@ def train_the_judge(options: Options) -> None:
         init=options.init,
     )
     train_judge.save(judge, options.work / "judge.safetensors")
-    for name, pictures in (("drawn", held_images), ("decoded", _decoded(model, held_images))):
-        right = train_judge.accuracy(judge, pictures, held_scenes)
-        area = train_judge.overlap(judge, pictures, held_masks / 255)
-        print(f"{name}: " + " ".join(f"{n} {v:.3f}" for n, v in right.items()) + f" mask IoU {area:.3f}", flush=True)
+    for kind, signs, n in (("", 0.0, 300), (" with signs", 1.0, 150)):
+        held, masks, scenes = drawn(options, "validation" + kind.replace(" ", "_"), VALIDATION_SEED, n, signs)
+        for name, pictures in (("drawn", held), ("decoded", _decoded(model, held))):
+            right = train_judge.accuracy(judge, pictures, scenes)
+            area = train_judge.overlap(judge, pictures, masks / 255)
+            told = " ".join(f"{n} {v:.3f}" for n, v in right.items())
+            print(f"{name}{kind}: {told} mask IoU {area:.3f}", flush=True)
 
 
 def _decoded(model: autoencoding.Autoencoder, images: np.ndarray, noise: float = 0.0) -> np.ndarray:
@@ -509,7 +587,7 @@ def count_of(model: nn.Module) -> int:
 
 
 def stage_autoencoder(options: Options) -> None:
-    drawn(options, "train", TRAINING_SEED, options.images)  # before the processes start, which share it
+    drawn(options, "train", TRAINING_SEED, options.images, SHARE_OF_SIGNS)  # before the processes start, which share it
     numbers = count_of(autoencoding.Autoencoder())
     parallel.run(train_autoencoder, numbers, options.processes, options)
     report_autoencoder(options)
@@ -542,6 +620,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, help="on a CPU; default 2")
+    parser.add_argument("--resume", action="store_true", help="go on from the state that an earlier run left in DIR")
     parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net")
     given = vars(parser.parse_args())
     stage, processes = given.pop("stage"), given.pop("processes")

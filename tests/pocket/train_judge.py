@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 if __package__:
+    from . import autoencoder as autoencoding
     from . import judge as judging
     from . import world
 else:
+    import autoencoder as autoencoding
     import judge as judging
     import world
 
@@ -109,7 +111,7 @@ def train(
             pictures, shown, classes = mirror(pictures, shown, classes)
         pictures, shown = augment(pictures, shown, rng)
         pictures = pictures.to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        with autoencoding.autocast(device):
             answers, found = judge(pictures)
         loss = loss_of(answers, found, {n: v.to(device) for n, v in classes.items()}, shown.to(device))
         optimizer.zero_grad(set_to_none=True)

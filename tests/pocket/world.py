@@ -4,9 +4,13 @@ A Scene is what its caption tells (species, colour, pose, side, place) plus what
 identity (facing, size, coat, collar, ...) and the layout of the background. Drawing the same scene with another pose
 therefore gives the picture that an edit of the pose should have produced: `render(edit(scene, pose="sitting"))`.
 
-Everything is painted from signed distances (negative inside), so edges are smooth at any size. Only numpy is needed.
+Some pictures have a sign (signs.py): a board on a post, or on the wall of a room, whose text the caption tells. It
+stands behind the animal, and a scene without one is drawn as if there were no signs.
 
-    python tests/pocket/world.py tests/pocket/world.png        draws the contact sheet of the README
+Everything is painted from signed distances (negative inside), so edges are smooth at any size. Only numpy is needed,
+and Pillow for the letters of signs.
+
+    python tests/pocket/world.py tests/pocket/world.png        draws the README's contact sheet, and world_signs.png
 """
 
 from __future__ import annotations
@@ -15,6 +19,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+
+if __package__:
+    from . import signs
+else:  # beside a program in this folder
+    import signs
 
 SPECIES = ["cat", "dog", "rabbit", "bird"]
 COLOURS = ["red", "yellow", "blue", "white", "black", "brown"]
@@ -67,8 +76,11 @@ GROUND_RGB = {
     "room": (168, 120, 78),
 }
 PART_KINDS = ("coat", "collar", "legs", "tail")
+SIGN_PARTS = ("post", "board", "letters")
+SIGN_FRAME = 0.009  # width of the dark line around a board
 LINE_WIDTH = 0.055  # of the dark line around the animal, in units of its size
 HELD_OUT_SEED = 77
+SIGN_STREAM = 12  # appended to a seed: signs come from a stream of their own
 
 
 @dataclass(frozen=True)
@@ -101,11 +113,14 @@ class Scene:
     prop: float = 0.3  # place of the tree, sun, moon or window along x; also seeds the stars
     prop_s: float = 1.0  # its size
     bgtint: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to the background's colours
+    sign: signs.Sign | None = None  # its text is told by the caption
 
     @classmethod
     def from_dict(cls, values: dict) -> Scene:
         """The scene that `dataclasses.asdict` (possibly through JSON, which turns tuples to lists) was given."""
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        sign = values.get("sign")
+        return cls(**values | {"sign": signs.Sign(**sign) if sign else None})
 
 
 # ---------------------------------------------------------------------------------------------- sampling and captions
@@ -165,6 +180,39 @@ def held_out_scenes(n: int, seed: int = HELD_OUT_SEED) -> list[Scene]:
     return [sample_scene(np.random.default_rng([seed, i])) for i in range(n)]
 
 
+def add_sign(rng: np.random.Generator, *scenes: Scene, held_out: bool = False) -> tuple[Scene, ...]:
+    """The scenes, all with one sign, whose letters no animal of theirs hides if that can be.
+
+    `held_out`: its text has a pair of letters that no training shows; else it has none.
+    """
+    masks = [Animal(scene, Canvas(64)).mask() for scene in scenes]
+    found = [signs.clear_place(rng, masks, text=signs.sample_text(rng, held_out=held_out))]
+    while found[-1][1] > 0 and len(found) < 4:  # a long text beside a jumping animal: try others
+        found.append(signs.clear_place(rng, masks, text=signs.sample_text(rng, held_out=held_out)))
+    sign, _ = min(found, key=lambda pair: pair[1])
+    return tuple(replace(scene, sign=sign) for scene in scenes)
+
+
+def held_out_signs(n: int, seed: int = HELD_OUT_SEED) -> list[Scene]:
+    """The scenes of `held_out_scenes`, each with a sign whose text is held out too."""
+    return [
+        add_sign(np.random.default_rng([seed, i, SIGN_STREAM]), scene, held_out=True)[0]
+        for i, scene in enumerate(held_out_scenes(n, seed))
+    ]
+
+
+def rewrite(scene: Scene, text: str) -> Scene:
+    """The scene an ideal edit of the sign's text leads to: the same board. Raises ValueError where that cannot be."""
+    if scene.sign is None:
+        raise ValueError(f"rewrite: {caption(scene)!r} has no sign; add_sign gives it one")
+    return replace(scene, sign=signs.rewrite(scene.sign, text))
+
+
+def lines(scene: Scene) -> list[signs.Line]:
+    """The lines of text in the picture and their boxes, whether or not an animal stands before them."""
+    return [signs.line_of(scene.sign)] if scene.sign else []
+
+
 def edit(scene: Scene, **changes) -> Scene:
     """The scene an ideal edit leads to: `changes` made, identity and background kept.
 
@@ -181,19 +229,33 @@ def edit(scene: Scene, **changes) -> Scene:
 
 
 def caption(scene: Scene) -> str:
-    """`a <colour> <species> <pose> on the <side> <place phrase>`: everything a caption tells."""
-    return _phrase(scene, colour=True, side=True, place=True)
+    """Everything a caption tells: `a <colour> <species> <pose> on the <side> <place phrase>`, and what a sign says."""
+    text = f'"{scene.sign.text}"' if scene.sign else ""
+    return _phrase(scene, colour=True, side=True, place=True) + _sign_phrase(scene, text)
 
 
 def training_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption that leaves the colour, the side and the place out now and then, each by itself."""
-    return _phrase(scene, colour=rng.random() > 0.12, side=rng.random() > 0.25, place=rng.random() > 0.15)
+    """A caption that leaves the colour, the side and the place out now and then, each by itself.
+
+    A sign is always told of; one text in ten is left out, and one in ten is a `*`, which stands for any text.
+    """
+    phrase = _phrase(scene, colour=rng.random() > 0.12, side=rng.random() > 0.25, place=rng.random() > 0.15)
+    if scene.sign is None:
+        return phrase
+    kind = rng.random()
+    return phrase + _sign_phrase(scene, "" if kind < 0.1 else "*" if kind < 0.2 else f'"{scene.sign.text}"')
 
 
 def _phrase(scene: Scene, *, colour: bool, side: bool, place: bool) -> str:
     words = ["a"] + [scene.colour] * colour + [scene.species, scene.pose]
     words += [f"on the {scene.side}"] * side + [PLACE_PHRASES[scene.place]] * place
     return " ".join(words)
+
+
+def _sign_phrase(scene: Scene, text: str) -> str:
+    if scene.sign is None:
+        return ""
+    return " with a sign" + f" that says {text}" * bool(text)
 
 
 # -------------------------------------------------------------------------------------------- canvas and distances
@@ -217,8 +279,11 @@ class Canvas:
 
         `pixel` is the width of a pixel in the distance's unit; the edge is one pixel wide.
         """
-        coverage = np.clip(0.5 - distance / (pixel or self.pixel), 0, 1)[..., None]
-        self.image[...] = self.image + (colour - self.image) * coverage
+        self.blend(np.clip(0.5 - distance / (pixel or self.pixel), 0, 1), colour)
+
+    def blend(self, coverage: np.ndarray, colour: np.ndarray) -> None:
+        """Lay `colour` over each pixel by its share `coverage` (size, size)."""
+        self.image[...] = self.image + (colour - self.image) * coverage[..., None]
 
     def multiply(self, factor: np.ndarray) -> None:
         self.image[...] = self.image * factor
@@ -331,6 +396,34 @@ def _skirting_board(canvas: Canvas, scene: Scene, tint: np.ndarray) -> None:
 
 _SKY_PROPS = {"beach": _sun_and_sea, "night": _moon_and_stars, "room": _window}
 _GROUND_PROPS = {"park": _tree, "snow": _fir, "room": _skirting_board}
+
+
+# ---------------------------------------------------------------------------------------------------------- signs
+
+
+def sign_shares(scene: Scene, canvas: Canvas) -> dict[str, np.ndarray]:
+    """Share of each pixel (N, N) that the sign's post, its board and its letters have, each over the ones before."""
+    sign, x, y = scene.sign, canvas.x, canvas.y
+    if sign is None:
+        return {name: np.zeros_like(x) for name in SIGN_PARTS}
+    post = box(x, y, sign.x, (sign.y + sign.foot) / 2, 0.016, (sign.foot - sign.y) / 2)
+    shares = {"post": post, "board": box(x, y, sign.x, sign.y, sign.width / 2, sign.height / 2)}
+    shares = {name: np.clip(0.5 - distance / canvas.pixel, 0, 1) for name, distance in shares.items()}
+    if scene.place == "room":  # it hangs on the wall
+        shares["post"] = np.zeros_like(x)
+    return shares | {"letters": signs.letters(sign, len(x))}
+
+
+def paint_sign(canvas: Canvas, scene: Scene) -> None:
+    sign = scene.sign
+    if sign is None:
+        return
+    shares, (board, letters) = sign_shares(scene, canvas), signs.BOARD_RGB[sign.board]
+    inner = box(canvas.x, canvas.y, sign.x, sign.y, sign.width / 2 - SIGN_FRAME, sign.height / 2 - SIGN_FRAME)
+    canvas.blend(shares["post"], rgb(112, 84, 60))
+    canvas.blend(shares["board"], rgb(28, 24, 30))
+    canvas.paint(inner, rgb(*board))
+    canvas.blend(shares["letters"], rgb(*letters))
 
 
 # ------------------------------------------------------------------------------------------------------ skeleton
@@ -648,6 +741,7 @@ def render(scene: Scene, size: int = 128, supersample: int = 1, with_mask: bool 
     """
     canvas = Canvas(size * supersample)
     paint_background(canvas, scene)
+    paint_sign(canvas, scene)
     animal = Animal(scene, canvas)
     canvas.multiply(1 - 0.3 * animal.shadow()[..., None])
     canvas.paint(animal.outline(), rgb(28, 24, 30), animal.pixel)
@@ -666,7 +760,10 @@ def render_parts(scene: Scene, size: int = 128) -> dict[str, np.ndarray]:
 
     animal: everything inside the outline. coat: body and head; collar; legs; tail. second: the second colour, wherever
     it shows (coat, socks, tail tip, ear). shadow: the shadow on the ground, also where the animal hides it. Outside
-    `animal` and `shadow`, scenes of the same background are equal pixel by pixel.
+    `animal` and `shadow`, scenes of the same background and sign are equal pixel by pixel.
+
+    post, board, letters: what the animal leaves to be seen of them; the board is whole, also under its letters. Scenes
+    that differ in the sign alone are equal outside `post` and `board`.
     """
     names = [*PART_KINDS, "second"]
     canvas = Canvas(size, len(names))
@@ -679,7 +776,9 @@ def render_parts(scene: Scene, size: int = 128) -> dict[str, np.ndarray]:
     for distance, _ in animal.face():
         canvas.paint(distance, np.zeros(len(names), np.float32), animal.pixel)
     parts = {name: canvas.image[..., i].clip(0, 1) for i, name in enumerate(names)}
-    return {"animal": animal.mask().astype(np.float32), **parts, "shadow": animal.shadow().astype(np.float32)}
+    parts = {"animal": animal.mask(), **parts, "shadow": animal.shadow()}
+    parts |= {name: share * (1 - animal.mask()) for name, share in sign_shares(scene, canvas).items()}
+    return {name: share.astype(np.float32) for name, share in parts.items()}
 
 
 def _shrink(image: np.ndarray, factor: int) -> np.ndarray:
@@ -717,9 +816,30 @@ def readme_rows() -> list[list[Scene]]:
     return [*varied, poses + others]
 
 
+def sign_rows() -> list[list[Scene]]:
+    """A row of different signs, then one scene through edits of the text and of other things."""
+    varied = [
+        add_sign(np.random.default_rng([5, i]), sample_scene(np.random.default_rng([5, i])))[0] for i in range(10)
+    ]
+    scene = sample_scene(np.random.default_rng([7, 0]), species="cat", pose="sitting", colour="brown", place="park")
+    sign = signs.make("HOTEL", 22 * signs.PIXEL, x=0.58, y=0.18, foot=0.76, board=0)
+    scene = edit(scene, side="left", facing=1, sign=sign)
+    edits = [
+        scene,
+        *(rewrite(scene, text) for text in ("CAFE", "大山", "XQJ")),
+        edit(scene, sign=None),
+        *(edit(scene, **change) for change in ({"pose": "lying"}, {"species": "dog"}, {"colour": "blue"})),
+        *(edit(scene, place=place) for place in ("night", "room")),
+    ]
+    return [varied, edits]
+
+
 if __name__ == "__main__":
     import sys
+    from pathlib import Path
 
     from PIL import Image
 
-    Image.fromarray(contact_sheet(readme_rows())).save(sys.argv[1] if len(sys.argv) > 1 else "world.png")
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "world.png")
+    Image.fromarray(contact_sheet(readme_rows())).save(out)
+    Image.fromarray(contact_sheet(sign_rows())).save(out.with_name(out.stem + "_signs.png"))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from pocket import autoencoder as autoencoding
+from pocket import checkpoint, metrics, parallel, train, train_judge, world
 from pocket import judge as judging
-from pocket import metrics, parallel, train, train_judge, world
 from torch import nn
 
 
@@ -35,6 +35,70 @@ def test_pairs_show_one_animal_in_two_poses():
         assert all(
             getattr(first, name) == getattr(second, name) for name in ("species", "colour", "texseed", "collar", "prop")
         )
+
+
+def test_a_third_of_the_pairs_show_one_sign():
+    pairs = [train.pair_of_scenes(i) for i in range(150)]
+    assert all(first.sign == second.sign for first, second in pairs)
+    assert np.mean([first.sign is not None for first, _ in pairs]) == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_drawn_pictures_have_signs_only_where_wanted(tmp_path):
+    options = train.Options(tmp_path, "cpu", 1)
+    images, masks, scenes = train.drawn(options, "plain", train.VALIDATION_SEED, 4)
+    signed_images, signed_masks, signed = train.drawn(options, "signed", train.VALIDATION_SEED, 4, 1.0)
+    assert [scene.sign for scene in scenes] == [None] * 4
+    assert all(scene.sign for scene in signed)
+    assert (masks == signed_masks).all() and (images != signed_images).any((1, 2, 3)).all()
+    assert (train.focus_of(scenes, masks) == masks).all()
+    focus = train.focus_of(signed, signed_masks) > 127
+    assert ((images != signed_images).any(-1) & focus).any((1, 2)).all()
+
+
+def train_a_little(averager: parallel.Averager, rank: int, folder, steps: int, resume: bool) -> None:
+    """The mean of two numbers towards 3, by `fit`."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    options = train.Options(folder, "cpu", 1, steps=steps, resume=resume)
+    recipe = {"lr": 0.1, "weight_decay": 0.0, "ema_decay": 0.9, "warm_up": 1}
+
+    def loss():
+        error = (model(torch.ones(1, 2)) - 3).square().mean()
+        return error, {"error": error.item()}
+
+    train.fit(
+        model,
+        averager,
+        loss,
+        options,
+        **recipe,
+        state=folder / "state.pt",
+        save=lambda average: torch.save({name: value.clone() for name, value in average.items()}, folder / "ema.pt"),
+    )
+
+
+def test_training_goes_on_where_it_was_stopped(tmp_path):
+    """Weights, their average, the optimizer's moments and the counts."""
+    parallel.run(train_a_little, 3, 1, tmp_path, 30, False)
+    state = torch.load(tmp_path / "state.pt")
+    assert state["step"] == 30
+    parallel.run(train_a_little, 3, 1, tmp_path, 30, True)  # nothing left to do
+    again = torch.load(tmp_path / "state.pt")
+    assert again["step"] == 30 and (again["average"][0] == state["average"][0]).all()
+    parallel.run(train_a_little, 3, 1, tmp_path, 60, True)
+    later = torch.load(tmp_path / "state.pt")
+    assert later["step"] == 60
+    assert (later["optimizer"]["state"][0]["step"], later["seconds"] > state["seconds"]) == (60, True)
+    assert sum(v.sum() for v in later["model"].values()).item() == pytest.approx(3, abs=0.1)
+
+
+def test_stored_weights_are_packed_and_come_back(tmp_path):
+    weights = {"a.weight": torch.randn(8, 4), "a.bias": torch.randn(8)}
+    train.save_weights(tmp_path / "w.safetensors", checkpoint.pack(weights), {"latent_mean": "0.5"})
+    back, settings = checkpoint.load_weights(tmp_path / "w.safetensors")
+    assert settings["latent_mean"] == "0.5"
+    assert (back["a.weight"].float() - weights["a.weight"]).abs().max() < 0.02
+    assert (tmp_path / "w.safetensors").stat().st_size < 1000
 
 
 def test_training_never_draws_held_out_scenes():
