@@ -166,3 +166,12 @@ def test_losses_that_change_afterwards_are_read_as_they_were(log):
     reader.read(losses)
     losses.tensor.fill_(9.0)
     assert reader.read(losses).tolist() == [1.0, 2.0]
+
+
+def test_the_last_losses_can_be_waited_for_and_come_once(log):
+    reader = LateReader()
+    assert reader.rest() is None
+    reader.read(Losses(1.0, 2.0))
+    assert reader.rest().tolist() == [1.0, 2.0]
+    assert log.asked == ["event in compute", "wait"]
+    assert reader.rest() is None
