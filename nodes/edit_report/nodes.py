@@ -6,7 +6,7 @@ import math
 
 from comfy_api.latest import io, ui
 
-from .. import host
+from .. import host, inputs
 from . import drawing, measuring, reporting
 from .embedding import Embedder
 
@@ -87,7 +87,7 @@ class EditReport(io.ComfyNode):
                 io.String.Output(display_name="numbers", tooltip="All numbers as JSON: means, and one per picture."),
                 *(io.Float.Output(display_name=name, tooltip=tooltip) for name, tooltip in WIRED.items()),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
             is_output_node=True,
         )
 

@@ -7,7 +7,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from .. import host
+from .. import host, inputs
 from . import compositing, matching
 
 
@@ -131,7 +131,7 @@ class KeepOutside(io.ComfyNode):
                     tooltip="The largest difference from the source outside the mask, measured on the result: 0.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
