@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SSIM_WINDOW, SSIM_SPREAD = 11, 1.5
+SSIM_WINDOW = 11
 
 
 def mse(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -20,38 +20,33 @@ def mse(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio -10 log10 MSE in dB (B,), of pictures in 0..1; infinite where they are equal."""
-    return -10 * torch.log10(mse(a, b, weight))
+    """Peak signal-to-noise ratio in dB (B,), of pictures in 0..1; weight as for mse."""
+    return decibels(mse(a, b, weight))
 
 
-def gaussian_window(size: int = SSIM_WINDOW, spread: float = SSIM_SPREAD) -> Tensor:
-    """A Gaussian over size x size pixels that sums to 1."""
-    axis = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    line = torch.exp(-(axis**2) / (2 * spread**2))
-    return line[:, None] * line / line.sum() ** 2
+def decibels(error: Tensor) -> Tensor:
+    """-10 log10 of a mean squared difference of values in 0..1; infinite where there is none.
+
+    kornia.metrics.psnr is the same of a whole batch's one error: it knows neither single pictures nor weights.
+    """
+    return -10 * torch.log10(error)
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of every window that lies within the picture, (B, H - 10, W - 10), mean over colours.
 
     ((2 mu_a mu_b + C1)(2 cov + C2)) / ((mu_a^2 + mu_b^2 + C1)(var_a + var_b + C2)), C1 = 0.01^2, C2 = 0.03^2, with a
-    Gaussian window of 11 x 11 pixels and spread 1.5: Wang et al. 2004, eq. 13. Raises ValueError for smaller pictures.
+    Gaussian window of 11 x 11 pixels and spread 1.5: Wang et al. 2004, eq. 13. Raises ValueError for smaller
+    pictures.
     """
+    from kornia.metrics import ssim  # the host requires it, but starts without it: so does the pack
+
     if min(a.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(
             f"ssim needs pictures of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {a.shape[2]} x {a.shape[1]}"
         )
     x, y = (t.double().movedim(-1, 1) for t in (a, b))
-    window = gaussian_window().to(x).expand(x.shape[1], 1, -1, -1)
-
-    def mean(t: Tensor) -> Tensor:
-        return F.conv2d(t, window, groups=t.shape[1])
-
-    mu_a, mu_b = mean(x), mean(y)
-    var_a, var_b, cov = mean(x * x) - mu_a**2, mean(y * y) - mu_b**2, mean(x * y) - mu_a * mu_b
-    c1, c2 = 0.01**2, 0.03**2
-    score = (2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
-    return score.mean(1)
+    return ssim(x, y, SSIM_WINDOW, eps=0.0, padding="valid").mean(1)
 
 
 def ssim(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -98,9 +93,9 @@ def frame_consistency(pictures: Tensor) -> Tensor:
     """
     similar = self_similarity(pictures[None])[0]
     frames = len(similar)
-    return (similar.sum() - similar.diagonal().sum()) / (frames * (frames - 1)) if frames > 1 else similar.new_tensor(
-        torch.nan
-    )  # fmt: skip
+    if frames < 2:
+        return similar.new_tensor(torch.nan)
+    return (similar.sum() - similar.diagonal().sum()) / (frames * (frames - 1))
 
 
 def frame_change(pictures: Tensor) -> Tensor:

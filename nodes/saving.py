@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host
+from . import host, inputs
 from .files import Shelf
 
 
@@ -53,7 +53,7 @@ def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: 
             *extra,
         ],
         outputs=[io.String.Output(display_name="file", tooltip=f"The name to pick in Load {kept.name}.")],
-        hidden=[io.Hidden.unique_id],
+        hidden=inputs.unique_id(),
         is_output_node=True,
     )
 
@@ -87,7 +87,7 @@ def load_schema(kept: Kept, description: str, search_aliases: list[str], more_ou
             io.String.Output(display_name="report", tooltip="What the file holds."),
             *more_outputs,
         ],
-        hidden=[io.Hidden.unique_id],
+        hidden=inputs.unique_id(),
     )
 
 

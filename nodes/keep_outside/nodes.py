@@ -1,4 +1,4 @@
-"""Keep Outside: an edit goes into the untouched original, and nothing outside the mask moves by one bit."""
+"""Keep Outside: an edit goes into the untouched source, and nothing outside the mask moves by one bit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from .. import host
-from . import compositing
+from .. import host, inputs
+from . import compositing, matching
 
 
 class KeepOutside(io.ComfyNode):
@@ -16,12 +16,11 @@ class KeepOutside(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestKeepOutside",
             display_name="Keep Outside",
             category="palimpsest/regions",
-            description="Puts an edit back into the original picture: outside the mask every pixel is the original's, "
+            description="Puts an edit back into the source picture: outside the mask every pixel is the source's, "
             "bit for bit, whatever model made the edit. Moves the edit back and matches its colours first where the "
             "model shifted or tinted the whole picture.",
             search_aliases=[
@@ -38,13 +37,13 @@ class KeepOutside(io.ComfyNode):
             ],
             inputs=[
                 io.Image.Input(
-                    "original",
+                    "source",
                     tooltip="The untouched picture, or a batch of them. Size, precision and transparency of the result "
                     "are taken from it.",
                 ),
                 io.Image.Input(
                     "edited",
-                    tooltip="What the edit model returned, of any size. A batch of edits takes one original for all of "
+                    tooltip="What the edit model returned, of any size. A batch of edits takes one source for all of "
                     "them, or one for each, and is worked on picture by picture.",
                 ),
                 io.Mask.Input(
@@ -58,7 +57,7 @@ class KeepOutside(io.ComfyNode):
                     min=-512,
                     max=512,
                     step=1,
-                    tooltip="Widens the white by this many pixels of the original, or shrinks it below 0. Try 4 to 32 "
+                    tooltip="Widens the white by this many pixels of the source, or shrinks it below 0. Try 4 to 32 "
                     "where the edit is cut off; the time grows with it (2 s at 16, 7 s at 64 on an 8k picture).",
                 ),
                 io.Int.Input(
@@ -67,12 +66,12 @@ class KeepOutside(io.ComfyNode):
                     min=0,
                     max=512,
                     step=1,
-                    tooltip="Fades from the original to the edit over this many pixels, inside the mask only: at the "
+                    tooltip="Fades from the source to the edit over this many pixels, inside the mask only: at the "
                     "(grown) edge the edit begins at exactly 0. 0 is a hard edge, 4 to 32 hide a seam.",
                 ),
                 io.Combo.Input(
                     "colour_match",
-                    options=list(compositing.COLOUR_FITS),
+                    options=list(matching.COLOUR_FITS),
                     default="mean and spread",
                     tooltip="Takes a tint of the whole edit away, found by comparing both pictures outside the mask. "
                     "mean: brightness and tint; mean and spread: contrast as well; linear: colours that were mixed "
@@ -80,8 +79,8 @@ class KeepOutside(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "align",
-                    options=list(compositing.ROUNDED),
-                    default=compositing.SUB_PIXEL,
+                    options=list(matching.ROUNDED),
+                    default=matching.SUB_PIXEL,
                     tooltip="Moves the edit back if the model shifted the whole picture, found outside the mask; up to "
                     "an eighth of each side. whole pixels keeps the edit's sharpness untouched. About a second a "
                     "megapixel, 10 s on an 8k picture; an edit that lies in place is not touched.",
@@ -91,7 +90,7 @@ class KeepOutside(io.ComfyNode):
                     options=list(compositing.FITS),
                     default=compositing.STRETCH,
                     advanced=True,
-                    tooltip="Where an edit of another size lies. stretch: over the whole original. centre crop: over "
+                    tooltip="Where an edit of another size lies. stretch: over the whole source. centre crop: over "
                     "its middle, for models that crop the picture to their own proportions first; the rest stays.",
                 ),
                 io.Boolean.Input(
@@ -117,7 +116,7 @@ class KeepOutside(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The original with the edit in it: its size, its precision, its transparency.",
+                    tooltip="The source with the edit in it: its size, its precision, its transparency.",
                 ),
                 io.Mask.Output(
                     display_name="mask",
@@ -129,34 +128,32 @@ class KeepOutside(io.ComfyNode):
                 ),
                 io.Float.Output(
                     display_name="difference",
-                    tooltip="The largest difference from the original outside the mask, measured on the result: 0.",
+                    tooltip="The largest difference from the source outside the mask, measured on the result: 0.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
-    def execute(
-        cls, original, edited, mask, grow, feather, colour_match, align, fit, invert_mask, more_masks=None
-    ) -> io.NodeOutput:
+    def execute(cls, source, edited, mask, more_masks=None, **chosen) -> io.NodeOutput:
         """One picture after the other, so that a long batch needs memory for one."""
         masks = [mask, *(more for more in (more_masks or {}).values() if more is not None)]
-        count = compositing.picture_count(original, edited, masks)
-        how = compositing.Composition(grow, feather, colour_match, align, fit)
-        size = tuple(original.shape[1:3])
-        images = original.new_empty(count, *original.shape[1:])
-        weights = torch.empty(count, *size)
+        settings = compositing.KeepOutsideSettings.of(chosen)
+        count = compositing.picture_count(source, edited, masks)
+        images = source.new_empty(count, *source.shape[1:])
+        weights = torch.empty(images.shape[:3])
         progress, found = comfy.utils.ProgressBar(count), []
         for i in range(count):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            pair = (compositing.row(batch, i, name) for batch, name in ((original, "original"), (edited, "edited")))
-            mask = compositing.union(masks, i, size, invert_mask)
-            images[i], weights[i], one = compositing.keep(*pair, mask, how)
+            pair = (compositing.row(batch, i, name) for batch, name in ((source, "source"), (edited, "edited")))
+            union = compositing.union(masks, i, weights.shape[1:], settings.invert_mask)
+            images[i], weights[i], one = compositing.keep(*pair, union, settings)
             found.append(one)
             progress.update(1)
         report = compositing.report(found)
         host.show_text(host.node_id(cls), report)
-        return io.NodeOutput(images, weights, report, max(one.largest_outside for one in found))
+        largest = max(one.largest_outside for one in found)
+        return io.NodeOutput(images, weights, report, largest, ui={"text": [report]})
 
 
 NODES = [KeepOutside]

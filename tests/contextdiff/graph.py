@@ -175,7 +175,7 @@ def edit_clip() -> dict:
                  "widgets": {"filename_prefix": "palimpsest_clip", "fps": 8.0, "lossless": True, "quality": 90,
                              "method": "default"}, "inputs": {"images": "decode.IMAGE"}},
         "report": {"type": "PalimpsestEditReport", "at": [1820, 80], "size": [380, 460],
-                   "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "clip_of_frames": True},
+                   "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "is_clip": True},
                    "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE"}},
         "start": note("Start here", [-480, 40], [440, 320], START_CLIP),
         "values": note("Not right yet?", [-480, 400], [440, 280], VALUES_CLIP),

@@ -123,7 +123,7 @@ def blend(at: list[int], model: str, mask: str, weights: str | None = None, **wi
 
 def keep_outside(at: list[int], mask: str) -> dict:
     return {"type": "PalimpsestKeepOutside", "at": at, "size": [380, 260], "widgets": {"grow": 4, "feather": 4},
-            "inputs": {"original": "image.IMAGE", "edited": "decode.IMAGE", "mask": mask}}  # fmt: skip
+            "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE", "mask": mask}}  # fmt: skip
 
 
 def report(at: list[int], edited: str, mask: str, prompt: str, title: str = "Edit Report") -> dict:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 from make_pictures import ROOT, save
-from palimpsest.nodes.edit_report import nodes as edit_report
-from PIL import Image
+from palimpsest.nodes import plots
+from palimpsest.nodes.edit_report import drawing, measuring
 from pocket import world
 
 
@@ -21,9 +21,9 @@ def main() -> None:
     edited = torch.stack([torch.from_numpy(world.render(edit)) for edit in edits]).float() / 255
     edited[1] = torch.where(mask[1, ..., None] > 0, edited[1], (edited[1] * 0.9 + 0.05))
     source /= 255
-    plot = edit_report.plot(source, edited, mask, edit_report.measure(source, edited, mask))
-    picture = Image.fromarray((plot[0] * 255).round().byte().numpy())
-    print(save(picture, ROOT / "web" / "docs" / "PalimpsestEditReport" / "report.jpg"))
+    edit = measuring.Edit(source, edited, mask)
+    picture = drawing.draw(edit, measuring.measure(edit))[0]
+    print(save(plots.to_image(picture), ROOT / "web" / "docs" / "PalimpsestEditReport" / "report.jpg"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The numbers of Edit Report against worked cases, scikit-image's definition of SSIM written out, and their limits."""
+"""The numbers of Edit Report against worked cases, Wang's definition of SSIM written out, and their limits."""
 
 import math
 
@@ -32,6 +32,14 @@ def test_psnr_counts_only_the_weighted_pixels():
     assert float(metrics.mse(a, b, weight)) == pytest.approx(0.01 / 2)
 
 
+def test_psnr_is_each_pictures_own():
+    a = torch.zeros(2, 4, 4, 3)
+    b = a + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
+    torch.testing.assert_close(metrics.psnr(a, b), torch.tensor([20.0, 40.0], dtype=DOUBLE), rtol=1e-6, atol=0)
+    pooled = metrics.decibels(metrics.mse(a, b).mean())
+    assert float(pooled) == pytest.approx(-10 * math.log10((0.01 + 0.0001) / 2))
+
+
 def test_no_weight_at_all_is_nan():
     a = pictures()
     assert metrics.psnr(a, a, torch.zeros(2, 13, 17)).isnan().all()
@@ -40,7 +48,8 @@ def test_no_weight_at_all_is_nan():
 
 def test_ssim_of_one_window_by_hand():
     a, b = pictures(1, 11, 11, 1), pictures(1, 11, 11, 2)
-    window = metrics.gaussian_window()
+    line = torch.exp(-((torch.arange(11, dtype=DOUBLE) - 5) ** 2) / (2 * 1.5**2))
+    window = line[:, None] * line / line.sum() ** 2
     scores = []
     for colour in range(3):
         x, y = a[0, :, :, colour].double(), b[0, :, :, colour].double()
@@ -56,6 +65,21 @@ def test_ssim_of_equal_pictures_is_one_and_symmetric():
     a, b = pictures(seed=3), pictures(seed=4)
     torch.testing.assert_close(metrics.ssim(a, a), torch.ones(2, dtype=DOUBLE))
     torch.testing.assert_close(metrics.ssim(a, b), metrics.ssim(b, a))
+
+
+def test_ssim_counts_the_windows_around_the_weighted_pixels():
+    a, b = pictures(1, 13, 17, 5), pictures(1, 13, 17, 6)
+    score = metrics.ssim_map(a, b)
+    assert score.shape == (1, 3, 7)
+    weight = torch.zeros(1, 13, 17)
+    weight[0, 5 + 2, 5 + 4] = 1  # the middle of the window in row 2, column 4
+    weight[0, 0, 0] = 1  # no window lies around a corner
+    torch.testing.assert_close(metrics.ssim(a, b, weight), score[:, 2, 4])
+
+
+def test_black_pictures_are_equal():
+    black = torch.zeros(1, 11, 11, 3)
+    assert metrics.ssim(black, black).tolist() == [1.0]
 
 
 def test_ssim_refuses_pictures_smaller_than_its_window():

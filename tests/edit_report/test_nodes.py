@@ -7,10 +7,8 @@ import folder_paths
 import pytest
 import tiny_models
 import torch
-from palimpsest.nodes.edit_report import nodes as edit_report
-from palimpsest.nodes.edit_report.nodes import MEASURES, EditReport
-
-NAMES = list(MEASURES)
+from palimpsest.nodes.edit_report import drawing, measuring
+from palimpsest.nodes.edit_report.nodes import WIRED, EditReport
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +17,14 @@ def previews_elsewhere(tmp_path, monkeypatch):
 
 
 def report(**values):
-    """(report, plot, numbers, means by name)."""
-    text, picture, numbers, *means = tiny_models.execute(EditReport, **values)
-    return text, picture, json.loads(numbers), dict(zip(NAMES, means, strict=True))
+    """(report, picture, numbers of the JSON, numbers with a socket by name)."""
+    text, picture, numbers, *wired = tiny_models.execute(EditReport, **values)
+    return text, picture, json.loads(numbers), dict(zip(WIRED, wired, strict=True))
+
+
+def means(**values):
+    """The means by name, as the JSON has them; infinity as a number."""
+    return {name: math.inf if value == "inf" else value for name, value in report(**values)[2]["mean"].items()}
 
 
 def vision(width: int = 16):
@@ -83,40 +86,68 @@ MASK[:, 10:30, 10:30] = 1.0
 
 
 def test_an_untouched_picture_is_equal():
-    _, plot, numbers, means = report(source=SOURCE, edited=SOURCE)
-    assert means["psnr"] == math.inf and means["ssim"] == pytest.approx(1.0)
+    _, picture, numbers, wired = report(source=SOURCE, edited=SOURCE)
     assert numbers["mean"]["psnr"] == "inf" and numbers["each"]["psnr"] == ["inf", "inf"]
-    assert plot.ndim == 4 and plot.shape[-1] == 3
+    assert numbers["mean"]["ssim"] == pytest.approx(1.0)
+    assert wired["background_psnr"] == math.inf  # without a mask everything is background
+    assert picture.ndim == 4 and picture.shape[-1] == 3
 
 
 def test_what_is_not_measured_is_nan_and_missing_from_the_json():
-    text, _, numbers, means = report(source=SOURCE, edited=EDITED)
-    assert math.isnan(means["clip_text"]) and math.isnan(means["background_psnr"])
-    assert set(numbers["mean"]) == {"psnr", "ssim"}
+    text, _, numbers, wired = report(source=SOURCE, edited=EDITED)
+    assert math.isnan(wired["clip_text"]) and math.isnan(wired["frame_change"])
+    assert set(numbers["mean"]) == set(numbers["each"]) == {"psnr", "ssim"}
+    assert wired["background_psnr"] == pytest.approx(numbers["mean"]["psnr"])
     assert "CLIP" not in text
 
 
 def test_the_background_is_what_lies_outside_the_mask():
     edited = torch.where(MASK[..., None] > 0, EDITED, SOURCE)
-    *_, means = report(source=SOURCE, edited=edited, mask=MASK)
-    assert means["background_psnr"] == math.inf and means["psnr"] < 100
+    *_, numbers, wired = report(source=SOURCE, edited=edited, mask=MASK)
+    assert wired["background_psnr"] == math.inf and numbers["mean"]["background_psnr"] == "inf"
+    assert numbers["mean"]["background_ssim"] > numbers["mean"]["ssim"]
+    assert numbers["mean"]["psnr"] < 100
 
 
 def test_a_mask_over_everything_leaves_no_background():
-    text, *_, means = report(source=SOURCE, edited=EDITED, mask=torch.ones(1, 8, 8))
-    assert math.isnan(means["background_psnr"])
+    text, *_, numbers, wired = report(source=SOURCE, edited=EDITED, mask=torch.ones(1, 8, 8))
+    assert math.isnan(wired["background_psnr"]) and "background_psnr" not in numbers["mean"]
+    assert numbers["each"]["background_psnr"] == [None, None]
     assert "| background PSNR (dB) | - |" in text
 
 
 def test_another_size_is_resized_and_said():
-    text, *_ = report(source=SOURCE, edited=tiny_models.picture(2, 64, 64))
-    assert "resized" in text
+    done = EditReport.execute(SOURCE, tiny_models.picture(2, 64, 64), prompt="", source_prompt="", is_clip=False)
+    assert "resized" in done.args[0]
+    assert "resized" in done.ui["text"][0]
+
+
+def test_what_was_measured_is_in_the_history_beside_the_picture():
+    done = EditReport.execute(SOURCE, EDITED, prompt="", source_prompt="", is_clip=True)
+    numbers = json.loads(done.args[2])["mean"]
+    assert done.ui["text"] == [
+        f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}, frame change {numbers['frame_change']:.3f}"
+    ]
+    assert len(done.ui["images"]) == 1
+
+
+def test_every_input_reaches_what_is_measured(monkeypatch):
+    seen, measure = [], measuring.measure
+    monkeypatch.setattr(measuring, "measure", lambda edit, embedder: seen.append((edit, embedder)) or measure(edit))
+    chosen = {"prompt": "a red cat", "source_prompt": "a cat", "is_clip": True}
+    eyes, letters = vision(), Clip(random_projection())
+    EditReport.execute(SOURCE, EDITED, MASK, 1 - SOURCE, eyes, letters, **chosen)
+    ((edit, embedder),) = seen
+    assert {name: getattr(edit, name) for name in chosen} == chosen
+    given = {"source": SOURCE, "edited": EDITED, "ideal": 1 - SOURCE, "mask": MASK.expand(2, -1, -1)}
+    assert all(torch.equal(getattr(edit, name), tensor) for name, tensor in given.items())
+    assert (embedder.vision, embedder.clip) == (eyes, letters)
 
 
 def test_the_ideal_is_measured_inside_too():
-    *_, means = report(source=SOURCE, edited=EDITED, ideal=EDITED[:1].expand(2, -1, -1, -1), mask=MASK)
-    assert means["ideal_psnr"] > means["psnr"] or math.isinf(means["ideal_psnr"])
-    assert not math.isnan(means["ideal_inside_psnr"])
+    found = means(source=SOURCE, edited=EDITED, ideal=EDITED[:1].expand(2, -1, -1, -1), mask=MASK)
+    assert found["ideal_psnr"] > found["psnr"]
+    assert "ideal_inside_psnr" in found
 
 
 def test_one_source_serves_a_batch_of_edits():
@@ -125,21 +156,21 @@ def test_one_source_serves_a_batch_of_edits():
 
 
 def test_structure_and_texts_with_the_two_sides_of_a_clip():
-    *_, means = report(
-        source=SOURCE, edited=EDITED, prompt="a red cat", source_prompt="a cat", clip_vision=vision(),
-        clip=Clip(random_projection()), clip_of_frames=True,
-    )  # fmt: skip
-    assert means["structure"] > 0
-    assert 0 <= means["clip_text"] <= 100 and -1 <= means["clip_direction"] <= 1
-    assert -1 <= means["clip_temporal"] <= 1 and means["frame_change"] > 0
+    given = {"prompt": "a red cat", "source_prompt": "a cat", "clip_vision": vision(), "is_clip": True}
+    *_, numbers, wired = report(source=SOURCE, edited=EDITED, clip=Clip(random_projection()), **given)
+    found = numbers["mean"]
+    assert found["structure"] > 0
+    assert 0 <= found["clip_text"] <= 100 and -1 <= found["clip_direction"] <= 1
+    assert -1 <= found["clip_temporal"] <= 1 and found["frame_change"] > 0
+    assert (wired["clip_text"], wired["frame_change"]) == (found["clip_text"], found["frame_change"])
 
 
 def test_a_still_clip_is_perfectly_consistent():
     still = SOURCE[:1].expand(3, -1, -1, -1)
     moving = torch.cat([SOURCE, EDITED[:1]])
-    *_, means = report(source=moving, edited=still, clip_vision=vision(), clip_of_frames=True)
-    assert means["clip_temporal"] == pytest.approx(1.0)
-    assert means["frame_change"] == 0.0
+    found = means(source=moving, edited=still, clip_vision=vision(), is_clip=True)
+    assert found["clip_temporal"] == pytest.approx(1.0)
+    assert found["frame_change"] == 0.0
 
 
 @pytest.mark.parametrize("weight", [torch.eye(16), torch.zeros(16, 16), torch.full((16, 16), torch.nan)])
@@ -158,7 +189,7 @@ def test_two_sides_that_do_not_belong_together_are_refused():
     [
         ({"source": torch.cat([SOURCE, SOURCE[:1]])}, "source has 3 pictures, edited has 2"),
         ({"edited": EDITED * torch.nan}, "edited is empty or holds NaN"),
-        ({"edited": EDITED[:1], "clip_of_frames": True}, "a single picture"),
+        ({"edited": EDITED[:1], "is_clip": True}, "a single picture"),
         ({"clip": Clip(random_projection())}, "connect clip_vision"),
         ({"mask": torch.ones(3, 8, 8)}, "the mask has 3 pictures"),
     ],
@@ -170,6 +201,13 @@ def test_what_cannot_be_measured_is_refused(changes, says):
 
 def test_a_report_of_many_pictures_shows_their_mean_only():
     many = tiny_models.picture(1, 16, 16).expand(12, -1, -1, -1)
-    text, plot, *_ = report(source=many, edited=many.clone().mul_(0.9))
+    text, picture, *_ = report(source=many, edited=many.clone().mul_(0.9))
     assert "| mean |" in text and "| 9 |" not in text
-    assert plot.shape[1] == edit_report.LABEL + edit_report.MOST_ROWS * (256 + edit_report.GAP) + edit_report.CELL
+    assert picture.shape[1] == drawing.LABEL + drawing.MOST_ROWS * (256 + drawing.GAP) + drawing.CELL
+
+
+def test_the_schema_offers_what_people_wire():
+    names = [output.display_name for output in EditReport.define_schema().outputs]
+    assert names == ["report", "picture", "numbers", *WIRED]
+    assert len(names) == 6
+    assert set(WIRED) <= set(measuring.MEASURES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from benchmarks.scenes import defaults
 from make_pictures import ROOT, row, save
-from palimpsest.kernels.keep_outside import shifted_back
+from palimpsest.kernels.alignment import shifted_back
 from palimpsest.nodes.keep_outside.nodes import KeepOutside
 from PIL import Image
 from pocket import world
@@ -34,18 +34,18 @@ def to_image(picture: torch.Tensor) -> Image.Image:
     return Image.fromarray((picture[0].clamp(0, 1) * 255).round().byte().numpy()).convert("RGB")
 
 
-def difference(picture: torch.Tensor, original: torch.Tensor) -> Image.Image:
+def difference(picture: torch.Tensor, source: torch.Tensor) -> Image.Image:
     """What differs, enlarged TIMES."""
-    return to_image((picture - original).abs() * TIMES)
+    return to_image((picture - source).abs() * TIMES)
 
 
 def main() -> None:
     """Write web/docs/PalimpsestKeepOutside/*.jpg."""
-    original, edited, mask = example()
+    source, edited, mask = example()
     mask = mask.float()
 
     def keep(**changes) -> tuple[torch.Tensor, torch.Tensor]:
-        done = KeepOutside.execute(original, edited, mask, **defaults(KeepOutside) | changes).args
+        done = KeepOutside.execute(source, edited, mask, **defaults(KeepOutside) | changes).args
         print(done[2])
         return done[:2]
 
@@ -55,10 +55,10 @@ def main() -> None:
     matched, _ = keep(**PLAIN | {"colour_match": "mean and spread"})
     folder = ROOT / "web" / "docs" / "PalimpsestKeepOutside"
     cells = {
-        "keep": [(to_image(original), "original"), (to_image(edited), "edited: shifted, tinted"),
+        "keep": [(to_image(source), "original"), (to_image(edited), "edited: shifted, tinted"),
                  (to_image(result), "Keep Outside"), (to_image(weights), "mask it returns")],
-        "difference": [(difference(edited, original), f"edited - original, x {TIMES}"),
-                       (difference(result, original), f"result - original, x {TIMES}")],
+        "difference": [(difference(edited, source), f"edited - original, x {TIMES}"),
+                       (difference(result, source), f"result - original, x {TIMES}")],
         "match": [(to_image(pasted), "pasted by the mask alone"), (to_image(aligned), "aligned"),
                   (to_image(matched), "colours matched"), (to_image(result), "both, feather 4")],
     }  # fmt: skip

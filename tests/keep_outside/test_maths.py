@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from palimpsest.kernels import alignment, colour_match, robust
 from palimpsest.kernels import keep_outside as maths
 
 TINT = torch.tensor([[0.9, 0.05, 0.0], [0.0, 1.1, -0.04], [0.02, 0.0, 0.95]], dtype=torch.float64)
@@ -77,13 +78,13 @@ def test_the_feather_begins_at_exactly_zero_and_ends_at_exactly_one():
 
 
 def test_the_mixture_gives_either_picture_bit_for_bit_at_its_ends():
-    original, edited = torch.rand(2, 3, 4, 3)
-    original[0, 0] = -0.0
+    source, edited = torch.rand(2, 3, 4, 3)
+    source[0, 0] = -0.0
     weights = torch.tensor([[0.0, 1.0, 0.25, 0.5]]).expand(3, 4)
-    mixed = maths.mix(original, edited, weights)
-    assert torch.equal(mixed[:, 0].contiguous().view(torch.int32), original[:, 0].contiguous().view(torch.int32))
+    mixed = maths.mix(source, edited, weights)
+    assert torch.equal(mixed[:, 0].contiguous().view(torch.int32), source[:, 0].contiguous().view(torch.int32))
     assert torch.equal(mixed[:, 1], edited[:, 1])
-    torch.testing.assert_close(mixed[:, 2], 0.75 * original[:, 2] + 0.25 * edited[:, 2])
+    torch.testing.assert_close(mixed[:, 2], 0.75 * source[:, 2] + 0.25 * edited[:, 2])
 
 
 # ---------------------------------------------------------------------------------------------------------- the shift
@@ -91,23 +92,23 @@ def test_the_mixture_gives_either_picture_bit_for_bit_at_its_ends():
 
 def test_whole_pixels_move_without_a_change_of_value():
     picture = torch.rand(6, 8, 3)
-    moved = maths.shifted_back(picture, 2, -1)
+    moved = alignment.shifted_back(picture, 2, -1)
     assert torch.equal(moved[1:, :-2], picture[:-1, 2:])
     assert torch.equal(moved[0, :-2], picture[0, 2:])  # the border row is repeated
-    assert torch.equal(maths.shifted_back(picture, 0.0, 0.0), picture)
+    assert torch.equal(alignment.shifted_back(picture, 0.0, 0.0), picture)
 
 
 def test_lanczos_taps_keep_a_constant_and_are_mirrored():
-    taps = maths.lanczos_taps(0.3)
+    taps = alignment.lanczos_taps(0.3)
     assert sum(taps.values()) == pytest.approx(1.0, abs=1e-15)
-    mirrored = maths.lanczos_taps(0.7)
+    mirrored = alignment.lanczos_taps(0.7)
     assert [taps[k] for k in taps] == pytest.approx([mirrored[1 - k] for k in taps])
-    assert maths.lanczos_taps(0.0) == {0: 1.0}
+    assert alignment.lanczos_taps(0.0) == {0: 1.0}
 
 
 def test_a_smooth_picture_moved_between_pixels_is_what_it_is_there():
     edited = waves(60, 70, right=1.3, down=-0.7)
-    moved = maths.shifted_back(edited, 1.3, -0.7)
+    moved = alignment.shifted_back(edited, 1.3, -0.7)
     inner = (slice(8, -8), slice(8, -8))
     assert (moved - waves(60, 70))[inner].abs().max() < 2e-3
 
@@ -116,49 +117,76 @@ def test_the_masked_correlation_is_the_one_computed_shift_by_shift():
     generator = torch.Generator().manual_seed(3)
     first, second = torch.rand(2, 13, 17, generator=generator, dtype=torch.float64)
     mask = torch.rand(13, 17, generator=generator) > 0.2
-    found = maths.masked_correlation(first, second, mask, (2, 3))
+    found = alignment.masked_correlation(first, second, mask, (2, 3))
     for down in range(-2, 3):
         for right in range(-3, 4):
             here = (slice(max(0, -down), 13 - max(0, down)), slice(max(0, -right), 17 - max(0, right)))
             there = (slice(max(0, down), 13 + min(0, down)), slice(max(0, right), 17 + min(0, right)))
             both = mask[here] & mask[there]
-            expected = maths.correlation(first[here][both], second[there][both])
+            expected = robust.correlation(first[here][both], second[there][both])
             assert found[down + 2, right + 3].item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("size", [(128, 128), (97, 211), (640, 530)])
 @pytest.mark.parametrize("shift", [(1.3, -0.7), (0.0, 0.0), (-7.25, 5.5)])
 def test_the_shift_of_a_tinted_noisy_edit_is_found_outside_alone(size, shift):
-    original, edited = waves(*size), waves(*size, *shift)
+    source, edited = waves(*size), waves(*size, *shift)
     edited = edited @ TINT.T + OFFSET + 0.01 * torch.randn(*size, 3, generator=torch.Generator().manual_seed(1))
     mask = square(*size) > 0
     edited[mask] = waves(*size, seed=9)[mask]
-    found = maths.estimate_shift(original, edited, ~mask)
+    found = alignment.estimate_shift(source, edited, ~mask)
     assert math.dist((found.right, found.down), shift) < 0.04
     assert found.after > 0.95
     assert shift == (0.0, 0.0) or found.after > found.before
 
 
 def test_a_tenth_of_wrong_pixels_does_not_draw_the_shift_aside():
-    original, edited = waves(128, 160), waves(128, 160, 0.6, 0.35)
+    source, edited = waves(128, 160), waves(128, 160, 0.6, 0.35)
     edited[:, 100:116] = 1 - edited[:, 100:116]
-    found = maths.estimate_shift(original, edited, square(128, 160) == 0)
+    found = alignment.estimate_shift(source, edited, square(128, 160) == 0)
     assert math.dist((found.right, found.down), (0.6, 0.35)) < 0.02
 
 
 def test_a_picture_that_varies_along_one_axis_only_gets_no_shift_along_the_other():
     stripes = torch.sin(torch.arange(90) / 5)[None, :, None].expand(80, -1, 3)
     moved = torch.sin((torch.arange(90) - 0.8) / 5)[None, :, None].expand(80, -1, 3)
-    found = maths.estimate_shift(stripes, moved, torch.ones(80, 90, dtype=torch.bool))
+    found = alignment.estimate_shift(stripes, moved, torch.ones(80, 90, dtype=torch.bool))
     assert found.right == pytest.approx(0.8, abs=0.02)
     assert found.down == pytest.approx(0.0, abs=1e-3)
 
 
 def test_no_shift_is_found_in_flat_pictures_or_where_nothing_is_outside():
     flat, everywhere = torch.full((64, 64, 3), 0.5), torch.ones(64, 64, dtype=torch.bool)
-    found = maths.estimate_shift(flat, flat + 0.1, everywhere)
+    found = alignment.estimate_shift(flat, flat + 0.1, everywhere)
     assert (found.right, found.down, found.after) == (0.0, 0.0, 0.0)
-    assert maths.estimate_shift(flat, flat, ~everywhere) is None
+    assert alignment.estimate_shift(flat, flat, ~everywhere) is None
+
+
+def test_smoothing_is_by_the_binomial_along_both_axes():
+    dot = torch.zeros(7, 9, 1, dtype=torch.float64)
+    dot[3, 4] = 256
+    row = torch.tensor([1.0, 4, 6, 4, 1], dtype=torch.float64)
+    expected = torch.zeros(7, 9, dtype=torch.float64)
+    expected[1:6, 2:7] = row[:, None] * row
+    assert torch.equal(alignment.smoothed(dot)[..., 0], expected)
+
+
+def test_smoothing_repeats_the_border():
+    edge = torch.zeros(1, 6, 1)
+    edge[0, 0] = 16
+    assert alignment.smoothed(edge)[0, :, 0].tolist() == [11, 5, 1, 0, 0, 0]
+
+
+def test_smaller_pictures_are_means_of_four_pixels_and_outside_only_where_all_four_are():
+    source, edited = waves(1100, 600), waves(1100, 600, seed=1)
+    outside = torch.ones(1100, 600, dtype=torch.bool)
+    outside[101, 7] = False
+    fine, coarse = alignment.pyramid(source, edited, outside)  # 1100 pixels are too many, 275 are few enough
+    assert (fine.scale, coarse.scale) == (2, 4)
+    halved = alignment.smoothed(edited.view(550, 2, 300, 2, 3).mean((1, 3)))
+    torch.testing.assert_close(fine.edited, halved)
+    assert (~fine.outside).nonzero().tolist() == [[50, 3]]
+    assert (~coarse.outside).nonzero().tolist() == [[25, 1]]
 
 
 # --------------------------------------------------------------------------------------------------------- the colour
@@ -168,28 +196,44 @@ def colours(count=600, seed=0):
     return torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_the_mean_is_moved_to_the_originals():
+def test_the_mean_is_moved_to_the_sources():
     e = colours()
-    matrix, offset = maths.fit_mean(e, e + OFFSET, torch.ones(600, dtype=torch.float64))
+    matrix, offset = colour_match.fit_mean(e, e + OFFSET, torch.ones(600, dtype=torch.float64))
     assert torch.equal(matrix, torch.eye(3, dtype=torch.float64))
     torch.testing.assert_close(offset, OFFSET)
 
 
-def test_mean_and_spread_give_the_originals_mean_and_spread():
+def test_mean_and_spread_give_the_sources_mean_and_spread():
     e, o = colours(), 0.7 * colours(seed=1) + 0.2
-    new = maths.recolour(e, maths.fit_mean_and_spread(e, o, torch.ones(600, dtype=torch.float64)))
+    new = colour_match.recolour(e, colour_match.fit_mean_and_spread(e, o, torch.ones(600, dtype=torch.float64)))
     torch.testing.assert_close(new.mean(0), o.mean(0))
     torch.testing.assert_close(new.std(0), o.std(0), rtol=1e-3, atol=0)
 
 
 def test_the_linear_fit_finds_mixed_channels():
     e = colours()
-    matrix, offset = maths.fit_linear(e, e @ TINT.T + OFFSET, torch.ones(600, dtype=torch.float64))
+    matrix, offset = colour_match.fit_linear(e, e @ TINT.T + OFFSET, torch.ones(600, dtype=torch.float64))
     torch.testing.assert_close(matrix, TINT, rtol=0, atol=1e-4)
     torch.testing.assert_close(offset, OFFSET, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("fit", [maths.fit_mean_and_spread, maths.fit_linear])
+def test_a_colour_far_from_those_seen_changes_no_more_than_they_do():
+    seen = torch.tensor([[0.2, 0.5, 0.5], [0.4, 0.5, 0.5]], dtype=torch.float64)
+    fitted = torch.diag(torch.tensor([2.0, 1.0, 1.0]).double()), torch.tensor([-0.1, 0.05, 0.0]).double()
+    # c' - c = c - 0.1 in red, from 0.1 to 0.3 on what was seen; 0.05 in green, nothing in blue
+    given = torch.tensor([[0.0, 0.1, 0.9], [0.3, 0.1, 0.9], [0.9, 0.1, 0.9]], dtype=torch.float64)
+    expected = given + torch.tensor([[0.1, 0.05, 0.0], [0.2, 0.05, 0.0], [0.3, 0.05, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(colour_match.recolour_within(given, fitted, seen), expected)
+    torch.testing.assert_close(colour_match.recolour(given, fitted)[2], torch.tensor([1.7, 0.15, 0.9]).double())
+
+
+def test_the_colours_seen_change_as_the_map_says():
+    e = colours()
+    fitted = TINT, OFFSET
+    torch.testing.assert_close(colour_match.recolour_within(e, fitted, e), colour_match.recolour(e, fitted))
+
+
+@pytest.mark.parametrize("fit", [colour_match.fit_mean_and_spread, colour_match.fit_linear])
 def test_flat_surroundings_change_only_what_they_show(fit):
     grey = torch.full((600, 3), 0.4, dtype=torch.float64)
     matrix, offset = fit(grey, grey + 0.1, torch.ones(600, dtype=torch.float64))
@@ -197,20 +241,20 @@ def test_flat_surroundings_change_only_what_they_show(fit):
     torch.testing.assert_close(offset, torch.full((3,), 0.1, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("fit", [maths.fit_mean, maths.fit_mean_and_spread, maths.fit_linear])
+@pytest.mark.parametrize("fit", [colour_match.fit_mean, colour_match.fit_mean_and_spread, colour_match.fit_linear])
 def test_a_fifth_of_foreign_pixels_does_not_tint_the_edit(fit):
     e = colours()
     diagonal, offset = torch.tensor([1.1, 0.95, 1.0]).double(), OFFSET
-    o = (e if fit is maths.fit_mean else e * diagonal) + offset
+    o = (e if fit is colour_match.fit_mean else e * diagonal) + offset
     o[::5] = torch.tensor([1.0, 0.0, 1.0]).double()
-    new = maths.recolour(e, maths.fit_robustly(fit, e, o))
+    new = colour_match.recolour(e, colour_match.fit_robustly(fit, e, o))
     kept = torch.arange(600) % 5 != 0
     assert (new - o)[kept].abs().max() < 2e-3
 
 
 def test_the_biweight_is_one_at_no_residual_and_zero_for_outliers():
-    weights = maths.biweight(torch.tensor([0.0, 0.01, 0.01, 0.01, 9.0]))
+    weights = robust.biweight(torch.tensor([0.0, 0.01, 0.01, 0.01, 9.0]))
     assert weights[0] == 1
     assert weights[4] == 0
-    cut = maths.TUKEY * maths.MAD_TO_STD * 0.01
+    cut = robust.TUKEY * robust.MAD_TO_STD * 0.01
     assert weights[1].item() == pytest.approx((1 - (0.01 / cut) ** 2) ** 2)

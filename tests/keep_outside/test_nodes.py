@@ -5,6 +5,7 @@ import inspect
 import comfy.model_management
 import pytest
 import torch
+from palimpsest.kernels.alignment import shifted_back
 from palimpsest.nodes.keep_outside import compositing
 from palimpsest.nodes.keep_outside.nodes import KeepOutside
 from pocket import world
@@ -14,9 +15,9 @@ PLAIN = {
 }  # fmt: skip
 
 
-def keep(original, edited, mask, **changes):
+def keep(source, edited, mask, **changes):
     """Run the node with everything off except `changes`."""
-    return KeepOutside.execute(original, edited, mask, **PLAIN | changes).args
+    return KeepOutside.execute(source, edited, mask, **PLAIN | changes).args
 
 
 def defaults():
@@ -54,10 +55,10 @@ def scene():
 @pytest.mark.parametrize("settings", [{}, {"grow": 3}, {"grow": -2}, {"feather": 5}, {"grow": 4, "feather": 6}])
 @pytest.mark.parametrize("size", [(48, 64), (33, 47)])
 def test_outside_no_bit_moves_and_inside_the_edit_arrives(settings, size):
-    original, edited, mask = pictures(1, *size), pictures(1, *size, seed=1), box(*size)
-    image, weights, _, difference = keep(original, edited, mask, **settings)
+    source, edited, mask = pictures(1, *size), pictures(1, *size, seed=1), box(*size)
+    image, weights, _, difference = keep(source, edited, mask, **settings)
     outside = weights == 0
-    assert torch.equal(bits(image[outside]), bits(original[outside]))
+    assert torch.equal(bits(image[outside]), bits(source[outside]))
     assert torch.equal(image[weights == 1], edited[weights == 1])
     assert difference == 0.0
     assert 0 < float((weights > 0).float().mean()) < 1
@@ -77,26 +78,47 @@ def test_the_feather_stays_within_the_mask():
     assert len(weights.unique()) > 4
 
 
+@pytest.mark.parametrize("width", [1, 4, 9])
+def test_the_feather_is_as_wide_as_it_says(width):
+    mask = torch.zeros(1, 48, 64)
+    mask[:, :, 20:] = 1  # a straight edge; the first white pixel lies 1 pixel from the outside
+    _, weights, *_ = keep(pictures(), pictures(seed=1), mask, feather=width)
+    steps = [min(d / (width + 1), 1) for d in range(1, 45)]
+    assert weights[0, 24, 20:].tolist() == pytest.approx([3 * t**2 - 2 * t**3 for t in steps], abs=1e-6)
+    assert int((weights[0, 24, 20:] < 1).sum()) == width
+
+
+def test_a_colour_that_the_outside_never_shows_is_not_carried_away():
+    """A map of greater contrast outside; the edit's own white is changed no more than the outside's colours are."""
+    source = 0.3 + 0.1 * pictures(seed=3)
+    edited = 0.5 * source + 0.15
+    edited[box() == 1] = 0.95
+    image, weights, report, _ = keep(source, edited, box(), colour_match="mean and spread")
+    assert "colours changed (mean and spread)" in report
+    most = float((source - edited)[weights == 0].max())
+    assert float((image - edited)[weights == 1].max()) <= most + 1e-6
+
+
 def test_the_defaults_keep_the_outside_too():
-    original, edited, mask = scene()
-    image, weights, report, difference = KeepOutside.execute(original, edited, mask, **defaults()).args
-    assert torch.equal(bits(image[weights == 0]), bits(original[weights == 0]))
+    source, edited, mask = scene()
+    image, weights, report, difference = KeepOutside.execute(source, edited, mask, **defaults()).args
+    assert torch.equal(bits(image[weights == 0]), bits(source[weights == 0]))
     assert difference == 0.0
     assert "largest difference outside 0 (1 picture, every bit compared)" in report
 
 
 def test_an_edit_that_lies_in_place_with_the_right_colours_goes_in_as_it_is():
-    original, edited, mask = scene()
-    image, weights, report, _ = KeepOutside.execute(original, edited, mask, **defaults()).args
+    source, edited, mask = scene()
+    image, weights, report, _ = KeepOutside.execute(source, edited, mask, **defaults()).args
     assert torch.equal(image[weights == 1], edited[weights == 1])
     assert "lies in place" in report
-    assert "has the original's colours" in report
+    assert "has the source's colours" in report
 
 
-def test_an_empty_mask_gives_the_original_back_and_says_so():
-    original = pictures()
-    image, weights, report, difference = keep(original, pictures(seed=1), torch.zeros(1, 64, 64), align="sub-pixel")
-    assert torch.equal(bits(image), bits(original))
+def test_an_empty_mask_gives_the_source_back_and_says_so():
+    source = pictures()
+    image, weights, report, difference = keep(source, pictures(seed=1), torch.zeros(1, 64, 64), align="sub-pixel")
+    assert torch.equal(bits(image), bits(source))
     assert float(weights.max()) == 0
     assert difference == 0.0
     assert "the mask is black" in report
@@ -130,11 +152,11 @@ def test_faint_grey_counts_as_black():
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 4), (9, 700)])
 def test_the_smallest_and_the_oddest_pictures_pass(size):
-    original = pictures(1, *size)
+    source = pictures(1, *size)
     image, _, _, difference = KeepOutside.execute(
-        original, pictures(1, *size, seed=1), torch.eye(3)[None], **defaults()
+        source, pictures(1, *size, seed=1), torch.eye(3)[None], **defaults()
     ).args
-    assert image.shape == original.shape
+    assert image.shape == source.shape
     assert difference == 0.0
 
 
@@ -170,49 +192,49 @@ def test_an_inverted_mask_replaces_what_no_mask_shows():
 def test_a_mask_of_any_size_is_resized(size):
     mask = torch.zeros(size)
     mask[: max(1, size[0] // 2)] = 1
-    original = pictures()
-    image, weights, *_ = keep(original, pictures(seed=1), mask)
+    source = pictures()
+    image, weights, *_ = keep(source, pictures(seed=1), mask)
     assert weights.shape == (1, 48, 64)
-    assert torch.equal(image[weights == 0], original[weights == 0])
+    assert torch.equal(image[weights == 0], source[weights == 0])
 
 
 # ------------------------------------------------------------------------------------------------------------ batches
 
 
-def test_one_original_serves_many_edits():
-    original, edited = pictures(), pictures(3, seed=1)
-    image, weights, *_ = keep(original, edited, box())
+def test_one_source_serves_many_edits():
+    source, edited = pictures(), pictures(3, seed=1)
+    image, weights, *_ = keep(source, edited, box())
     assert image.shape == (3, 48, 64, 3)
     for i in range(3):
-        assert torch.equal(image[i], keep(original, edited[i : i + 1], box())[0][0])
+        assert torch.equal(image[i], keep(source, edited[i : i + 1], box())[0][0])
     assert weights.shape == (3, 48, 64)
 
 
-def test_each_picture_may_have_its_own_original_and_mask():
-    original, edited, mask = (
+def test_each_picture_may_have_its_own_source_and_mask():
+    source, edited, mask = (
         pictures(3),
         pictures(3, seed=1),
         torch.stack([box()[0], torch.zeros(48, 64), 1 - box()[0]]),
     )
-    image, weights, report, _ = keep(original, edited, mask)
+    image, weights, report, _ = keep(source, edited, mask)
     assert torch.equal(weights, mask)
-    assert torch.equal(image[1], original[1])
+    assert torch.equal(image[1], source[1])
     assert "picture 2: nothing is replaced" in report
     assert "3 pictures" in report
 
 
 @pytest.mark.parametrize(
-    ("originals", "edits", "masks", "named"),
+    ("sources", "edits", "masks", "named"),
     [
-        (2, 3, 1, "original has 2 pictures and edited has 3"),
-        (3, 1, 1, "original has 3 pictures and edited has 1"),
+        (2, 3, 1, "source has 2 pictures and edited has 3"),
+        (3, 1, 1, "source has 3 pictures and edited has 1"),
         (1, 3, 2, "mask 1 has 2 pictures and edited has 3"),
         (1, 1, 2, "mask 1 has 2 pictures and edited has 1"),
     ],
 )
-def test_batches_that_do_not_go_together_are_refused_by_name(originals, edits, masks, named):
+def test_batches_that_do_not_go_together_are_refused_by_name(sources, edits, masks, named):
     with pytest.raises(ValueError, match=named):
-        keep(pictures(originals), pictures(edits, seed=1), box(count=masks))
+        keep(pictures(sources), pictures(edits, seed=1), box(count=masks))
 
 
 def test_a_further_mask_of_another_batch_is_refused_by_its_number():
@@ -232,54 +254,54 @@ def test_a_long_batch_can_be_stopped_between_pictures(monkeypatch):
 # ----------------------------------------------------------------------------------------- channels, precision, size
 
 
-def test_transparency_of_the_original_is_kept():
-    original = pictures(channels=4)
-    image, *_ = keep(original, pictures(seed=1), box(), feather=3)
+def test_transparency_of_the_source_is_kept():
+    source = pictures(channels=4)
+    image, *_ = keep(source, pictures(seed=1), box(), feather=3)
     assert image.shape[-1] == 4
-    assert torch.equal(image[..., 3], original[..., 3])
+    assert torch.equal(image[..., 3], source[..., 3])
 
 
-def test_a_transparent_edit_lets_the_original_through():
-    original, edited = pictures(), pictures(channels=4, seed=1)
+def test_a_transparent_edit_lets_the_source_through():
+    source, edited = pictures(), pictures(channels=4, seed=1)
     edited[..., 3] = 0
     edited[:, :20, :, 3] = 1
-    image, weights, *_ = keep(original, edited, box())
+    image, weights, *_ = keep(source, edited, box())
     assert image.shape[-1] == 3
     assert float(weights[:, 20:].max()) == 0
-    assert torch.equal(image[:, 20:], original[:, 20:])
+    assert torch.equal(image[:, 20:], source[:, 20:])
 
 
 def test_transparency_of_both_is_mixed():
-    original, edited = pictures(channels=4), pictures(channels=4, seed=1)
-    image, weights, *_ = keep(original, edited, box())
+    source, edited = pictures(channels=4), pictures(channels=4, seed=1)
+    image, weights, *_ = keep(source, edited, box())
     assert torch.equal(image[weights == 1], edited[weights == 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_the_originals_precision_is_kept(dtype):
-    original, edited = pictures().to(dtype), pictures(seed=1)
-    image, weights, _, difference = keep(original, edited, box(), feather=3, colour_match="linear", align="sub-pixel")
+def test_the_sources_precision_is_kept(dtype):
+    source, edited = pictures().to(dtype), pictures(seed=1)
+    image, weights, _, difference = keep(source, edited, box(), feather=3, colour_match="linear", align="sub-pixel")
     assert image.dtype == dtype
-    assert torch.equal(bits(image[weights == 0]), bits(original[weights == 0]))
+    assert torch.equal(bits(image[weights == 0]), bits(source[weights == 0]))
     assert difference == 0.0
 
 
 def test_an_edit_of_another_size_is_resized_and_named():
-    original, mask = pictures(1, 50, 70), box(50, 70)
+    source, mask = pictures(1, 50, 70), box(50, 70)
     edited = torch.full((1, 64, 96, 3), 0.25)
-    image, weights, report, _ = keep(original, edited, mask)
-    assert image.shape == original.shape
+    image, weights, report, _ = keep(source, edited, mask)
+    assert image.shape == source.shape
     torch.testing.assert_close(image[weights == 1], torch.full_like(image[weights == 1], 0.25))
     assert "resized from 96 x 64 pixels (stretch)" in report
 
 
-def test_an_edit_of_the_originals_centre_goes_back_to_the_centre():
-    original = pictures(1, 40, 80)
-    edited = original[:, :, 20:60].clone()
+def test_an_edit_of_the_sources_centre_goes_back_to_the_centre():
+    source = pictures(1, 40, 80)
+    edited = source[:, :, 20:60].clone()
     edited[:, 10:20, 10:20] = 0.5
-    image, weights, *_ = keep(original, edited, torch.ones(1, 4, 4), fit="centre crop", grow=8)
+    image, weights, *_ = keep(source, edited, torch.ones(1, 4, 4), fit="centre crop", grow=8)
     assert torch.equal(image[:, :, 20:60], edited)
-    assert torch.equal(image[:, :, :20], original[:, :, :20])
+    assert torch.equal(image[:, :, :20], source[:, :, :20])
     assert float(weights[:, :, 60:].max()) == 0
     assert float(weights[:, :, 20:60].min()) == 1
 
@@ -289,8 +311,6 @@ def test_an_edit_of_the_originals_centre_goes_back_to_the_centre():
 
 def shifted_and_tinted(edited):
     """The edit as a model might return it: 1.3 px to the right, 0.7 px up, warmer and flatter."""
-    from palimpsest.kernels.keep_outside import shifted_back
-
     moved = shifted_back(edited[0].double(), -1.3, 0.7)[None].float().clamp(0, 1)
     return moved * torch.tensor([0.92, 0.88, 0.8]) + torch.tensor([0.06, 0.03, 0.01])
 
@@ -300,12 +320,12 @@ def error_inside(image, wanted, weights):
 
 
 def test_a_shifted_and_tinted_edit_is_brought_back():
-    original, ideal, mask = scene()
+    source, ideal, mask = scene()
     edited = shifted_and_tinted(ideal)
-    raw, weights, *_ = keep(original, edited, mask)
-    aligned, _, report, _ = keep(original, edited, mask, align="sub-pixel")
-    matched, _, _, _ = keep(original, edited, mask, colour_match="linear")
-    both, _, report, _ = keep(original, edited, mask, align="sub-pixel", colour_match="mean and spread")
+    raw, weights, *_ = keep(source, edited, mask)
+    aligned, _, report, _ = keep(source, edited, mask, align="sub-pixel")
+    matched, _, _, _ = keep(source, edited, mask, colour_match="linear")
+    both, _, report, _ = keep(source, edited, mask, align="sub-pixel", colour_match="mean and spread")
     found = [word for word in report.replace(",", " ").split() if word[0] in "+-"][:2]
     assert float(found[0]) == pytest.approx(1.3, abs=0.05)
     assert float(found[1]) == pytest.approx(-0.7, abs=0.05)
@@ -315,24 +335,24 @@ def test_a_shifted_and_tinted_edit_is_brought_back():
 
 
 def test_whole_pixels_keep_the_edits_own_values():
-    original, ideal, mask = scene()
+    source, ideal, mask = scene()
     edited = torch.roll(ideal, (2, -3), (1, 2))
-    image, weights, report, _ = keep(original, edited, mask, align="whole pixels")
+    image, weights, report, _ = keep(source, edited, mask, align="whole pixels")
     assert torch.equal(image[weights == 1], ideal[weights == 1])
     assert "-3.00 px right and +2.00 px down" in report
 
 
 def test_another_scene_outside_matches_nothing():
-    original, _, mask = scene()
+    source, _, mask = scene()
     noise = pictures(1, 128, 128, seed=5)
-    image, weights, report, _ = keep(original, noise, mask, align="sub-pixel", colour_match="linear")
+    image, weights, report, _ = keep(source, noise, mask, align="sub-pixel", colour_match="linear")
     assert report.count("little in common") == 2
     assert torch.equal(image[weights == 1], noise[weights == 1])
 
 
 def test_matching_stays_within_the_range_of_both_pictures():
-    original, ideal, mask = scene()
-    image, *_ = keep(original, shifted_and_tinted(ideal), mask, align="sub-pixel", colour_match="linear")
+    source, ideal, mask = scene()
+    image, *_ = keep(source, shifted_and_tinted(ideal), mask, align="sub-pixel", colour_match="linear")
     assert float(image.min()) >= 0
     assert float(image.max()) <= 1
 
@@ -340,10 +360,10 @@ def test_matching_stays_within_the_range_of_both_pictures():
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
-@pytest.mark.parametrize("which", ["original", "edited", "mask 1"])
+@pytest.mark.parametrize("which", ["source", "edited", "mask 1"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_no_numbers_are_refused_by_name(which, value):
-    given = {"original": pictures(), "edited": pictures(seed=1), "mask 1": box()}
+    given = {"source": pictures(), "edited": pictures(seed=1), "mask 1": box()}
     given[which][0, 3, 3] = value
     with pytest.raises(ValueError, match=f"{which} holds NaN"):
         keep(*given.values())
@@ -358,17 +378,38 @@ def test_pictures_of_other_channels_are_refused(which):
 
 
 def test_a_fault_would_be_raised_and_not_returned():
-    original = pictures()[0]
-    result, outside = original.clone(), torch.ones(48, 64, dtype=torch.bool)
-    assert compositing.proved(original, result, outside) == 0.0
+    source = pictures()[0]
+    result, outside = source.clone(), torch.ones(48, 64, dtype=torch.bool)
+    assert compositing.proved(source, result, outside) == 0.0
     result[3, 3, 0] = torch.nextafter(result[3, 3, 0], torch.tensor(2.0))
     with pytest.raises(RuntimeError, match="this is a fault"):
-        compositing.proved(original, result, outside)
+        compositing.proved(source, result, outside)
 
 
-def test_the_schema_and_the_run_name_the_same_inputs():
+def test_every_setting_reaches_its_field(monkeypatch):
+    chosen = {"grow": 3, "feather": 5, "colour_match": "linear", "align": "whole pixels", "fit": "centre crop"}
+    seen, keep = [], compositing.keep
+    monkeypatch.setattr(compositing, "keep", lambda *given: seen.append(given[-1]) or keep(*given))
+    KeepOutside.execute(pictures(), pictures(seed=1), box(), **chosen, invert_mask=True)
+    assert [settings.named() for settings in seen] == [chosen | {"invert_mask": True}]
+
+
+def test_the_settings_are_the_schemas_inputs_with_its_defaults():
+    assert compositing.KeepOutsideSettings().named() == defaults()
+
+
+def test_what_was_found_is_in_the_history_too():
+    done = KeepOutside.execute(pictures(), pictures(seed=1), box(), **PLAIN)
+    assert done.ui == {"text": [done.args[2]]}
+
+
+def test_every_socket_of_the_schema_is_taken():
     schema = KeepOutside.define_schema()
-    taken = list(inspect.signature(KeepOutside.execute).parameters)
-    assert {item.id for item in schema.inputs} == set(taken)
+    sockets = {
+        name
+        for name, given in inspect.signature(KeepOutside.execute).parameters.items()
+        if given.kind.name != "VAR_KEYWORD"
+    }
+    assert {item.id for item in schema.inputs} == sockets | set(defaults())
     assert "more_masks" in KeepOutside.GET_NODE_INFO_V1()["input"]["optional"]
     assert all(item.tooltip and item.tooltip.endswith(".") for item in [*schema.inputs, *schema.outputs])
