@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import host, inputs
 from ..settings import Settings
 from .fusion import TECHNIQUE, Fusion, attach_fusion
-from .prompts import read_prompts
+from .prompts import Prompts, read_prompts
 from .recording import CROSS, SELF
 
 
@@ -68,27 +68,11 @@ def apply(
         new_words=settings.new_words,
         emphasis=settings.emphasis,
     )
-    host.require_unet(model, TECHNIQUE)
-    inputs.require_same_layout(
-        model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
-    )
-    if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-2:]).float()
-        host.picture_rows(mask, len(mask), 1, 1)  # refuses what is no mask
+    check(model, trajectory, mask)
     note, patched = inputs.prompt_note(trajectory, prompts.source), model.clone()
     if not settings.until:
         return Applied(patched, prompts.edit, "both fractions are 0: nothing is fused" + note)
-    keys = frozenset(layer.key for layer in host.chosen_self_attention(model, settings.layers, TECHNIQUE))
-    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-    fusion = Fusion(
-        trajectory=trajectory,
-        prompts=prompts,
-        layers={SELF: keys, CROSS: keys},
-        above={kind: to_sigma(share) for kind, share in settings.until.items()},
-        threshold=settings.blend_threshold,
-        mask=mask,
-        negative=settings.fuse_negative,
-    )
+    fusion = fusion_of(model, trajectory, prompts, settings, mask)
     require_levels(fusion)
     source, how = host.chosen_source(
         model,
@@ -101,6 +85,32 @@ def apply(
     )
     attach_fusion(patched, fusion, source)
     return Applied(patched, prompts.edit, f"{prompts.report}; {how}{note}")
+
+
+def check(model: Any, trajectory: host.Trajectory, mask: Tensor | None) -> None:
+    """Raise ValueError for another architecture and for what is no mask."""
+    host.require_unet(model, TECHNIQUE)
+    way_out = "invert the picture with this model"
+    inputs.require_same_layout(model, trajectory.layout, "the trajectory was recorded", way_out)
+    if mask is not None:
+        host.picture_rows(mask, mask.reshape(-1, *mask.shape[-2:]).shape[0], 1, 1)
+
+
+def fusion_of(
+    model: Any, trajectory: host.Trajectory, prompts: Prompts, settings: FusionSettings, mask: Tensor | None
+) -> Fusion:
+    """What is fused. Raises ValueError where the model has no layers of the chosen ones."""
+    keys = frozenset(layer.key for layer in host.chosen_self_attention(model, settings.layers, TECHNIQUE))
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    return Fusion(
+        trajectory=trajectory,
+        prompts=prompts,
+        layers={SELF: keys, CROSS: keys},
+        above={kind: to_sigma(share) for kind, share in settings.until.items()},
+        threshold=settings.blend_threshold,
+        mask=None if mask is None else mask.reshape(-1, *mask.shape[-2:]).float(),
+        negative=settings.fuse_negative,
+    )
 
 
 def require_levels(fusion: Fusion) -> None:

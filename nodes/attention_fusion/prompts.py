@@ -110,9 +110,15 @@ def read_prompts(
     link[:, positions] *= emphasis
     own[positions] *= emphasis
     words = select(clip, source_text, blend_words)[0] if blend_words.strip() else None
-    texts = tuple(tensor for tensor, _ in edit.conditioning)
-    report = described(source.words, edit.words, changed, words)
-    return Prompts(source.conditioning, edit.conditioning, texts, link, own, words, report)
+    return Prompts(
+        source=source.conditioning,
+        edit=edit.conditioning,
+        texts=tuple(tensor for tensor, _ in edit.conditioning),
+        link=link,
+        own=own,
+        words=words,
+        report=described(source.words, edit.words, changed, words),
+    )
 
 
 def linked(source: EncodedText, edit: EncodedText, rule: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -80,9 +80,8 @@ class Applied:
 def check(model: Any, trajectory: host.Trajectory, mask: Tensor | None) -> None:
     """Raise ValueError for another architecture and for what is no mask."""
     host.require_unet(model, TECHNIQUE)
-    inputs.require_same_layout(
-        model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
-    )
+    way_out = "invert the picture with this model"
+    inputs.require_same_layout(model, trajectory.layout, "the trajectory was recorded", way_out)
     if mask is not None:
         host.picture_rows(mask, mask.reshape(-1, *mask.shape[-2:]).shape[0], 1, 1)
 

@@ -155,6 +155,7 @@ class FitAlphas:
             self.note(step, reader.read(loss.detach()[None]))
             if callback is not None:
                 callback({"i": step, "x": here, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised.detach()})
+        self.note(self.settings.steps - 1, reader.rest())
         return x
 
     def regions(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,36 +227,43 @@ def tune(
         alphas = LearnedAlphas(chosen, model.load_device)
         blend = BlendFeatures(trajectory, alphas, sources_of(chosen, False), host.Window.of(model, 0.0, 1.0))
         with torch.no_grad():
-            features, how = feature_apply.features_of(model, blend, prompts.source, host.AUTO, recording)
+            source, how = feature_apply.features_of(model, blend, prompts.source, host.AUTO, recording)
         fitting = FitAlphas(blend, settings, mask, report)
-        model, positive, negative = with_copied_skips(model, prompts)
-        patched = model.clone()
-        host.attach_source(patched, blend, features)
-        patched, _ = gradient.prepare(patched, host.AttentionLayer(*gradient_start(chosen[0], model), 0, 0), False)
-        host.sample(
-            patched,
-            fitting,
-            model.model.process_latent_out(trajectory.latents[0].clone()),
-            sigmas=torch.tensor(trajectory.sigmas),
-            positive=positive,
-            negative=negative,
-            guidance=settings.guidance,
-            callback=callback,
-        )
+        fit(model, fitting, source, prompts, gradient_start(chosen[0], model), callback)
     learned = {str(layer): float(torch.sigmoid(alphas.raw[layer.key].detach())) for layer in chosen}
     return BlendWeights(learned, trajectory.layout, {"losses": fitting.losses, "source": how, **settings.named()})
 
 
+def fit(
+    model: Any, fitting: FitAlphas, source: host.Source, prompts: Prompts, first: tuple[str, int], callback: Any
+) -> None:
+    """Run a fitting on a clone of the model that blends; first: the first block that a gradient touches."""
+    trajectory = fitting.blend.trajectory
+    patched, positive, negative = with_copied_skips(model, prompts)
+    host.attach_source(patched, fitting.blend, source)
+    patched, _ = gradient.prepare(patched, host.AttentionLayer(*first, 0, 0), False)
+    host.sample(
+        patched,
+        fitting,
+        model.model.process_latent_out(trajectory.latents[0].clone()),
+        sigmas=torch.tensor(trajectory.sigmas),
+        positive=positive,
+        negative=negative,
+        guidance=fitting.settings.guidance,
+        callback=callback,
+    )
+
+
 def with_copied_skips(model: Any, prompts: Prompts) -> tuple[Any, list, list | None]:
-    """(model, positive, negative) fit for a gradient where a ControlNet acts.
+    """(a clone, positive, negative) fit for a gradient where a ControlNet acts.
 
     The host adds it to the skips in place, after others have saved them for their gradient.
     """
+    patched = model.clone()
     if not any("control" in extra for _, extra in (*prompts.edit, *(prompts.negative or ()))):
-        return model, prompts.edit, prompts.negative
-    model = model.clone()
-    model.set_model_input_block_patch_after_skip(lambda h, _: h.clone())
-    return model, *host.with_fixed_controls(prompts.edit, prompts.negative)
+        return patched, prompts.edit, prompts.negative
+    patched.set_model_input_block_patch_after_skip(lambda h, _: h.clone())
+    return patched, *host.with_fixed_controls(prompts.edit, prompts.negative)
 
 
 def learnable(layers: list[FeatureLayer]) -> list[FeatureLayer]:
