@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def common(source: Sequence[Hashable], edit: Sequence[Hashable]) -> list[tuple[int, int]]:
-    """Pairs (i, j) of equal entries in order: a longest common subsequence, the earliest one.
+    """Pairs (i, j) of equal entries in order: a longest common subsequence, that which comes first in the edit.
 
     Prompt-to-Prompt aligns tokens by Needleman-Wunsch with match 1, mismatch -1, gap 0, whose best score is the same.
     """

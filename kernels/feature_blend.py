@@ -1,8 +1,8 @@
-"""Feature blending: the original's features and latents flow back into an edit where they should.
+"""Feature blending: the source's features and latents flow back into an edit where they should.
 
-Enhanced MGIE (founding paper), section 3.3, eq. 1:       F = alpha F_gen + (1 - alpha) F_orig, one alpha a layer
-PFB-Diff (arXiv:2306.16894), progressive feature blending: F = m F_gen + (1 - m) F_orig, one mask for all layers
-Both are one line with a weight: w = alpha_in m + alpha_out (1 - m), F = w F_gen + (1 - w) F_orig.
+Enhanced MGIE (founding paper), section 3.3, eq. 1:       F = alpha F_edit + (1 - alpha) F_source, one alpha a layer
+PFB-Diff (arXiv:2306.16894), progressive feature blending: F = m F_edit + (1 - m) F_source, one mask for all layers
+Both are one line with a weight: w = alpha_in m + alpha_out (1 - m), F = w F_edit + (1 - w) F_source.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def blend_weight(mask: Tensor | None, inside: Tensor | float, outside: Tensor | 
     return inside if mask is None else outside + (inside - outside) * mask
 
 
-def blend(generated: Tensor, reference: Tensor, weight: Tensor | float) -> Tensor:
-    """F = w F_gen + (1 - w) F_orig                                     founding paper, eq. 1; PFB-Diff
+def blend(edit: Tensor, source: Tensor, weight: Tensor | float) -> Tensor:
+    """F = w F_edit + (1 - w) F_source                                  founding paper, eq. 1; PFB-Diff
 
-    generated and reference of one dtype, and weight, broadcast against each other -> generated's dtype. w = 1 gives
-    `generated` and w = 0 `reference` back, bit for bit. A weight of a wider dtype, as one that is being learned, is
-    applied in that. The same line blends latents, with the mask as the weight.
+    edit and source of one dtype, and weight, broadcast against each other -> edit's dtype. w = 1 gives `edit` and w = 0
+    `source` back, bit for bit. A weight of a wider dtype, as one that is being learned, is applied in that. The same
+    line blends latents, with the mask as the weight.
     """
-    if isinstance(weight, torch.Tensor) and weight.dtype != generated.dtype:
-        wide = torch.promote_types(weight.dtype, generated.dtype)
-        return torch.lerp(reference.to(wide), generated.to(wide), weight.to(wide)).to(generated.dtype)
-    return torch.lerp(reference, generated, weight)
+    if isinstance(weight, torch.Tensor) and weight.dtype != edit.dtype:
+        wide = torch.promote_types(weight.dtype, edit.dtype)
+        return torch.lerp(source.to(wide), edit.to(wide), weight.to(wide)).to(edit.dtype)
+    return torch.lerp(source, edit, weight)
 
 
 def between_levels(x: Tensor, x_next: Tensor, sigma: float, sigma_next: float, level: float) -> Tensor:

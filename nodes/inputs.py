@@ -61,3 +61,8 @@ def prompt_note(trajectory: host.Trajectory, positive: list) -> str:
 def unique_id() -> list[io.Hidden]:
     """The hidden input by which a node shows text under itself."""
     return [io.Hidden.unique_id]
+
+
+def source_features(tooltip: str) -> io.Combo.Input:
+    """Where what a technique knows of a source comes from; host.chosen_source acts on it."""
+    return io.Combo.Input("source_features", options=list(host.SOURCE_FEATURES), advanced=True, tooltip=tooltip)

@@ -1,97 +1,125 @@
-"""Attention Fusion as the node asks for it: its settings, and where the source's attention comes from."""
+"""Attention Fusion as the node asks for it: its settings, both prompts, and the model that fuses."""
 
 from __future__ import annotations
 
-import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from .. import host
-from ..feature_blend import cache as feature_cache
-from .fusion import CROSS, PREFIX, SELF, TECHNIQUE, Fusion, install
-from .prompts import Prompts
-from .source import SameStep, expected_bytes, levels_in, record
-
-AUTO, CACHED, SAME_STEP = "auto", "cached", "same step"
-SOURCES = (AUTO, CACHED, SAME_STEP)
+from .. import host, inputs
+from ..settings import Settings
+from .fusion import TECHNIQUE, Fusion, attach_fusion
+from .prompts import Prompts, read_prompts
+from .recording import CROSS, SELF
 
 
 @dataclass(frozen=True)
-class FusionSettings:
+class FusionSettings(Settings):
     """What is fused, where and for how long; see PalimpsestAttentionFusion for what each does to the picture."""
 
-    self_until: float = 0.5
-    cross_until: float = 0.5
-    threshold: float = 0.3
+    source_text: str
+    edit_text: str
+    self_attention_until: float = 0.5
+    cross_attention_until: float = 0.5
+    blend_words: str = ""
+    blend_threshold: float = 0.3
+    new_words: str = "their own attention"
+    emphasis: float = 1.0
     layers: str = "all"
-    negative: bool = False
-    source_maps: str = AUTO
+    fuse_negative: bool = False
+    source_features: str = host.AUTO
+
+    @property
+    def until(self) -> dict[str, float]:
+        """The kinds of attention that are fused, each with its share of the sampling."""
+        wanted = {SELF: self.self_attention_until, CROSS: self.cross_attention_until}
+        return {kind: share for kind, share in wanted.items() if share > 0}
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A model that fuses, the edit's prompt to sample with, and what a person should know of both."""
+
+    model: Any
+    positive: list
+    report: str
 
 
 def apply(
     model: Any,
     trajectory: host.Trajectory,
-    prompts: Prompts,
+    clip: Any,
     settings: FusionSettings,
+    *,
     mask: Tensor | None = None,
     callback: Any = None,
-) -> tuple[Any, str]:
-    """(a clone of the model that fuses, a sentence on it). With both fractions 0 it is the model, bit for bit.
+) -> Applied:
+    """A clone of the model that fuses. With both fractions 0 it is the model, bit for bit.
 
     callback hears of the recording, where there is one. Raises ValueError for other architectures, unusable masks, and
     memory that is not there.
     """
+    prompts = read_prompts(
+        clip,
+        settings.source_text,
+        settings.edit_text,
+        blend_words=settings.blend_words,
+        new_words=settings.new_words,
+        emphasis=settings.emphasis,
+    )
+    check(model, trajectory, mask)
+    note, patched = inputs.prompt_note(trajectory, prompts.source), model.clone()
+    if not settings.until:
+        return Applied(patched, prompts.edit, "both fractions are 0: nothing is fused" + note)
+    fusion = fusion_of(model, trajectory, prompts, settings, mask)
+    require_levels(fusion)
+    source, how = host.chosen_source(
+        model,
+        fusion,
+        prompts.source,
+        settings.source_features,
+        pictures="",
+        smaller=", or layers to 'all but the finest'",
+        callback=callback,
+    )
+    attach_fusion(patched, fusion, source)
+    return Applied(patched, prompts.edit, f"{prompts.report}; {how}{note}")
+
+
+def check(model: Any, trajectory: host.Trajectory, mask: Tensor | None) -> None:
+    """Raise ValueError for another architecture and for what is no mask."""
     host.require_unet(model, TECHNIQUE)
-    if trajectory.layout != host.layout_fingerprint(model):
-        raise ValueError(
-            "the trajectory was recorded with another model architecture: invert the picture with this model."
-        )
+    way_out = "invert the picture with this model"
+    inputs.require_same_layout(model, trajectory.layout, "the trajectory was recorded", way_out)
     if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-2:]).float()
-        host.picture_rows(mask, len(mask), 1, 1)  # refuses what is no mask
-    until = {kind: value for kind, value in ((SELF, settings.self_until), (CROSS, settings.cross_until)) if value > 0}
-    if not until:
-        return model.clone(), "both fractions are 0: nothing is fused"
+        host.picture_rows(mask, mask.reshape(-1, *mask.shape[-2:]).shape[0], 1, 1)
+
+
+def fusion_of(
+    model: Any, trajectory: host.Trajectory, prompts: Prompts, settings: FusionSettings, mask: Tensor | None
+) -> Fusion:
+    """What is fused. Raises ValueError where the model has no layers of the chosen ones."""
     keys = frozenset(layer.key for layer in host.chosen_self_attention(model, settings.layers, TECHNIQUE))
     to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-    fusion = Fusion(
-        name=PREFIX + uuid.uuid4().hex,
-        reference=trajectory,
+    return Fusion(
+        trajectory=trajectory,
         prompts=prompts,
         layers={SELF: keys, CROSS: keys},
-        above={kind: to_sigma(value) for kind, value in until.items()},
-        source=SameStep(prompts.source),
-        threshold=settings.threshold,
-        mask=mask,
-        negative=settings.negative,
+        above={kind: to_sigma(share) for kind, share in settings.until.items()},
+        threshold=settings.blend_threshold,
+        mask=None if mask is None else mask.reshape(-1, *mask.shape[-2:]).float(),
+        negative=settings.fuse_negative,
     )
-    fusion, how = with_source(model, fusion, settings.source_maps, callback)
-    return install(model, fusion), f"{prompts.report}; {how}"
 
 
-def with_source(model: Any, fusion: Fusion, wanted: str, callback: Any = None) -> tuple[Fusion, str]:
-    """(fusion, a sentence): recorded where asked for, or where it fits into a quarter of the free memory.
-
-    Raises ValueError where it was asked for and does not fit, or needs pictures that only the edit's prompt has.
-    """
-    with_pictures = model.model.diffusion_model.in_channels > model.get_model_object("latent_format").latent_channels
-    if wanted == CACHED and with_pictures:
+def require_levels(fusion: Fusion) -> None:
+    """Raise ValueError where a kind of attention is fused at no level of the trajectory."""
+    levels = host.source_levels(fusion)
+    without = [kind for kind in fusion.above if not any(kind in fusion.kinds(sigma) for sigma in levels)]
+    if without:
         raise ValueError(
-            "source_maps 'cached' cannot serve an inpaint or instruct model, whose pictures come with the edit's "
-            "prompt: set source_maps to 'same step'."
+            "no level of the trajectory lies within "
+            f"{' and '.join(f'{kind}_attention_until' for kind in without)}: raise the fraction, or invert in more "
+            "steps."
         )
-    needed, free, levels = expected_bytes(model, fusion), feature_cache.free_memory(), len(levels_in(fusion))
-    if wanted == CACHED and needed > free:
-        raise ValueError(
-            f"source_maps 'cached' needs {needed / 1e9:.1f} GB ({levels} levels), {free / 1e9:.1f} GB of memory are "
-            "free: set source_maps to 'same step', or layers to 'all but the finest'."
-        )
-    if wanted == CACHED or (wanted == AUTO and not with_pictures and needed <= feature_cache.SHARE * free):
-        cached = record(model, fusion, callback)
-        size = f"{levels} levels, {cached.bytes / 1e6:.1f} MB of ordinary memory"
-        return replace(fusion, source=cached), f"source recorded ({size}), no further cost a step"
-    return fusion, (
-        f"source runs beside each of {levels} steps: one more row; recorded it would take {needed / 1e6:.1f} MB"
-    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import latent_preview
 from comfy_api.latest import io
 
-from .. import host, sockets
+from .. import host, inputs
 from . import apply as fusion_apply
-from . import prompts as fusion_prompts
+from .prompts import NEW_WORDS
 
 
 class AttentionFusion(io.ComfyNode):
@@ -15,13 +15,12 @@ class AttentionFusion(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestAttentionFusion",
             display_name="Attention Fusion",
             category="palimpsest/context",
             description="Edits a picture or a clip by changing words of its prompt: for the first part of the sampling "
-            "the edit looks where the original looked, so that layout, pose and motion stay and only the changed words "
+            "the edit looks where the source looked, so that layout, pose and motion stay and only the changed words "
             "change. No training.",
             search_aliases=[
                 "fatezero",
@@ -35,13 +34,12 @@ class AttentionFusion(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that the original was inverted with; patches of other nodes stay active. For a "
+                    tooltip="The model that the source was inverted with; patches of other nodes stay active. For a "
                     "clip, put Video Attention before both.",
                 ),
-                sockets.Trajectory.Input(
-                    "trajectory",
-                    tooltip="The original's latents, from Invert Picture: one picture, or all frames of a clip as a "
-                    "batch. Sample at the same size, and from the noise of the same inversion.",
+                inputs.trajectory(
+                    "The source's latents, from Invert Picture: one picture, or all frames of a clip as a batch. "
+                    "Sample at the same size, and from the noise of the same inversion."
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the model. It encodes both prompts here."),
                 io.String.Input(
@@ -49,40 +47,40 @@ class AttentionFusion(io.ComfyNode):
                     multiline=True,
                     default="a brown dog standing on the left in the park",
                     dynamic_prompts=True,
-                    tooltip="The prompt that describes the original, the same text as in Invert Picture.",
+                    tooltip="The prompt that describes the source, the same text as in Invert Picture.",
                 ),
                 io.String.Input(
                     "edit_text",
                     multiline=True,
                     default="a red dog standing on the left in the park",
                     dynamic_prompts=True,
-                    tooltip="The prompt of the edit. Keep the original's words and their order and change or add those "
+                    tooltip="The prompt of the edit. Keep the source's words and their order and change or add those "
                     "that should change: words that both have keep the places they act on.",
                 ),
                 io.Float.Input(
-                    "self_until",
+                    "self_attention_until",
                     default=0.5,
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the sampling for which self-attention is the original's, which holds shapes and "
+                    tooltip="Share of the sampling for which self-attention is the source's, which holds shapes and "
                     "motion. 0.5: the paper. 0.8 for colour and style, 0.2 to 0.4 where shapes may change. 0: never.",
                 ),
                 io.Float.Input(
-                    "cross_until",
+                    "cross_attention_until",
                     default=0.5,
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the sampling for which words of both prompts act where they did in the original. "
-                    "0.5: the paper; 0.8 holds the layout tighter. With self_until 0 too it is the plain model, bit "
-                    "for bit.",
+                    tooltip="Share of the sampling for which words of both prompts act where they did in the source. "
+                    "0.5: the paper; 0.8 holds the layout tighter. With self_attention_until 0 too it is the plain "
+                    "model, bit for bit.",
                 ),
                 io.String.Input(
                     "blend_words",
                     default="",
                     tooltip="Words of source_text whose shape may change, for instance an animal that becomes another; "
-                    "where the original shows them, self-attention is the edit's own. Empty: the original's "
+                    "where the source shows them, self-attention is the edit's own. Empty: the source's "
                     "everywhere, best for colours and style.",
                 ),
                 io.Float.Input(
@@ -96,7 +94,7 @@ class AttentionFusion(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "new_words",
-                    options=list(fusion_prompts.NEW_WORDS),
+                    options=list(NEW_WORDS),
                     tooltip="What words act by that only the edit has. their own attention: they find their own place. "
                     "attention of the words they replace: exactly where the old words acted, for swaps of one thing or "
                     "colour for another.",
@@ -107,8 +105,9 @@ class AttentionFusion(io.ComfyNode):
                     min=0.0,
                     max=20.0,
                     step=0.1,
-                    tooltip="Multiplies the attention of the words that only the edit has, while cross_until lasts. 1: "
-                    "none. 2 to 4 where an edit does not come through; FateZero's settings go up to 20.",
+                    tooltip="Multiplies the attention of the words that only the edit has, while "
+                    "cross_attention_until lasts. 1: none. 2 to 4 where an edit does not come through; FateZero's "
+                    "settings go up to 20.",
                 ),
                 io.Combo.Input(
                     "layers",
@@ -117,25 +116,22 @@ class AttentionFusion(io.ComfyNode):
                     "maps up to 32 x 32; leaves texture to the edit and halves SD 1.5's memory.",
                 ),
                 io.Boolean.Input(
-                    "negative_too",
+                    "fuse_negative",
                     default=False,
                     advanced=True,
                     tooltip="Fuse self-attention in the negative prompt's rows as well. Off: as published. On "
                     "changes little at guidance 3; try it where high guidance pulls shapes away.",
                 ),
-                io.Combo.Input(
-                    "source_maps",
-                    options=list(fusion_apply.SOURCES),
-                    advanced=True,
-                    tooltip="Where the original's attention comes from. cached: recorded when this node runs; a frame "
-                    "and step take 71 MB for SD 1.5 at 512 px, 642 MB for SDXL at 1024 px. same step: one more row "
-                    "of the network in each fused step. auto: cached where it fits in a quarter of the free memory.",
+                inputs.source_features(
+                    "Where the source's attention comes from. cached: recorded when this node runs; a frame and step "
+                    "take 71 MB for SD 1.5 at 512 px, 642 MB for SDXL at 1024 px. same step: one more row of the "
+                    "network in each fused step. auto: cached where it fits in a quarter of the free memory."
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
                     tooltip="Instead of blend_words: white where the edit's shapes may change, black where the "
-                    "original's stay. Any size, soft edges allowed; one for all frames, or one for each.",
+                    "source's stay. Any size, soft edges allowed; one for all frames, or one for each.",
                 ),
             ],
             outputs=[
@@ -146,43 +142,25 @@ class AttentionFusion(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="Which words both prompts share, where the original's attention comes from, and what that "
+                    tooltip="Which words both prompts share, where the source's attention comes from, and what that "
                     "takes.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        trajectory,
-        clip,
-        source_text,
-        edit_text,
-        self_until,
-        cross_until,
-        blend_words,
-        blend_threshold,
-        new_words,
-        emphasis,
-        layers,
-        negative_too,
-        source_maps,
-        mask=None,
-    ) -> io.NodeOutput:
-        """Compare the prompts, record the original where that is wanted, patch a clone of the model."""
-        prompts = fusion_prompts.read_prompts(clip, source_text, edit_text, blend_words, new_words, emphasis)
-        settings = fusion_apply.FusionSettings(
-            self_until, cross_until, blend_threshold, layers, negative_too, source_maps
+    def execute(cls, model, trajectory, clip, mask=None, **chosen) -> io.NodeOutput:
+        applied = fusion_apply.apply(
+            model,
+            trajectory,
+            clip,
+            fusion_apply.FusionSettings.of(chosen),
+            mask=mask,
+            callback=latent_preview.prepare_callback(model, trajectory.steps),
         )
-        progress = latent_preview.prepare_callback(model, trajectory.steps)
-        patched, report = fusion_apply.apply(model, trajectory, prompts, settings, mask, progress)
-        if trajectory.prompt != host.conditioning_fingerprint(prompts.source):
-            report += "; note: source_text differs from the prompt that the original was inverted with"
-        host.show_text(host.node_id(cls), report)
-        return io.NodeOutput(patched, prompts.edit, report)
+        host.show_text(host.node_id(cls), applied.report)
+        return io.NodeOutput(applied.model, applied.positive, applied.report)
 
 
 NODES = [AttentionFusion]

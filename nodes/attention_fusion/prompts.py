@@ -55,17 +55,17 @@ class EncodedText:
         return self.conditioning[0][0].shape[1]
 
     @property
-    def named(self) -> list[tuple[tuple, tuple[int, ...]]]:
+    def counted(self) -> list[tuple[tuple, tuple[int, ...]]]:
         """The words for the kernels: two are the same if text and number of tokens are."""
         return [((word.text, len(word.positions)), word.positions) for word in self.words]
 
     @property
     def wordless(self) -> list[list[int]]:
-        """Tokens that are no word, by chunk: start, end, padding."""
-        taken = {place for word in self.words for place in word.positions}
+        """Positions that are no word's, by chunk: start, end, padding."""
+        taken = {position for word in self.words for position in word.positions}
         chunk = CHUNK if self.length % CHUNK == 0 else self.length
         chunks = (range(at, at + chunk) for at in range(0, self.length, chunk))
-        return [[place for place in places if place not in taken] for places in chunks]
+        return [[position for position in positions if position not in taken] for positions in chunks]
 
 
 def encode(clip: Any, text: str) -> EncodedText:
@@ -87,31 +87,49 @@ def encode(clip: Any, text: str) -> EncodedText:
 
 
 def read_prompts(
-    clip: Any, source_text: str, edit_text: str, blend_words: str, new_words: str, emphasis: float
+    clip: Any,
+    source_text: str,
+    edit_text: str,
+    *,
+    blend_words: str = "",
+    new_words: str = "their own attention",
+    emphasis: float = 1.0,
 ) -> Prompts:
     """Encode both prompts and compare them, word by word.
 
-    Start meets start, end meets end, padding padding. emphasis multiplies the attention of words that only the edit
-    has. Raises ValueError as `encode`, without a text encoder, and for blend words that are not in the source's prompt.
+    emphasis multiplies the attention of words that only the edit has. Raises ValueError as `encode`, without a text
+    encoder, and for blend words that are not in the source's prompt.
     """
     if clip is None:
         raise ValueError("clip is empty: this checkpoint holds no text encoder; connect one (Load CLIP).")
     source, edit = encode(clip, source_text), encode(clip, edit_text)
+    link, own = linked(source, edit, NEW_WORDS[new_words])
+    kept = {j for _, j in maths.common(*([name for name, _ in each.counted] for each in (source, edit)))}
+    changed = [word for j, word in enumerate(edit.words) if j not in kept]
+    positions = [position for word in changed for position in word.positions]
+    link[:, positions] *= emphasis
+    own[positions] *= emphasis
+    words = select(clip, source_text, blend_words)[0] if blend_words.strip() else None
+    return Prompts(
+        source=source.conditioning,
+        edit=edit.conditioning,
+        texts=tuple(tensor for tensor, _ in edit.conditioning),
+        link=link,
+        own=own,
+        words=words,
+        report=described(source.words, edit.words, changed, words),
+    )
+
+
+def linked(source: EncodedText, edit: EncodedText, rule: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(link (S, T), own (T,)) of two prompts: words by a rule; start meets start, end meets end, padding padding."""
     link, own = torch.zeros(source.length, edit.length), torch.ones(edit.length)
-    linked, new = NEW_WORDS[new_words](source.named, edit.named)
-    link[: linked.shape[0], : linked.shape[1]], own[: len(new)] = linked, new
+    words, new = rule(source.counted, edit.counted)
+    link[: words.shape[0], : words.shape[1]], own[: len(new)] = words, new
     for old, fresh in zip(source.wordless, edit.wordless, strict=False):
         count = min(len(old), len(fresh))
         maths.connect(link, own, old[:count], fresh[:count])
-    kept = {j for _, j in maths.common(*([name for name, _ in each.named] for each in (source, edit)))}
-    changed = [word for j, word in enumerate(edit.words) if j not in kept]
-    places = [place for word in changed for place in word.positions]
-    link[:, places] *= emphasis
-    own[places] *= emphasis
-    words = select(clip, source_text, blend_words)[0] if blend_words.strip() else None
-    texts = tuple(tensor for tensor, _ in edit.conditioning)
-    report = described(source.words, edit.words, changed, words)
-    return Prompts(source.conditioning, edit.conditioning, texts, link, own, words, report)
+    return link, own
 
 
 def described(source: list[Word], edit: list[Word], changed: list[Word], words: ChosenWords | None) -> str:

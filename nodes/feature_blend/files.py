@@ -19,7 +19,6 @@ SHELF = Shelf(
     put="blend_weights",
     room="clear the temporary files",
 )
-listed, new_path = SHELF.listed, SHELF.new_path
 
 
 def save(weights: BlendWeights, path: Path) -> None:

@@ -8,7 +8,7 @@ skip is joined to it), "out" what the last block returns. Skips are never blende
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from .. import host
 Feature = tuple[str, int]
 
 MIDDLE, AFTER_MIDDLE, OUT = ("middle", 0), ("output", 0), ("out", 0)
-WORDS = re.compile(r"(input|middle|output|out)(?:\s+(\d+)(?:\s*-\s*(\d+))?)?")
+EXAMPLE = "input 8-11, middle, output 1-5, out"
 
 
 @dataclass(frozen=True)
@@ -63,31 +63,25 @@ def feature_layers(model: Any, technique: str = "this node") -> list[FeatureLaye
 def parse(text: str, layers: list[FeatureLayer]) -> list[FeatureLayer]:
     """The features named in a text such as "input 8-11, middle, output 1-5, out"; "output" alone is all of that place.
 
-    Raises ValueError that names the word and what the model has.
+    Raises ValueError that names the part and what the model has.
     """
-    chosen = set()
-    for word in (part.strip() for part in text.split(",") if part.strip()):
-        match = WORDS.fullmatch(word)
-        if match is None:
-            raise ValueError(
-                f"layers: {word!r} is not a feature; write for instance 'input 8-11, middle, output 1-5, out'."
-            )
-        place, first, last = match[1], match[2], match[3] or match[2]
-        wanted = [layer for layer in layers if layer.block == place]
-        if first is not None:
-            numbers = range(int(first), int(last) + 1)
-            wanted = [layer for layer in wanted if layer.number in numbers]
-            if len(wanted) != len(numbers) or not wanted:
-                present = [layer.number for layer in layers if layer.block == place]
-                raise ValueError(
-                    f"layers: this model has no {word!r}; its features are {place} {present[0]} to {present[-1]}"
-                    + (" (the input of input block 0 is the latent: use blend_latents_until)." if place == "input"
-                       else ".")
-                )  # fmt: skip
-        chosen.update(layer.key for layer in wanted)
-    if not chosen:
-        raise ValueError("layers is empty: name features, for instance 'middle, output 1-5'.")
-    return [layer for layer in layers if layer.key in chosen]
+    wanted = [layer.key for part in host.read_parts(text, "layers", EXAMPLE) for layer in named(part, layers)]
+    return [layer for layer in layers if layer.key in wanted]
+
+
+def named(part: host.Part, layers: list[FeatureLayer]) -> list[FeatureLayer]:
+    """The features that a part of the text names. Raises ValueError where the model lacks one of them."""
+    if part.index is not None:
+        raise ValueError(f"layers: {part.text!r} names a layer inside of a block; features are whole blocks' inputs.")
+    found = [layer for layer in layers if part.means(layer.block, layer.number)]
+    if not found or (part.numbers is not None and len(found) != len(part.numbers)):
+        present = [layer.number for layer in layers if layer.block == part.block]
+        latent = " (the input of input block 0 is the latent: use blend_latents_until)" if part.block == "input" else ""
+        raise ValueError(
+            f"layers: this model has no {part.text!r}; its features are {part.block} {present[0]} to "
+            f"{present[-1]}{latent}."
+        )
+    return found
 
 
 def coarse(layers: list[FeatureLayer]) -> list[FeatureLayer]:
@@ -109,6 +103,18 @@ def pfb_object(layers: list[FeatureLayer]) -> list[FeatureLayer]:
 def paper(layers: list[FeatureLayer]) -> list[FeatureLayer]:
     """ "From the bottleneck layer towards the output layer": what the middle and every output block return."""
     return [layer for layer in layers if layer.block in ("output", "out")]
+
+
+PRESETS: dict[str, Callable[[list[FeatureLayer]], list[FeatureLayer]]] = {
+    "paper": paper,
+    "PFB-Diff object": pfb_object,
+    "PFB-Diff background": pfb_background,
+}
+
+
+def chosen(layers: str, present: list[FeatureLayer]) -> list[FeatureLayer]:
+    """Of a model's features those of a preset, by its name, or those that a text names."""
+    return PRESETS[layers](present) if layers in PRESETS else parse(layers, present)
 
 
 def written(layers: list[FeatureLayer]) -> str:

@@ -1,4 +1,4 @@
-"""Feature blending: the original flows back into an edit, in the U-Net's features and in the latent."""
+"""Feature blending: the source flows back into an edit, in the U-Net's features and in the latent."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import time
 import latent_preview
 from comfy_api.latest import io
 
-from .. import host, sockets
+from .. import host, inputs, saving, sockets
 from . import apply as feature_apply
-from . import blend as feature_blend
-from . import files
-from . import layers as layering
-from . import plot as feature_blend_plot
-from . import tuning as feature_blend_tuning
+from . import files, plot, tuning
+from .latents import SOURCE_LATENTS
+from .weights import BlendWeights
 
+CATEGORY = "palimpsest/regions"
 CUSTOM = "custom"
 LAYERS_TOOLTIP = (
     "Which features are blended, named by the block whose input they are: 'input 8-11, middle, output 1-5'. "
@@ -28,30 +27,26 @@ class FeatureBlend(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestFeatureBlend",
             display_name="Feature Blend",
-            category="palimpsest/regions",
-            description="Lets the original flow back into an edit while it is sampled: outside of a mask the model's "
-            "features and the latent are the original's, so that the rest of the picture stays and both parts fit.",
+            category=CATEGORY,
+            description="Lets the source flow back into an edit while it is sampled: outside of a mask the model's "
+            "features and the latent are the source's, so that the rest of the picture stays and both parts fit.",
             search_aliases=["pfb-diff", "progressive feature blending", "blended diffusion", "keep background", "MGIE"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples the edit. Patches of other nodes stay active."),
-                sockets.Trajectory.Input(
-                    "trajectory",
-                    tooltip="The original's latents, from Invert Picture. Sample at the same picture size.",
-                ),
+                inputs.trajectory("The source's latents, from Invert Picture. Sample at the same picture size."),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="The prompt that describes the original, as in Invert Picture; the edit's own prompt goes "
+                    tooltip="The prompt that describes the source, as in Invert Picture; the edit's own prompt goes "
                     "to the sampler. ControlNets on it are left out.",
                 ),
                 io.Combo.Input(
                     "preset",
-                    options=[CUSTOM, *feature_apply.PRESETS],
+                    options=[CUSTOM, *feature_apply.BlendSettings.PRESETS],
                     tooltip="custom: the values under this line act. The others replace alphas, layers, percents and "
-                    "blend_latents_until. paper: half original, half edit everywhere, no mask. PFB-Diff object and "
+                    "blend_latents_until. paper: half source, half edit everywhere, no mask. PFB-Diff object and "
                     "background: the authors' scripts for changing an object or what is around it.",
                 ),
                 io.Float.Input(
@@ -61,7 +56,7 @@ class FeatureBlend(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip="The edit's share of a feature where the mask is white, and everywhere without a mask. 1: "
-                    "the edit is free. 0.6 to 0.9 ties its shape to the original's.",
+                    "the edit is free. 0.6 to 0.9 ties its shape to the source's.",
                 ),
                 io.Float.Input(
                     "alpha_outside",
@@ -69,27 +64,15 @@ class FeatureBlend(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="The edit's share of a feature where the mask is black. 0: the original. With both alphas "
+                    tooltip="The edit's share of a feature where the mask is black. 0: the source. With both alphas "
                     "at 1 no feature is blended, at no cost.",
                 ),
                 io.String.Input("layers", default="output, out", tooltip=LAYERS_TOOLTIP),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="When blending of features begins, as a share of the sampling. 0: from the first step, "
+                *inputs.percents(
+                    start="When blending of features begins, as a share of the sampling. 0: from the first step, "
                     "which lays out the picture.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="When blending of features stops. 1: at the last step; 0.8 lets the model join both parts "
-                    "on its own.",
+                    end="When blending of features stops. 1: at the last step; 0.8 lets the model join both parts on "
+                    "its own.",
                 ),
                 io.Float.Input(
                     "blend_latents_until",
@@ -97,26 +80,23 @@ class FeatureBlend(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the sampling for which the latent outside of the mask is held to the original. "
-                    "1: it ends as the original's, seams may show. 0.5 to 0.8: the last steps mend seams. 0: never.",
+                    tooltip="Share of the sampling for which the latent outside of the mask is held to the source. "
+                    "1: it ends as the source's, seams may show. 0.5 to 0.8: the last steps mend seams. 0: never.",
                 ),
                 io.Combo.Input(
-                    "reference",
-                    options=list(feature_blend.REFERENCES),
-                    tooltip="trajectory (default): the original's inverted latents, which the model rebuilds. "
-                    "re-noised original: the original under one fixed noise, as blended diffusion does; freer, less "
+                    "source_latents",
+                    options=list(SOURCE_LATENTS),
+                    tooltip="trajectory (default): the source's inverted latents, which the model rebuilds. "
+                    "re-noised source: the source under one fixed noise, as blended diffusion does; freer, less "
                     "exact.",
                 ),
-                io.Combo.Input(
-                    "features",
-                    options=list(feature_apply.FEATURES),
-                    advanced=True,
-                    tooltip="cached: the original's features are recorded when this node runs (one row a level) and "
-                    "kept in memory; sampling then costs nothing more. same step: made beside every step, half as "
-                    "much again with guidance, no memory. auto: cached where it fits in a quarter of the free memory.",
+                inputs.source_features(
+                    "cached: the source's features are recorded when this node runs (one row a level) and kept in "
+                    "memory; sampling then costs nothing more. same step: made beside every step, half as much again "
+                    "with guidance, no memory. auto: cached where it fits in a quarter of the free memory."
                 ),
                 io.Boolean.Input(
-                    "paper_code_quirks",
+                    "released_code",
                     default=False,
                     advanced=True,
                     tooltip="As PFB-Diff's published code does it: the middle block's input is blended with what it "
@@ -133,18 +113,13 @@ class FeatureBlend(io.ComfyNode):
                     tooltip="Grows the mask's white by this many cells of 8 pixels; below 0 it shrinks. 1 to 2 give a "
                     "new outline room; PFB-Diff shrinks a background's mask by 2.25.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    advanced=True,
-                    tooltip="Seed of the fixed noise of reference 're-noised original'; unused otherwise.",
+                inputs.seed(
+                    "Seed of the fixed noise of source_latents 're-noised source'; unused otherwise.", advanced=True
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White where the edit may act, black where the original stays: the object to recolour, or "
+                    tooltip="White where the edit may act, black where the source stays: the object to recolour, or "
                     "everything but the animal to change the place. Any size, soft edges allowed, one for all or one "
                     "a picture.",
                 ),
@@ -156,56 +131,26 @@ class FeatureBlend(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(tooltip="The model that blends the original in, for a sampler."),
+                io.Model.Output(tooltip="The model that blends the source in, for a sampler."),
                 io.String.Output(
                     display_name="report", tooltip="What is blended, where its features come from and what that takes."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        trajectory,
-        positive,
-        preset,
-        alpha_inside,
-        alpha_outside,
-        layers,
-        start_percent,
-        end_percent,
-        blend_latents_until,
-        reference,
-        features,
-        paper_code_quirks,
-        grow_mask,
-        seed,
-        mask=None,
-        blend_weights=None,
-    ) -> io.NodeOutput:
-        """Patch a clone of the model."""
-        custom = feature_apply.BlendSettings(
-            alpha_inside, alpha_outside, lambda present: layering.parse(layers, present), start_percent, end_percent,
-            blend_latents_until, grow_mask,
-        )  # fmt: skip
+    def execute(cls, model, trajectory, positive, mask=None, blend_weights=None, **chosen) -> io.NodeOutput:
         applied = feature_apply.apply(
             model,
             trajectory,
             positive,
-            feature_apply.PRESETS.get(preset, custom),
-            reference,
-            features,
-            paper_code_quirks,
-            seed,
-            mask,
-            blend_weights,
-            latent_preview.prepare_callback(model, trajectory.steps),
+            feature_apply.BlendSettings.of(chosen),
+            mask=mask,
+            weights=blend_weights,
+            callback=latent_preview.prepare_callback(model, trajectory.steps),
         )
-        report = applied.report
-        if trajectory.prompt != host.conditioning_fingerprint(positive):
-            report += "; note: the prompt differs from the one the picture was inverted with"
+        report = applied.report + inputs.prompt_note(trajectory, positive)
         host.show_text(host.node_id(cls), report)
         return io.NodeOutput(applied.model, report)
 
@@ -215,19 +160,18 @@ class TuneFeatureBlend(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs, their ranges and what each does to the picture."""
         return io.Schema(
             node_id="PalimpsestTuneFeatureBlend",
             display_name="Tune Feature Blend",
-            category="palimpsest/regions",
+            category=CATEGORY,
             description="Learns for every feature of the model how much of it should be the edit's and how much the "
-            "original's, so that the picture stays where it should and the edit still shows. The model is not trained.",
+            "source's, so that the picture stays where it should and the edit still shows. The model is not trained.",
             search_aliases=["learnable alpha", "blending weight", "pfb-diff", "progressive feature blending", "MGIE"],
             inputs=[
                 io.Model.Input("model", tooltip="The model the picture was inverted with."),
-                sockets.Trajectory.Input("trajectory", tooltip="The original's latents, from Invert Picture."),
+                inputs.trajectory("The source's latents, from Invert Picture."),
                 io.Conditioning.Input(
-                    "positive", tooltip="The prompt that describes the original, as in Invert Picture."
+                    "positive", tooltip="The prompt that describes the source, as in Invert Picture."
                 ),
                 io.Conditioning.Input("target_positive", tooltip="The prompt of the edit you will sample."),
                 io.Conditioning.Input(
@@ -251,14 +195,8 @@ class TuneFeatureBlend(io.ComfyNode):
                     round=0.0001,
                     tooltip="Size of a learning step. 0.05 to 0.2; lower needs more steps.",
                 ),
-                io.Float.Input(
-                    "guidance",
-                    default=3.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="The guidance you will sample the edit with. 3 for the pocket model, 5 to 7.5 for SD 1.5 "
-                    "and SDXL.",
+                inputs.guidance(
+                    "The guidance you will sample the edit with. 3 for the pocket model, 5 to 7.5 for SD 1.5 and SDXL."
                 ),
                 io.Float.Input(
                     "keep_edit",
@@ -267,7 +205,7 @@ class TuneFeatureBlend(io.ComfyNode):
                     max=20.0,
                     step=0.05,
                     tooltip="How much the edit inside of the mask (or everywhere without one) weighs against "
-                    "rebuilding the original. 0: rebuilding alone, which ends with nothing of the edit. 0.5 to 3.",
+                    "rebuilding the source. 0: rebuilding alone, which ends with nothing of the edit. 0.5 to 3.",
                 ),
                 io.Float.Input(
                     "adversarial",
@@ -277,20 +215,13 @@ class TuneFeatureBlend(io.ComfyNode):
                     step=0.01,
                     advanced=True,
                     tooltip="Weight of an adversarial term: a small discriminator learns alongside to tell predictions "
-                    "from patches of the original. 0 (default): off. 0.05 to 0.5 sharpens at some cost in time.",
+                    "from patches of the source. 0 (default): off. 0.05 to 0.5 sharpens at some cost in time.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    advanced=True,
-                    tooltip="Order of the noise levels, and the discriminator's start.",
-                ),
+                inputs.seed("Order of the noise levels, and the discriminator's start.", advanced=True),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White where the edit should show, black where the original should be rebuilt. Without it "
+                    tooltip="White where the edit should show, black where the source should be rebuilt. Without it "
                     "both are asked everywhere and keep_edit decides.",
                 ),
             ],
@@ -302,50 +233,48 @@ class TuneFeatureBlend(io.ComfyNode):
                 io.Image.Output(display_name="plot", tooltip="Every feature's alpha as a bar, and the loss."),
                 io.String.Output(display_name="report", tooltip="The learned values, loss and time."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        trajectory,
-        positive,
-        target_positive,
-        layers,
-        steps,
-        learning_rate,
-        guidance,
-        keep_edit,
-        adversarial,
-        seed,
-        negative=None,
-        mask=None,
-    ) -> io.NodeOutput:
-        """Fit, draw and report."""
-        if guidance != 1.0 and negative is None:
-            raise ValueError(
-                f"guidance is {guidance:g}: guidance other than 1 needs the negative prompt; connect one (empty text)."
-            )
-        settings = feature_blend_tuning.TuneSettings(steps, learning_rate, keep_edit, adversarial, seed)
+    def execute(cls, model, trajectory, positive, target_positive, negative=None, mask=None, **chosen) -> io.NodeOutput:
+        settings = tuning.TuneSettings.of(chosen)
+        inputs.require_negative(settings.guidance, negative)
         began, shown = time.monotonic(), host.ProgressText(host.node_id(cls))
-        weights = feature_blend_tuning.tune(
+        weights = tuning.tune(
             model,
             trajectory,
-            positive,
-            target_positive,
-            negative,
-            guidance,
-            layers,
+            tuning.Prompts(positive, target_positive, negative),
             settings,
-            lambda step, loss: shown.update(f"step {step + 1} of {steps}, loss {loss:.3f}"),
-            mask,
-            latent_preview.prepare_callback(model, trajectory.steps),
-            latent_preview.prepare_callback(model, steps),
+            mask=mask,
+            report=lambda step, loss: shown.update(f"step {step + 1} of {settings.steps}, loss {loss:.3f}"),
+            recording=latent_preview.prepare_callback(model, trajectory.steps),
+            callback=latent_preview.prepare_callback(model, settings.steps),
         )
-        report = f"learned {weights}; {describe(weights)}, {time.monotonic() - began:.0f} s"
+        report = f"learned {described(weights)}, {time.monotonic() - began:.0f} s"
         shown.update(report, now=True)
-        return io.NodeOutput(weights, feature_blend_plot.draw(weights), report)
+        return io.NodeOutput(weights, plot.draw(weights), report)
+
+
+def described(weights: BlendWeights) -> str:
+    """Weights and how they were learned, in a line."""
+    return f"{weights}; {weights.learning}"
+
+
+KEPT = saving.Kept(
+    name="Blend Weights",
+    id="BlendWeights",
+    category=CATEGORY,
+    socket=sockets.BlendWeights,
+    input="blend_weights",
+    shelf=files.SHELF,
+    save=files.save,
+    load=files.load,
+    describe=described,
+    made_by="Tune Feature Blend",
+    used_by="Feature Blend",
+    filename="blend",
+)
 
 
 class SaveBlendWeights(io.ComfyNode):
@@ -353,34 +282,15 @@ class SaveBlendWeights(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs and what each does."""
-        return io.Schema(
-            node_id="PalimpsestSaveBlendWeights",
-            display_name="Save Blend Weights",
-            category="palimpsest/regions",
-            description="Saves learned blending weights as a .safetensors file in models/palimpsest_blend, for Load "
-            "Blend Weights.",
-            search_aliases=["feature blend", "save alphas"],
-            inputs=[
-                sockets.BlendWeights.Input("blend_weights", tooltip="From Tune Feature Blend."),
-                io.String.Input(
-                    "filename",
-                    default="blend",
-                    tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores.",
-                ),
-            ],
-            outputs=[io.String.Output(display_name="file", tooltip="The name to pick in Load Blend Weights.")],
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,
+        return saving.save_schema(
+            KEPT,
+            "Saves learned blending weights as a .safetensors file in models/palimpsest_blend, for Load Blend Weights.",
+            ["feature blend", "save alphas"],
         )
 
     @classmethod
     def execute(cls, blend_weights, filename) -> io.NodeOutput:
-        """Save under the next free number."""
-        path = files.new_path(filename)
-        files.save(blend_weights, path)
-        host.show_text(host.node_id(cls), path.name)
-        return io.NodeOutput(path.name, ui={"text": [path.name]})
+        return saving.save(cls, KEPT, blend_weights, filename)
 
 
 class LoadBlendWeights(io.ComfyNode):
@@ -388,50 +298,20 @@ class LoadBlendWeights(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Inputs and what each does."""
-        return io.Schema(
-            node_id="PalimpsestLoadBlendWeights",
-            display_name="Load Blend Weights",
-            category="palimpsest/regions",
-            description="Loads blending weights that Save Blend Weights wrote, so that they serve other pictures "
-            "and edits without tuning.",
-            search_aliases=["feature blend", "load alphas"],
-            inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=files.listed(),
-                    tooltip="A file in models/palimpsest_blend. Refresh (R) lists new ones.",
-                )
-            ],
-            outputs=[
-                sockets.BlendWeights.Output(display_name="blend_weights", tooltip="For Feature Blend."),
-                io.String.Output(display_name="report", tooltip="What the file holds."),
-            ],
-            hidden=[io.Hidden.unique_id],
+        return saving.load_schema(
+            KEPT,
+            "Loads blending weights that Save Blend Weights wrote, so that they serve other pictures and edits without "
+            "tuning.",
+            ["feature blend", "load alphas"],
         )
 
     @classmethod
     def fingerprint_inputs(cls, file) -> str:
-        """Read again when the file changed."""
         return files.SHELF.fingerprint(file)
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        """Load and check."""
-        weights = files.load(files.SHELF.path(file))
-        report = f"{weights}; {describe(weights)}"
-        host.show_text(host.node_id(cls), report)
-        return io.NodeOutput(weights, report)
-
-
-def describe(weights) -> str:
-    """How weights were learned, in a few words."""
-    losses = weights.info.get("losses", [])
-    tenth = max(1, len(losses) // 10)
-    if not losses:
-        return "no record of the tuning"
-    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
-    return f"loss {first:.3f} at first, {last:.3f} at last over {len(losses)} steps"
+        return io.NodeOutput(*saving.load(cls, KEPT, file))
 
 
 SHELVES = [files.SHELF]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ...kernels import feature_blend as maths
 from .. import host
-from ..host import gradient as tuning_runtime
+from ..host import gradient
+from ..settings import Settings
 from . import apply as feature_apply
-from . import blend as feature_blend
-from . import cache as feature_cache
 from . import layers as layering
+from .blend import Alpha, BlendFeatures, sources_of
 from .layers import Feature, FeatureLayer
 from .weights import BlendWeights
 
@@ -29,17 +29,28 @@ DISCRIMINATOR_RATE = 2e-4
 
 
 @dataclass(frozen=True)
-class TuneSettings:
+class TuneSettings(Settings):
     """How alpha is fitted; see PalimpsestTuneFeatureBlend for what each does to the picture."""
 
+    layers: str = "output, out"
     steps: int = 100
     learning_rate: float = 0.1
+    guidance: float = 3.0
     keep_edit: float = 1.0
     adversarial: float = 0.0
     seed: int = 0
 
 
-class LearnedAlphas(Mapping[Feature, feature_blend.Alpha]):
+@dataclass(frozen=True)
+class Prompts:
+    """CONDITIONINGs: of the source, of the edit, and the negative one of the edit."""
+
+    source: list
+    edit: list
+    negative: list | None = None
+
+
+class LearnedAlphas(Mapping[Feature, Alpha]):
     """alpha = sigmoid(a) of every feature, a = 0 at first, which is the paper's 0.5; one for the whole picture.
 
     While `acting` is False there are none, and the model draws the edit as it is.
@@ -49,7 +60,7 @@ class LearnedAlphas(Mapping[Feature, feature_blend.Alpha]):
         self.raw = {layer.key: torch.zeros((), device=device, requires_grad=True) for layer in layers}
         self.acting = True
 
-    def __getitem__(self, key: Feature) -> feature_blend.Alpha:
+    def __getitem__(self, key: Feature) -> Alpha:
         return (torch.sigmoid(self.raw[key]),) * 2
 
     def __iter__(self) -> Iterator[Feature]:
@@ -63,7 +74,7 @@ class LearnedAlphas(Mapping[Feature, feature_blend.Alpha]):
 
 
 class PatchDiscriminator(nn.Module):
-    """Latents (B, C, H, W) -> scores (B, 1, h, w), each for a patch of 9 x 9 cells: is it the original's?"""
+    """Latents (B, C, H, W) -> scores (B, 1, h, w), each for a patch of 9 x 9 cells: is it the source's?"""
 
     def __init__(self, channels: int, operations: Any, generator: torch.Generator, width: int = 64):
         super().__init__()
@@ -79,7 +90,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class Opponent:
-    """The adversarial term: a patch discriminator that learns beside alpha to tell predictions from the original."""
+    """The adversarial term: a patch discriminator that learns beside alpha to tell predictions from the source."""
 
     def __init__(self, clean: Tensor, seed: int):
         import comfy.ops
@@ -107,11 +118,9 @@ class Opponent:
 class FitAlphas:
     """A host sampler function: at levels of the trajectory in random order, one step of Adam on alpha each."""
 
-    def __init__(
-        self, blend: feature_blend.BlendFeatures, alphas: LearnedAlphas, mask: Tensor | None, settings: TuneSettings,
-        report: Report,
-    ):  # fmt: skip
-        self.blend, self.alphas, self.mask, self.settings, self.report = blend, alphas, mask, settings, report
+    def __init__(self, blend: BlendFeatures, settings: TuneSettings, mask: Tensor | None, report: Report):
+        self.blend, self.settings, self.mask, self.report = blend, settings, mask, report
+        self.alphas: LearnedAlphas = blend.alphas
         self.losses: list[float] = []
 
     def __call__(
@@ -120,16 +129,12 @@ class FitAlphas:
         """x (B, C, H, W) gives device and dtype and is returned unchanged: the result is in `alphas` and `losses`."""
         import comfy.model_management
 
-        predict = functools.partial(model, **(extra_args or {}))
-        inside = x.new_ones(1, 1, *x.shape[-2:])
-        outside = inside
-        if self.mask is not None:
-            inside = host.picture_rows(self.mask, len(x), *x.shape[-2:]).to(x)
-            outside = 1 - inside
-        trajectory, weight = self.blend.reference, self.settings.adversarial
+        predict = partial(model, **(extra_args or {}))
+        trajectory, weight = self.blend.trajectory, self.settings.adversarial
+        inside, outside = self.regions(x)
         opponent = Opponent(trajectory.latents[-1].to(x).clone(), self.settings.seed) if weight else None
         optimiser = torch.optim.Adam(list(self.alphas.raw.values()), self.settings.learning_rate)
-        reader, edits = tuning_runtime.LateReader(), {}
+        reader, edits = gradient.LateReader(), {}
         for step, index in enumerate(self.order()):
             comfy.model_management.throw_exception_if_processing_interrupted()
             sigma, sigma_next = trajectory.sigmas[index : index + 2]
@@ -150,16 +155,25 @@ class FitAlphas:
             self.note(step, reader.read(loss.detach()[None]))
             if callback is not None:
                 callback({"i": step, "x": here, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised.detach()})
+        self.note(self.settings.steps - 1, reader.rest())
         return x
+
+    def regions(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(inside, outside) of the mask on the latent's grid; everything is both without one."""
+        if self.mask is None:
+            everywhere = x.new_ones(1, 1, *x.shape[-2:])
+            return everywhere, everywhere
+        inside = host.picture_rows(self.mask, len(x), *x.shape[-2:]).to(x)
+        return inside, 1 - inside
 
     def order(self) -> Iterator[int]:
         """Indices of levels: all of the window before any comes again, shuffled by the seed."""
-        active = {level: i for i, level in enumerate(self.blend.reference.sigmas)}
-        indices = [active[level] for level in feature_cache.levels_in(self.blend)]
-        chance, left = random.Random(self.settings.seed), []
+        where = {level: i for i, level in enumerate(self.blend.trajectory.sigmas)}
+        indices = [where[level] for level in host.source_levels(self.blend)]
+        generator, left = random.Random(self.settings.seed), []
         for _ in range(self.settings.steps):
             if not left:
-                left = chance.sample(indices, len(indices))
+                left = generator.sample(indices, len(indices))
             yield left.pop()
 
     def plain_edit(self, predict: Callable, x: Tensor, level: Tensor) -> Tensor:
@@ -187,12 +201,9 @@ class FitAlphas:
 def tune(
     model: Any,
     trajectory: host.Trajectory,
-    prompt: list,
-    target: list,
-    negative: list | None,
-    guidance: float,
-    layers: str,
+    prompts: Prompts,
     settings: TuneSettings,
+    *,
     report: Report,
     mask: Tensor | None = None,
     recording: Any = None,
@@ -200,50 +211,59 @@ def tune(
 ) -> BlendWeights:
     """Fit one alpha a feature: rebuild the source outside of the mask, keep the edit inside (maths.tuning_losses).
 
-    prompt describes the source, target the edit. Latents are the trajectory's own at every level (the edit's path would
-    have to be sampled again after every step). Gradients go into the alphas only; the model is left as it was.
-    recording and callback hear of the two passes. Raises ValueError for other architectures, unusable masks, NaN, and
-    models spread over several GPUs.
+    Latents are the trajectory's own at every level (the edit's path would have to be sampled again after every step).
+    Gradients go into the alphas only; the model is left as it was. recording and callback hear of the two passes.
+    Raises ValueError for other architectures, unusable masks, NaN, and models spread over several GPUs.
     """
-    chosen = learnable(layering.parse(layers, layering.feature_layers(model, feature_apply.TECHNIQUE)))
-    whole = feature_apply.BlendSettings(0.5, 0.5, lambda _: chosen)
-    feature_apply.check(model, trajectory, whole, mask, None)
+    chosen = learnable(layering.parse(settings.layers, layering.feature_layers(model, feature_apply.TECHNIQUE)))
+    feature_apply.check(model, trajectory, mask)
     if mask is not None and not 0 < float(mask.mean()) < 1:
         raise ValueError(
             "the mask of Tune Feature Blend is one colour all over: white is the edit, black is what is rebuilt; paint "
             "both, or leave it off."
         )
     model = host.single_device(model)
-    device, sampling = model.load_device, model.get_model_object("model_sampling")
     with torch.inference_mode(False):
-        alphas = LearnedAlphas(chosen, device)
-        blend = feature_blend.BlendFeatures(
-            name=feature_blend.settings_name(),
-            reference=trajectory,
-            features=feature_blend.SameStep(prompt),
-            alphas=alphas,
-            sources=feature_blend.sources_of(chosen, False),
-            window=(sampling.percent_to_sigma(0.0), sampling.percent_to_sigma(1.0)),
-            pinned_above=sampling.percent_to_sigma(0.0),
-        )
+        alphas = LearnedAlphas(chosen, model.load_device)
+        blend = BlendFeatures(trajectory, alphas, sources_of(chosen, False), host.Window.of(model, 0.0, 1.0))
         with torch.no_grad():
-            blend, how = feature_apply.with_features(model, blend, prompt, feature_apply.AUTO, recording)
-        if any("control" in extra for _, extra in (*target, *(negative or ()))):
-            # The host adds a ControlNet to the skips in place, after others have saved them for their gradient.
-            model = model.clone()
-            model.set_model_input_block_patch_after_skip(lambda h, _: h.clone())
-            target, negative = host.with_fixed_controls(target, negative)
-        patched = feature_blend.install(model, blend)
-        start_block = host.AttentionLayer(*gradient_start(chosen[0], model), 0, 0)
-        patched, _ = tuning_runtime.prepare(patched, start_block, False)
-        fitting = FitAlphas(blend, alphas, mask, settings, report)
-        start = model.model.process_latent_out(trajectory.latents[0].clone())
-        levels = torch.tensor(trajectory.sigmas)
-        prompts = {"positive": target, "negative": negative, "guidance": guidance}
-        host.sample(patched, fitting, start, sigmas=levels, **prompts, callback=callback)
+            source, how = feature_apply.features_of(model, blend, prompts.source, host.AUTO, recording)
+        fitting = FitAlphas(blend, settings, mask, report)
+        fit(model, fitting, source, prompts, gradient_start(chosen[0], model), callback)
     learned = {str(layer): float(torch.sigmoid(alphas.raw[layer.key].detach())) for layer in chosen}
-    info = {"losses": fitting.losses, "guidance": guidance, "features": how, **vars(settings)}
-    return BlendWeights(learned, trajectory.layout, info)
+    return BlendWeights(learned, trajectory.layout, {"losses": fitting.losses, "source": how, **settings.named()})
+
+
+def fit(
+    model: Any, fitting: FitAlphas, source: host.Source, prompts: Prompts, first: tuple[str, int], callback: Any
+) -> None:
+    """Run a fitting on a clone of the model that blends; first: the first block that a gradient touches."""
+    trajectory = fitting.blend.trajectory
+    patched, positive, negative = with_copied_skips(model, prompts)
+    host.attach_source(patched, fitting.blend, source)
+    patched, _ = gradient.prepare(patched, host.AttentionLayer(*first, 0, 0), False)
+    host.sample(
+        patched,
+        fitting,
+        model.model.process_latent_out(trajectory.latents[0].clone()),
+        sigmas=torch.tensor(trajectory.sigmas),
+        positive=positive,
+        negative=negative,
+        guidance=fitting.settings.guidance,
+        callback=callback,
+    )
+
+
+def with_copied_skips(model: Any, prompts: Prompts) -> tuple[Any, list, list | None]:
+    """(a clone, positive, negative) fit for a gradient where a ControlNet acts.
+
+    The host adds it to the skips in place, after others have saved them for their gradient.
+    """
+    patched = model.clone()
+    if not any("control" in extra for _, extra in (*prompts.edit, *(prompts.negative or ()))):
+        return patched, prompts.edit, prompts.negative
+    patched.set_model_input_block_patch_after_skip(lambda h, _: h.clone())
+    return patched, *host.with_fixed_controls(prompts.edit, prompts.negative)
 
 
 def learnable(layers: list[FeatureLayer]) -> list[FeatureLayer]:

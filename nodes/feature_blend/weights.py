@@ -31,3 +31,13 @@ class BlendWeights:
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {alpha:.2f}" for name, alpha in self.alphas.items())
+
+    @property
+    def learning(self) -> str:
+        """How they were learned, in a few words."""
+        losses = self.info.get("losses", [])
+        tenth = max(1, len(losses) // 10)
+        if not losses:
+            return "no record of the tuning"
+        first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+        return f"loss {first:.3f} at first, {last:.3f} at last over {len(losses)} steps"

@@ -9,7 +9,7 @@ from .attention import (
     replace_attention,
     run_attention,
 )
-from .call import ModelCall, Prompt, Run, Window, acts, call_of, each_run, observe, require_span, run_of
+from .call import ModelCall, Prompt, Run, Window, acts, call_of, each_run, noise_level, observe, require_span, run_of
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import picture_rows
@@ -29,32 +29,53 @@ from .model import (
     single_device,
     transformer_parts,
 )
+from .reference import (
+    AUTO,
+    SAME_STEP,
+    SOURCE_FEATURES,
+    Pieces,
+    SameStep,
+    Source,
+    attach_source,
+    chosen_source,
+    source_levels,
+    source_name,
+    source_prompt,
+)
 from .sampling import OF_A_NODE, VisitLevels, sample
 from .trajectory import Trajectory, latents_at, nearest_level, renoised
 from .ui import ProgressText, node_id, show_text
 
 __all__ = [
+    "AUTO",
     "OF_A_NODE",
+    "SAME_STEP",
     "SELF_ATTENTION",
+    "SOURCE_FEATURES",
     "Area",
     "AttentionLayer",
     "Grid",
     "LayerKey",
     "ModelCall",
     "Part",
+    "Pieces",
     "Place",
     "ProgressText",
     "Prompt",
     "Run",
+    "SameStep",
+    "Source",
     "Trajectory",
     "VisitLevels",
     "Window",
     "acts",
+    "attach_source",
     "attention_dtype",
     "biased_attention",
     "blocks",
     "call_of",
     "chosen_self_attention",
+    "chosen_source",
     "chunk_rows",
     "conditioning_fingerprint",
     "cross_attention_layers",
@@ -64,6 +85,7 @@ __all__ = [
     "layout_fingerprint",
     "nearest_level",
     "node_id",
+    "noise_level",
     "observe",
     "picture_rows",
     "places",
@@ -79,6 +101,9 @@ __all__ = [
     "self_attention_modules",
     "show_text",
     "single_device",
+    "source_levels",
+    "source_name",
+    "source_prompt",
     "transformer_parts",
     "whole_grid",
     "with_fixed_controls",

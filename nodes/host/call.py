@@ -19,7 +19,7 @@ from .areas import Area
 from .model import Grid
 
 NAME = "palimpsest"  # our key among the host's wrappers, and the call's in its options
-RUN, PROMPTS, AREAS = NAME + ".run", NAME + ".prompts", NAME + ".areas"
+RUN, PROMPTS, AREAS, LEVEL = NAME + ".run", NAME + ".prompts", NAME + ".areas", NAME + ".level"
 
 Thing = TypeVar("Thing")
 
@@ -186,6 +186,19 @@ def acts(window: Window, options: dict) -> bool:
 def run_of(model_options: dict) -> Run:
     """The run that a sampler's wrapper acts in."""
     return model_options["transformer_options"][RUN]
+
+
+def noise_level(timestep: Tensor, model_options: dict) -> tuple[float, dict]:
+    """The noise level of a PREDICT_NOISE wrapper's call, and the options to pass on.
+
+    The options know it from then on, so that of several wrappers only the first reads it from the device.
+    """
+    options = model_options["transformer_options"]
+    tensor, sigma = options.get(LEVEL, (None, 0.0))
+    if tensor is timestep:
+        return sigma, model_options
+    sigma = float(timestep.flatten()[0])
+    return sigma, model_options | {"transformer_options": options | {LEVEL: (timestep, sigma)}}
 
 
 # ---- what gathers it ------------------------------------------------------------------------------------------------

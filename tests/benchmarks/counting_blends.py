@@ -10,11 +10,11 @@ from palimpsest.nodes.feature_blend.nodes import FeatureBlend
 
 # Settings of the node and whether it has a mask, by the name of what is counted.
 BLENDED = {
-    "features cached": ({"features": "cached"}, True),
-    "preset paper, cached": ({"features": "cached", "preset": "paper"}, False),
-    "preset PFB-Diff object, cached": ({"features": "cached", "preset": "PFB-Diff object"}, True),
-    "every feature, cached": ({"features": "cached", "layers": "input, middle, output, out"}, True),
-    "features of the same step": ({"features": "same step"}, True),
+    "features cached": ({"source_features": "cached"}, True),
+    "preset paper, cached": ({"source_features": "cached", "preset": "paper"}, False),
+    "preset PFB-Diff object, cached": ({"source_features": "cached", "preset": "PFB-Diff object"}, True),
+    "every feature, cached": ({"source_features": "cached", "layers": "input, middle, output, out"}, True),
+    "features of the same step": ({"source_features": "same step"}, True),
 }
 GOALS = {"features of the same step": 1.55}
 CACHED_GOAL = 1.02

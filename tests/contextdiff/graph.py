@@ -55,12 +55,12 @@ START_CLIP = """## Edit a clip by text
 4. Queue.
 
 **Video Attention** lets the frames see one another, so that they stay one clip. **Attention Fusion** makes the edit
-look where the original looked, so that its motion stays."""
+look where the source looked, so that its motion stays."""
 
 VALUES_CLIP = """## Not right yet?
 
-- **The edit does not show**: *self_until* and *cross_until* down to 0.3; *emphasis* 2; guidance (cfg) up.
-- **The motion is lost**: *self_until* up to 0.8.
+- **The edit does not show**: both *..._until* down to 0.3; *emphasis* 2; guidance (cfg) up.
+- **The motion is lost**: *self_attention_until* up to 0.8.
 - **The shape must change** (a dog becomes a cat): its word into *blend_words*.
 - **It flickers**: *look_at* "all" in Video Attention; *temporal* 0.1.
 
@@ -166,8 +166,8 @@ def edit_clip() -> dict:
                   "inputs": {"model": "checkpoint.MODEL"}},
         "invert": {**invert([480, 400]), "inputs": invert([0, 0])["inputs"] | {"model": "video.MODEL"}},
         "fusion": {"type": "PalimpsestAttentionFusion", "at": [940, 80], "size": [380, 480],
-                   "widgets": {"source_text": CLIP_SOURCE, "edit_text": CLIP_EDIT, "self_until": 0.8,
-                               "cross_until": 0.8},
+                   "widgets": {"source_text": CLIP_SOURCE, "edit_text": CLIP_EDIT, "self_attention_until": 0.8,
+                               "cross_attention_until": 0.8},
                    "inputs": {"model": "video.MODEL", "trajectory": "invert.trajectory", "clip": "checkpoint.CLIP"}},
         "sample": sampler([940, 800], "fusion.MODEL", "fusion.positive", "invert.noise"),
         "decode": decode([1380, 80], "sample.LATENT"),

@@ -5,9 +5,9 @@ import tiny_models
 import torch
 from benchmarks import counting
 from benchmarks.counting import Calls, Cost, meta_host, sampling_step
-from palimpsest.nodes.feature_blend import cache as feature_cache
 from palimpsest.nodes.feature_blend import layers as layering
 from palimpsest.nodes.feature_blend.nodes import FeatureBlend, TuneFeatureBlend
+from palimpsest.nodes.host import reference
 
 GUIDANCE = 7.5
 FAMILIES = ("SD 1.5", "SDXL")
@@ -25,13 +25,13 @@ def families() -> dict[str, Calls]:
     return {name: Calls(counting.build(counting.FAMILIES[name]), counting.FAMILIES[name]) for name in FAMILIES}
 
 
-def step(calls: Calls, features: str = "cached", mask: bool = False, **settings) -> Cost:
+def step(calls: Calls, source_features: str = "cached", mask: bool = False, **settings) -> Cost:
     """A guided step of sampling with Feature Blend."""
     inputs = {"model": calls.model, "trajectory": calls.trajectory(1), "positive": calls.family.prompt()}
     if mask:
         inputs["mask"] = torch.ones(1, 64, 64).tril()
     with torch.inference_mode(), meta_host():
-        patched = tiny_models.execute(FeatureBlend, features=features, **inputs | settings)[0]
+        patched = tiny_models.execute(FeatureBlend, source_features=source_features, **inputs | settings)[0]
     return sampling_step(patched, calls.family, GUIDANCE)
 
 
@@ -94,13 +94,13 @@ def test_recording_is_one_row_a_level(families):
     calls = families["SD 1.5"]
     inputs = {"model": calls.model, "trajectory": calls.trajectory(3), "positive": calls.family.prompt()}
     with torch.inference_mode(), meta_host(), counting.counting(calls.model.model) as counter:
-        tiny_models.execute(FeatureBlend, features="cached", preset="paper", **inputs)
+        tiny_models.execute(FeatureBlend, source_features="cached", preset="paper", **inputs)
     assert counter.cost.flops == pytest.approx(3 * calls["plain"].flops / 2, rel=1e-3)
 
 
 def test_tuning_copies_no_weights(families, monkeypatch):
     calls = families["SD 1.5"]
-    monkeypatch.setattr(feature_cache, "free_memory", lambda: 1 << 40)
+    monkeypatch.setattr(reference, "free_memory", lambda: 1 << 40)
     prompt = calls.family.prompt()
     inputs = {"model": calls.model, "trajectory": calls.trajectory(1), "positive": prompt, "target_positive": prompt}
     with torch.inference_mode(), meta_host(), counting.counting(calls.model.model) as counter:

@@ -101,7 +101,7 @@ def sheet(rows: Mapping[str, torch.Tensor]) -> Image.Image:
 
 
 FRAMES_SEEN = {"look_at": "own, first and previous"}
-UNTIL_HALF, UNTIL_LATE = {"self_until": 0.5}, {"self_until": 0.8, "cross_until": 0.8}
+UNTIL_HALF, UNTIL_LATE = {"self_attention_until": 0.5}, {"self_attention_until": 0.8, "cross_attention_until": 0.8}
 # Help page: its picture's name, and the settings of Video Attention and Attention Fusion by what stands beside a strip
 PAGES: dict[str, tuple[str, dict[str, tuple]]] = {
     "PalimpsestVideoAttention": (
