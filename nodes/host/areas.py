@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,26 +33,6 @@ class Area:
         return mask[..., top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
-@dataclass(frozen=True)
-class NoteAreas:
-    """CALC_COND_BATCH wrapper: note which prompts sample a crop of the latent, before the host forgets it."""
-
-    name: str
-
-    def __call__(
-        self, executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict, **kwargs: Any
-    ) -> Any:
-        size = tuple(x.shape[-2:])
-        found = {}
-        for cond in (cond for group in conds if group is not None for cond in group if len(cond.get("area", ())) == 4):
-            height, width, top, left = cond["area"]
-            found[cond["uuid"]] = Area(min(height, size[0] - top), min(width, size[1] - left), top, left, size)
-        if found:
-            options = model_options.get("transformer_options", {}) | {self.name + ".areas": found}
-            model_options = model_options | {"transformer_options": options}
-        return executor(model, conds, x, timestep, model_options, **kwargs)
-
-
 def whole_grid(area: Area, grid: tuple[int, int]) -> tuple[int, int]:
     """The grid that a layer has on the whole latent, from the one it has on an area's crop."""
     height, width = area.height, area.width
@@ -62,5 +41,5 @@ def whole_grid(area: Area, grid: tuple[int, int]) -> tuple[int, int]:
         height, width, whole = -(-height // 2), -(-width // 2), tuple(-(-side // 2) for side in whole)
     if (height, width) == grid:
         return whole
-    return tuple(max(round(side * g / a), g) for side, g, a in
-                 zip(area.whole, grid, (area.height, area.width), strict=True))  # fmt: skip
+    sides = zip(area.whole, grid, (area.height, area.width), strict=True)
+    return tuple(max(round(side * tokens / length), tokens) for side, tokens, length in sides)
