@@ -46,6 +46,14 @@ def _inference():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _shared():
+    """What tests share is gone with the module."""
+    yield
+    for made in (unet, plain, three_pictures, joint):
+        made.cache_clear()
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty models/palimpsest_context."""
