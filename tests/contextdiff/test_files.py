@@ -77,7 +77,7 @@ def test_no_file_is_replaced_and_no_name_leaves_the_folder(folder):
     assert [save(made, filename="../a b/c:d"), save(made, filename="../a b/c:d")] == [
         "a bcd_00001.safetensors", "a bcd_00002.safetensors",
     ]  # fmt: skip
-    assert sorted(path.name for path in folder.iterdir()) == context_files.SHELF.listed()
+    assert sorted(path.name for path in folder.glob("*.*")) == context_files.SHELF.listed()
     with pytest.raises(ValueError, match="no letters or digits"):
         save(made, filename="../..")
 
@@ -89,7 +89,7 @@ def test_a_failed_save_leaves_no_file(folder, monkeypatch):
     monkeypatch.setattr(storage, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save(ContextAdapter.new(config()))
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["put_context_adapters_here"]
 
 
 def test_a_full_disk_is_told_before(folder, monkeypatch):
@@ -161,7 +161,6 @@ def test_a_cut_off_or_foreign_file_is_refused(folder):
 
 
 def test_only_safetensors_files_are_listed(folder):
-    folder.mkdir(parents=True)
     for name in ("a.safetensors", "b.pt", "c.safetensors.part"):
         (folder / name).write_bytes(b"")
     assert context_files.SHELF.listed() == ["a.safetensors"]

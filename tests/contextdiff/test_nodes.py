@@ -27,20 +27,20 @@ def _inference():
         yield
 
 
-def adapter(model, strength=0.3, info=None, **config):
+def adapter(model, random=0.3, info=None, **config):
     """An adapter that acts: an untrained one with a random last layer of this size. 0: untrained."""
     settings = {"width": 32, "depth": 1, "heads": 4} | config
     made = ContextAdapter.new(AdapterConfig.for_model(model, WIDTH, **settings))
     generator = torch.Generator().manual_seed(1)
     for name, parameter in made.patcher.model.named_parameters():
         if closed(name.removesuffix(".weight")):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * strength)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * random)
     return ContextAdapter(made.config, made.patcher, info or {})
 
 
-def sampler(model, strength=0.3, **settings):
-    """The node's sampler for a given adapter, or one made here."""
-    made = settings.pop("context_adapter", None) or adapter(model, strength)
+def sampler(model, random=0.3, **settings):
+    """The node's sampler for a given adapter, or one made here, with a last layer of this size."""
+    made = settings.pop("context_adapter", None) or adapter(model, random)
     return tiny_models.execute(ContextSampler, context_adapter=made, **settings)[0]
 
 
