@@ -1,10 +1,11 @@
 """Connectors on disk, and back under the host's memory management."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_vlm
 import torch
 from palimpsest.nodes.multimodal import files as multimodal_files
-from palimpsest.nodes.multimodal.encoder import Connector
 from safetensors.torch import load_file, save_file
 
 WIDTH = 24  # channels of a connector's token
@@ -18,7 +19,7 @@ def _inference():
 
 def test_a_connector_survives_its_file(encoder_folders, loaded):
     made = tiny_vlm.connector(loaded(), pooled=1280)
-    made = Connector(made.config, made.reads, made.patcher, {"steps": 3, "loss": 0.25})
+    made = replace(made, info={"steps": 3, "loss": 0.25})
     path = multimodal_files.new_path("my dog")
     multimodal_files.save_connector(made, path)
     again = multimodal_files.load_connector(str(path))
