@@ -87,8 +87,7 @@ class FeatureBlend(io.ComfyNode):
                     "source_latents",
                     options=list(SOURCE_LATENTS),
                     tooltip="trajectory (default): the source's inverted latents, which the model rebuilds. "
-                    "re-noised source: the source under one fixed noise, as blended diffusion does; freer, "
-                    "less exact.",
+                    "re-noised source: the source under one fixed noise, as blended diffusion does; freer, less exact.",
                 ),
                 inputs.source_features(
                     "cached: the source's features are recorded when this node runs (one row a level) and kept in "
