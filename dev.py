@@ -338,12 +338,20 @@ def install_packages(venv: Path, comfy: Path) -> None:
 
 
 def pip_install(venv: Path, name: str, text: str, arguments: list) -> None:
-    """`pip install` into our own environment, once for the same arguments and requirement files."""
+    """Install packages into our own environment, once for the same arguments and requirement files."""
     stamp, key = venv / ".stamps" / name, digest(*arguments)
     if not is_done(stamp, key):
         with step(text):
-            run_logged([venv_python(venv), "-m", "pip", "install", *arguments], f"pip-{name}")
+            install(venv_python(venv), arguments, name)
         mark_done(stamp, key)
+
+
+def install(python: Path, arguments: list, name: str) -> None:
+    """By uv where it is on the path; else, or where it fails (it does not read pip's settings), by pip."""
+    if uv := shutil.which("uv"):
+        with contextlib.suppress(Problem):
+            return run_logged([uv, "pip", "install", "--python", python, *arguments], f"uv-{name}")
+    return run_logged([python, "-m", "pip", "install", *arguments], f"pip-{name}")
 
 
 def venv_python(venv: Path) -> Path:
