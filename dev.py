@@ -5,6 +5,7 @@
     python dev.py serve      start the host with the pack and open the graph editor
     python dev.py bench X    measure: run tests/X/benchmark.py
     python dev.py draw X     draw the pictures of help pages: run tests/X/pictures.py
+    python dev.py make       make everything generated whose inputs changed: texts, workflows, pictures
     python dev.py setup      only make everything ready
 
 Each does its own set-up first: a virtual environment, a pinned ComfyUI (the host), the pocket model and, for the
@@ -337,12 +338,20 @@ def install_packages(venv: Path, comfy: Path) -> None:
 
 
 def pip_install(venv: Path, name: str, text: str, arguments: list) -> None:
-    """`pip install` into our own environment, once for the same arguments and requirement files."""
+    """Install packages into our own environment, once for the same arguments and requirement files."""
     stamp, key = venv / ".stamps" / name, digest(*arguments)
     if not is_done(stamp, key):
         with step(text):
-            run_logged([venv_python(venv), "-m", "pip", "install", *arguments], f"pip-{name}")
+            install(venv_python(venv), arguments, name)
         mark_done(stamp, key)
+
+
+def install(python: Path, arguments: list, name: str) -> None:
+    """By uv where it is on the path; else, or where it fails (it does not read pip's settings), by pip."""
+    if uv := shutil.which("uv"):
+        with contextlib.suppress(Problem):
+            return run_logged([uv, "pip", "install", "--python", python, *arguments], f"uv-{name}")
+    return run_logged([python, "-m", "pip", "install", *arguments], f"pip-{name}")
 
 
 def venv_python(venv: Path) -> Path:
@@ -387,7 +396,8 @@ def build_pocket_model(python: Path) -> None:
     source = ROOT / "tests" / "pocket"
     if not (source / "checkpoint.py").is_file():
         raise Problem(f"{source / 'checkpoint.py'} is missing: work in a complete copy of the repository")
-    stamp, key = MODELS / ".pocket-stamp", digest(source)
+    parts = [source / name for name in ("checkpoint.py", "text_encoder.py", "weights")]
+    stamp, key = MODELS / ".pocket-stamp", digest(*parts)
     if is_done(stamp, key) and POCKET.is_file():
         return
     POCKET.parent.mkdir(parents=True, exist_ok=True)
@@ -698,13 +708,22 @@ def command_draw(options: argparse.Namespace, rest: list[str]) -> int:
     return run_script(set_up(options.host), options.name, "pictures", [*options.arguments, *rest])
 
 
+def command_make(options: argparse.Namespace, rest: list[str]) -> int:
+    return run_prepared(set_up(options.host), "making", [*options.arguments, *rest])
+
+
 def run_script(place: Place, folder: str, kind: str, arguments: list[str]) -> int:
-    """Run tests/<folder>/<kind>.py in a process that can import the pack, the host and the test modules."""
-    tests = ROOT / "tests"
-    known = sorted(path.parent.name for path in tests.glob(f"*/{kind}.py"))
+    """Run the scripts tests/<folder>/<kind>*.py."""
+    known = sorted(path.parent.name for path in (ROOT / "tests").glob(f"*/{kind}.py"))
     if folder not in known:
         raise Problem(f"There is no tests/{folder}/{kind}.py: choose one of {', '.join(known)}")
-    command = [str(place.python), str(tests / "prepared.py"), f"{folder}.{kind}", *arguments]
+    scripts = sorted((ROOT / "tests" / folder).glob(f"{kind}*.py"))
+    return max(run_prepared(place, f"{folder}.{script.stem}", arguments) for script in scripts)
+
+
+def run_prepared(place: Place, module: str, arguments: list[str]) -> int:
+    """Run main() of a module in tests/ in a process that can import the pack, the host and the test modules."""
+    command = [str(place.python), str(ROOT / "tests" / "prepared.py"), module, *arguments]
     return subprocess.run(command, env=environment(place)).returncode
 
 
@@ -780,6 +799,8 @@ def build_parser() -> argparse.ArgumentParser:
     for script, file in ((bench, "benchmark"), (draw, "pictures")):
         script.add_argument("name", help=f"X of tests/X/{file}.py")
         script.add_argument("arguments", nargs=argparse.REMAINDER, help="go to the script")
+    make = add("make", "make what is generated and out of date; give targets for some of it", command_make)
+    make.add_argument("arguments", nargs=argparse.REMAINDER, help="targets, --force, --break")
     test = add("test", "run the tests; other options and paths go to pytest", command_test)
     test.add_argument("-k", metavar="EXPR", help="only tests whose names match")
     test.add_argument("--tier", action="append", choices=TIERS, help="only these tests; may be given again")

@@ -1,7 +1,6 @@
 """Write locales/en from the nodes' schemas, and say where another language is behind.
 
-    python tests/make_locales.py            write locales/en/*.json, then check the other languages
-    python tests/make_locales.py --check    write nothing
+    python dev.py make locales          write locales/en/*.json, then check the other languages
 
 The English files are never edited by hand. A translation has the same keys as the English, and no key more; a name or
 text in it may be equal to the English one (vae), but not empty.
@@ -10,8 +9,6 @@ text in it may be equal to the English one (vae), but not empty.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,28 +90,13 @@ def write(content: dict, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def make_host_importable() -> None:
-    """COMFYUI_PATH, else the release that dev.py has fetched; the pack is loaded as `palimpsest`."""
-    import conftest
-
-    os.environ.setdefault("COMFYUI_PATH", str(conftest.dev.RELEASES[conftest.dev.DEFAULT_RELEASE].comfy))
-    conftest.import_host()
+def main() -> int:
     from palimpsest.nodes.extension import register_folders
 
     register_folders()
-
-
-def main() -> int:
-    make_host_importable()
     wanted = english()
-    if "--check" not in sys.argv:
-        for file, content in wanted.items():
-            write(content, LOCALES / "en" / file)
+    for file, content in wanted.items():
+        write(content, LOCALES / "en" / file)
     problems = [problem for language in languages() for problem in differences(language, wanted)]
-    problems += [f"locales/en/{file} is out of date" for file, content in wanted.items() if read("en", file) != content]
     print("\n".join(problems or [f"locales/en is up to date; {', '.join(languages())} complete"]))
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

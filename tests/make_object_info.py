@@ -1,7 +1,7 @@
 """Keep tests/data/object_info.json, what saved graphs and scripts rely on, in step with the nodes.
 
-    python tests/make_object_info.py            append what is new
-    python tests/make_object_info.py --break    write it whatever it breaks
+    python dev.py make object_info            append what is new
+    python dev.py make object_info --break    write it whatever it breaks
 
 A saved graph holds values by position and links by socket number, and scripts name ids and inputs. So inputs, outputs,
 widgets and choices may be appended, never renamed, retyped or taken away; widgets and outputs never reordered.
@@ -72,13 +72,11 @@ def breaks(before: dict, after: dict) -> list[str]:
 
 
 def main() -> int:
-    import make_locales
-
-    make_locales.make_host_importable()
     import asyncio
 
-    from palimpsest.nodes.extension import Palimpsest
+    from palimpsest.nodes.extension import Palimpsest, register_folders
 
+    register_folders()
     nodes = asyncio.run(Palimpsest().get_node_list())
     now = {node.GET_SCHEMA().node_id: promised(node.GET_NODE_INFO_V1()) for node in nodes}
     broken = breaks(read(), now)
@@ -88,7 +86,3 @@ def main() -> int:
     GOLDEN.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
     print(f"{GOLDEN.name}: {len(now)} nodes")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

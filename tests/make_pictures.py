@@ -1,11 +1,9 @@
 """Draw the pictures that the pack ships: the example input, the help pages' pictures, the workflows' thumbnails.
 
-    python tests/make_pictures.py example                       tests/data/input/*
-    python tests/make_pictures.py docs --demo output/demo       web/docs/<NodeId>/*.jpg and workflows/*.jpg
-    python tests/make_pictures.py knobs                         the same, of settings side by side
-    python tests/make_pictures.py thumbnails [FOLDER] [--of clip]
-                                                                workflows/*.jpg except KV Inversion's, by running them
-                                                                in full
+    python dev.py make examples         tests/data/input/*
+    python dev.py make demo             from the demo's pictures: web/docs/<NodeId>/*.jpg and workflows/*.jpg
+    python dev.py draw kv               the same, of settings side by side
+    python dev.py make thumbnails       workflows/*.jpg except KV Inversion's, by running them in full
 
 The demo's folder holds source.png, ddim.png (sampled from the inverted noise with the source's prompt, nothing
 learned), tuned.png (the same with the tuned keys and values), prompt_swap.png (edit prompt, nothing learned), kv.png
@@ -20,6 +18,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import prepared
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 from pocket import world
 
@@ -309,10 +308,9 @@ def draw_thumbnails(everything: Path | None, of: str) -> list[Path]:
     import contextdiff.graph
     import cross_attention.graph
     import multimodal.graph
-    from conftest import dev
     from graphs.shipped import api_form, provide_files
 
-    written = []
+    written, dev = [], prepared.load_dev()
     with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
         client = api.ApiClient(host.url)
         for name in (
@@ -379,7 +377,3 @@ def main() -> None:
     }
     for path in draw[options.command]():
         print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.1f} kB")
-
-
-if __name__ == "__main__":
-    main()

@@ -118,7 +118,3 @@ def main() -> None:
         }
     for name, sheet in sheets.items():
         print(save(sheet, ROOT / "web" / "docs" / f"{name}.jpg").relative_to(ROOT))
-
-
-if __name__ == "__main__":
-    main()

@@ -510,7 +510,3 @@ def main() -> None:
         (output / "context.md").write_text("\n".join(text), encoding="utf-8")
         (output / "context.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")
         contact_sheet(shown, numbers.get("pictures", {}).get("rows"), output / "context.jpg")
-
-
-if __name__ == "__main__":
-    main()

@@ -44,7 +44,3 @@ def main() -> None:
                  (redrawn(context_aware(adapter)), "with the trained adapter")]  # fmt: skip
     print(save(row(cells), folder / "one_shot.jpg"))
     print(save(to_image(plot), folder / "plot.jpg"))
-
-
-if __name__ == "__main__":
-    main()

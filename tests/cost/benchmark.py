@@ -272,7 +272,3 @@ def main() -> None:
     (output / "cost.md").write_text(markdown(lines) + "\n", encoding="utf-8")
     found = {"about": about, "rows": lines, "seconds (median, least, most) and peak bytes": times}
     (output / "cost.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

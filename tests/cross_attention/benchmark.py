@@ -300,7 +300,3 @@ def main() -> None:
         numbers = setting(options, scenes) | compare(scenes, count, methods, kinds, options.guidance, output)
         text = json.dumps(without_nan(numbers), indent=2) + "\n"
         (output / "regions.json").write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -90,7 +90,3 @@ def main() -> None:
 def options_of(name: str, node) -> list[str]:
     """The options of one of a node's combos."""
     return next(entry.options for entry in node.define_schema().inputs if entry.id == name)
-
-
-if __name__ == "__main__":
-    main()

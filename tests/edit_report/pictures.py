@@ -24,7 +24,3 @@ def main() -> None:
     edit = measuring.Edit(source, edited, mask)
     picture = drawing.draw(edit, measuring.measure(edit))[0]
     print(save(plots.to_image(picture), ROOT / "web" / "docs" / "PalimpsestEditReport" / "report.jpg"))
-
-
-if __name__ == "__main__":
-    main()

@@ -74,7 +74,3 @@ def main() -> None:
         print(save(row(cells), docs / "PalimpsestSaveBlendWeights" / "save.jpg"))
         cells = [(tuned, "the edit it was learned for"), (elsewhere, "the same file, another edit")]
         print(save(row(cells), docs / "PalimpsestLoadBlendWeights" / "load.jpg"))
-
-
-if __name__ == "__main__":
-    main()

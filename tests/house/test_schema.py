@@ -59,7 +59,7 @@ def test_numbers_are_bounded(schema):
 
 def test_the_english_texts_are_the_schemas():
     for file, content in make_locales.english().items():
-        assert make_locales.read("en", file) == content, "run `python tests/make_locales.py`"
+        assert make_locales.read("en", file) == content, "run `python dev.py make locales`"
 
 
 @pytest.mark.parametrize("language", make_locales.languages())
@@ -120,7 +120,7 @@ def test_the_host_serves_the_nodes_that_older_graphs_hold(served):
     kept = make_object_info.read()
     assert kept
     assert make_object_info.breaks(kept, served) == []
-    assert kept == served, "something was appended: run `python tests/make_object_info.py`"
+    assert kept == served, "something was appended: run `python dev.py make object_info`"
 
 
 def test_every_breaking_change_is_found():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import make_workflows
 import pytest
 from graphs.shipped import (
     API,
@@ -21,6 +24,33 @@ NAMES = [path.stem for path in WORKFLOWS]
 def test_every_workflow_has_its_api_form():
     assert NAMES
     assert sorted(path.stem for path in API.glob("*.json")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_api_form_is_the_workflow(name):
+    """Same nodes, links and values; a browser test shows that the editor sees it so, too."""
+    graph = json.loads((WORKFLOWS[0].parent / f"{name}.json").read_text(encoding="utf-8"))
+    links = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
+    nodes = {str(node["id"]): node for node in graph["nodes"]}
+    prompt = api_form(name)
+    assert {key: node["type"] for key, node in nodes.items() if node["type"] != "MarkdownNote"} == {
+        key: node["class_type"] for key, node in prompt.items()
+    }
+    for key, node in prompt.items():
+        linked = {i["name"]: links[i["link"]] for i in nodes[key].get("inputs", []) if i.get("link") is not None}
+        assert {n: value for n, value in node["inputs"].items() if isinstance(value, list)} == linked
+        held = nodes[key].get("widgets_values") or []
+        assert all(value in held for value in node["inputs"].values() if not isinstance(value, list | dict))
+
+
+def test_every_graph_is_a_workflow_with_the_values_it_gives():
+    assert sorted(make_workflows.GRAPHS) == NAMES
+    for name, describe in make_workflows.GRAPHS.items():
+        given = [(n["type"], n.get("widgets", {})) for n in describe()["nodes"].values() if n["type"] != "MarkdownNote"]
+        saved = [(node["class_type"], node["inputs"]) for node in api_form(name).values()]
+        for kind, widgets in given:
+            wanted = {key: value for key, value in widgets.items() if key != "control_after_generate"}
+            assert any(kind == k and wanted.items() <= i.items() for k, i in saved), f"{name}: {kind} {wanted}"
 
 
 @pytest.mark.parametrize("name", NAMES)

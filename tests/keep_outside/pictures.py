@@ -64,7 +64,3 @@ def main() -> None:
     }  # fmt: skip
     for name, pictures in cells.items():
         print(save(row(pictures), folder / f"{name}.jpg"))
-
-
-if __name__ == "__main__":
-    main()

@@ -189,7 +189,3 @@ def main() -> None:
             found = sweep(scenes, name, options.guidance)
             plot(found, name, output / f"kv_{name}.png")
             (output / f"kv_{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -384,7 +384,3 @@ def main() -> None:
     (output / "multimodal.md").write_text(text + "\n", encoding="utf-8")
     (output / "multimodal.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")
     contact_sheet(shown, asked, output / "multimodal.jpg")
-
-
-if __name__ == "__main__":
-    main()

@@ -83,7 +83,3 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         print(save(row(pictures), path))
     print(save(animals(), ROOT / "web" / "docs" / "PalimpsestMultimodalPrompt" / "animals.jpg"))
-
-
-if __name__ == "__main__":
-    main()

@@ -59,7 +59,3 @@ def main() -> None:
         print(multimodal_training.describe(trained))
         plot = plots.to_image(multimodal_plot.draw(trained.history)[0])
         print(save(plot, DOCS / "PalimpsestTrainMultimodal" / "plot.jpg"))
-
-
-if __name__ == "__main__":
-    main()

@@ -54,7 +54,3 @@ def main() -> None:
     rows = [np.concatenate(list(tiles[i : i + 8]), 1) for i in range(0, len(tiles), 8)]
     Path(options.output).mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows, 0)).save(Path(options.output) / "pocket.png")
-
-
-if __name__ == "__main__":
-    main()

@@ -351,7 +351,3 @@ def main() -> None:
             name, numbers = "edits", compare(scenes, count, methods, kinds, options.guidance, output)
         numbers = setting(options, scenes) | without_nan(numbers)
         (output / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -135,7 +135,3 @@ def main() -> None:
             for text, frames in strips.items():
                 print(text.replace("\n", " "), "-", clip.numbers(frames, judge))
             print(save(sheet({"the clip": clip.pictures, **strips}), ROOT / "web" / "docs" / page / f"{name}.jpg"))
-
-
-if __name__ == "__main__":
-    main()
