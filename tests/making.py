@@ -53,6 +53,7 @@ def drawing(folder: str) -> Target:
 WORKFLOWS = ("workflows", "tests/data/api")
 EXAMPLES = "tests/data/input"
 TEXTS = ("locales/en", "tests/data/object_info.json")
+GRAPHS = tuple(path.relative_to(ROOT).as_posix() for path in sorted(TESTS.glob("*/graph.py")))  # imported by name
 TARGETS = {
     "locales": Target((("make_locales",),), ("locales/en",), kind="texts"),
     "object_info": Target((("make_object_info",),), ("tests/data/object_info.json",), kind="texts"),
