@@ -305,19 +305,14 @@ def draw_two(studio: Studio, kv, noise: dict) -> tuple[Image.Image, Image.Image]
 def draw_thumbnails(everything: Path | None, of: str) -> list[Path]:
     """Run workflows in the host, and draw what each saves first; all its pictures go into a folder, too."""
     import api
-    import contextdiff.graph
-    import cross_attention.graph
-    import multimodal.graph
+    import kv.graph
+    import make_workflows
     from graphs.shipped import api_form, provide_files
 
     written, dev = [], prepared.load_dev()
     with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
         client = api.ApiClient(host.url)
-        for name in (
-            name
-            for name in (*cross_attention.graph.GRAPHS, *contextdiff.graph.GRAPHS, *multimodal.graph.GRAPHS)
-            if of in name
-        ):
+        for name in (each for each in make_workflows.GRAPHS if each not in kv.graph.GRAPHS and of in each):
             prompt = api_form(name)
             provide_files(client, prompt)
             entry = client.queue(prompt)

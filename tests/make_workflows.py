@@ -8,15 +8,12 @@ The thumbnails come from make_pictures.py.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import uuid
 from pathlib import Path
 
-import contextdiff.graph
-import cross_attention.graph
-import kv.graph
-import multimodal.graph
 import prepared
 from browser.editor import Editor
 
@@ -24,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
 API = ROOT / "tests" / "data" / "api"
 
-GRAPHS = kv.graph.GRAPHS | cross_attention.graph.GRAPHS | contextdiff.graph.GRAPHS | multimodal.graph.GRAPHS
+ROOMS = {path.parent.name for path in ROOT.glob("tests/*/graph.py")}
+GRAPHS = {name: of for room in sorted(ROOMS) for name, of in importlib.import_module(f"{room}.graph").GRAPHS.items()}
 
 
 def write(value: dict, path: Path) -> None:

@@ -53,13 +53,12 @@ def drawing(folder: str) -> Target:
 WORKFLOWS = ("workflows", "tests/data/api")
 EXAMPLES = "tests/data/input"
 TEXTS = ("locales/en", "tests/data/object_info.json")
+GRAPHS = tuple(path.relative_to(ROOT).as_posix() for path in sorted(TESTS.glob("*/graph.py")))  # imported by name
 TARGETS = {
     "locales": Target((("make_locales",),), ("locales/en",), kind="texts"),
     "object_info": Target((("make_object_info",),), ("tests/data/object_info.json",), kind="texts"),
     "examples": Target((("make_pictures", "example"),), (EXAMPLES,)),
-    "workflows": Target(
-        (("make_workflows",),), WORKFLOWS, ("tests/browser", "locales/en", "tests/data/object_info.json")
-    ),
+    "workflows": Target((("make_workflows",),), WORKFLOWS, ("tests/browser", *GRAPHS, *TEXTS)),
     **{f"pictures/{path.parent.name}": drawing(path.parent.name) for path in sorted(TESTS.glob("*/pictures.py"))},
     "demo": Target((("make_pictures", "docs"),), ("web/docs", "workflows"), (*POCKET, EXAMPLES, "nodes", "kernels")),
     "thumbnails": Target(

@@ -1,5 +1,5 @@
 // Build graphs in the graph editor from descriptions by names, and give each as the editor saves it:
-// {"workflow": UI format, "prompt": API format}. tests/graphs/make.py writes the descriptions and keeps the results.
+// {"workflow": UI format, "prompt": API format}. tests/make_workflows.py writes the descriptions and keeps the results.
 //
 //   node author_workflows.mjs <host url>
 //

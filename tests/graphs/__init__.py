@@ -1,1 +1,1 @@
-"""The shipped workflows, described by names; make_workflows.py builds them in the graph editor."""
+"""What the shipped workflows share; tests/<technique>/graph.py describes them, make_workflows.py builds them."""

@@ -16,6 +16,8 @@ OTHER_EDIT = "a red cat lying on the right in the snow"
 SECOND_EDIT = "a brown dog sitting on the left in the snow"
 TEMPLATE, ACTIONS = "a red cat {} on the right in the snow", "sitting\nlying\nrunning\njumping"
 STEPS, GUIDANCE, SCHEDULER = 20, 3.0, "normal"
+MASKED_PICTURE = "palimpsest_example_masked.png"
+RECOLOURED = "a blue cat standing on the right in the snow"
 SIDE = 128  # of the example pictures
 
 COLOURS = {"yours": "#3f789e", "learned": "#b58b2a", "edit": "#3f7a4a"}  # of the groups
@@ -78,3 +80,45 @@ def save(at: list[int], title: str = "The edited picture", size: tuple[int, int]
 
 def group(title: str, kind: str, left: int, width: int, height: int = 1260) -> dict:
     return {"title": title, "bounding": [left, 0, width, height], "colour": COLOURS[kind]}
+
+
+def words(at: list[int], value: str | None, chosen: str, title: str = "The picture as it should be") -> dict:
+    """Select Words, with its text written here or (value None) linked from the node `prompt`."""
+    node = {"type": "PalimpsestSelectWords", "title": title, "at": at, "size": [380, 220],
+            "widgets": {"words": chosen}, "inputs": {"clip": "checkpoint.CLIP"}}  # fmt: skip
+    if value is None:
+        return {**node, "inputs": {**node["inputs"], "text": "prompt.STRING"}}
+    return {**node, "widgets": {"text": value, **node["widgets"]}}
+
+
+def blend(at: list[int], model: str, mask: str, weights: str | None = None, **widgets) -> dict:
+    inputs = {"model": model, "trajectory": "invert.trajectory", "positive": "source.CONDITIONING", "mask": mask}
+    widgets = {"control_after_generate": "fixed", **widgets}
+    return {"type": "PalimpsestFeatureBlend", "at": at, "size": [380, 400], "widgets": widgets,
+            "inputs": inputs | ({"blend_weights": weights} if weights else {})}  # fmt: skip
+
+
+def keep_outside(at: list[int], mask: str) -> dict:
+    return {"type": "PalimpsestKeepOutside", "at": at, "size": [380, 260], "widgets": {"grow": 4, "feather": 4},
+            "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE", "mask": mask}}  # fmt: skip
+
+
+def report(at: list[int], edited: str, mask: str, prompt: str, title: str = "Edit Report") -> dict:
+    return {"type": "PalimpsestEditReport", "title": title, "at": at, "size": [380, 460], "widgets": {"prompt": prompt},
+            "inputs": {"source": "image.IMAGE", "edited": edited, "mask": mask}}  # fmt: skip
+
+
+def kept(at: list[int]) -> dict:
+    return {**save(at), "inputs": {"images": "keep.image"}}
+
+
+def photo() -> dict:
+    """The first column: model, photo with its mask, the text of what it shows, and its inversion."""
+    return {
+        "checkpoint": checkpoint([40, 80]),
+        "image": load_image([40, 250], MASKED_PICTURE, "Your photo, with a mask"),
+        "encode": encode([40, 720], "image.IMAGE"),
+        "source": text("The picture as it is", [40, 850], SOURCE),
+        "negative": text("Negative prompt", [40, 1030], ""),
+        "invert": invert([480, 80]),
+    }

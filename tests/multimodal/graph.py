@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cross_attention.graph import MASKED_PICTURE
 from graphs.parts import (
     CHECKPOINT,
     GUIDANCE,
+    MASKED_PICTURE,
     SCHEDULER,
     SIDE,
     SOURCE,
