@@ -63,8 +63,7 @@ def save(node: Any, kept: Kept, thing: Any, filename: str, **extra: Any) -> io.N
     path = kept.shelf.new_path(filename)
     kept.save(thing, path, **extra)
     said = f"{path.name}, {path.stat().st_size / 1e6:.1f} MB"
-    host.show_text(host.node_id(node), said)
-    return io.NodeOutput(path.name, ui={"text": [said]})
+    return io.NodeOutput(path.name, ui=host.told(node, said))
 
 
 def load_schema(kept: Kept, description: str, search_aliases: list[str], more_outputs: tuple = ()) -> io.Schema:
@@ -91,9 +90,8 @@ def load_schema(kept: Kept, description: str, search_aliases: list[str], more_ou
     )
 
 
-def load(node: Any, kept: Kept, file: str) -> tuple[Any, str]:
-    """(the thing in a file, its report), which is shown under the node as well."""
+def load(node: Any, kept: Kept, file: str, more: Callable[[Any], tuple] = lambda thing: ()) -> io.NodeOutput:
+    """The thing in a file and its report; more: what the thing gives for more_outputs."""
     thing = kept.load(kept.shelf.path(file))
     report = kept.describe(thing)
-    host.show_text(host.node_id(node), report)
-    return thing, report
+    return io.NodeOutput(thing, report, *more(thing), ui=host.told(node, report))

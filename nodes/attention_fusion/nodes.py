@@ -159,8 +159,7 @@ class AttentionFusion(io.ComfyNode):
             mask=mask,
             callback=latent_preview.prepare_callback(model, trajectory.steps),
         )
-        host.show_text(host.node_id(cls), applied.report)
-        return io.NodeOutput(applied.model, applied.positive, applied.report)
+        return io.NodeOutput(applied.model, applied.positive, applied.report, ui=host.told(cls, applied.report))
 
 
 NODES = [AttentionFusion]

@@ -244,9 +244,8 @@ class ReadAttentionMap(io.ComfyNode):
         latent = None if samples is None else samples["samples"]
         reading = read(record, settings, latent, size, mask)
         report = reading.describe()
-        host.show_text(host.node_id(cls), report)
         drawing = drawn(reading, image, settings.opacity, settings.label)
-        return io.NodeOutput(drawing, reading.mask, reading.soft, reading.leakage, report)
+        return io.NodeOutput(drawing, reading.mask, reading.soft, reading.leakage, report, ui=host.told(cls, report))
 
 
 NODES = [AttentionMap, FindWords, ReadAttentionMap]

@@ -171,7 +171,7 @@ class LoadContextAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        return io.NodeOutput(*saving.load(cls, ADAPTERS, file))
+        return saving.load(cls, ADAPTERS, file)
 
 
 SHELVES = [files.SHELF]

@@ -191,8 +191,9 @@ class TrainContextAdapter(io.ComfyNode):
         watch = watch_over(model, settings, shown, rescue_filename)
         trained = train(model, latent["samples"], positive, settings, context_adapter, watch)
         report = f"{describe(trained, settings)}; {time.monotonic() - began:.0f} s"
-        shown.update(report, now=True)
-        return io.NodeOutput(trained.adapter, plot.draw(trained.history), report, trained.lora)
+        return io.NodeOutput(
+            trained.adapter, plot.draw(trained.history), report, trained.lora, ui=host.told(cls, report)
+        )
 
 
 def watch_over(model, settings: TrainSettings, shown: host.ProgressText, rescue_filename: str) -> Watch:

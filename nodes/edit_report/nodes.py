@@ -109,9 +109,8 @@ class EditReport(io.ComfyNode):
         numbers = measuring.measure(edit, None if clip_vision is None else Embedder(clip_vision, clip))
         note = "The edit was resized to the source's size before measuring." if resized else ""
         sentence = reporting.sentence(numbers, note)
-        host.show_text(host.node_id(cls), sentence)
         picture = drawing.draw(edit, numbers)
-        shown = ui.PreviewImage(picture, cls=cls if cls.hidden else None).as_dict() | {"text": [sentence]}
+        shown = ui.PreviewImage(picture, cls=cls if cls.hidden else None).as_dict() | host.told(cls, sentence)
         report = reporting.markdown(numbers, pictures, note)
         return io.NodeOutput(report, picture, reporting.as_json(numbers), *wired(numbers), ui=shown)
 

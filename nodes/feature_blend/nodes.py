@@ -150,8 +150,7 @@ class FeatureBlend(io.ComfyNode):
             callback=latent_preview.prepare_callback(model, trajectory.steps),
         )
         report = applied.report + inputs.prompt_note(trajectory, positive)
-        host.show_text(host.node_id(cls), report)
-        return io.NodeOutput(applied.model, report)
+        return io.NodeOutput(applied.model, report, ui=host.told(cls, report))
 
 
 class TuneFeatureBlend(io.ComfyNode):
@@ -251,8 +250,7 @@ class TuneFeatureBlend(io.ComfyNode):
             callback=latent_preview.prepare_callback(model, settings.steps),
         )
         report = f"learned {described(weights)}, {time.monotonic() - began:.0f} s"
-        shown.update(report, now=True)
-        return io.NodeOutput(weights, plot.draw(weights), report)
+        return io.NodeOutput(weights, plot.draw(weights), report, ui=host.told(cls, report))
 
 
 def described(weights: BlendWeights) -> str:
@@ -310,7 +308,7 @@ class LoadBlendWeights(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        return io.NodeOutput(*saving.load(cls, KEPT, file))
+        return saving.load(cls, KEPT, file)
 
 
 SHELVES = [files.SHELF]

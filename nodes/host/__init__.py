@@ -44,7 +44,7 @@ from .reference import (
 )
 from .sampling import OF_A_NODE, VisitLevels, sample
 from .trajectory import Trajectory, latents_at, nearest_level, renoised
-from .ui import ProgressText, node_id, show_text
+from .ui import ProgressText, node_id, show_text, told
 
 __all__ = [
     "AUTO",
@@ -104,6 +104,7 @@ __all__ = [
     "source_levels",
     "source_name",
     "source_prompt",
+    "told",
     "transformer_parts",
     "whole_grid",
     "with_fixed_controls",

@@ -21,6 +21,12 @@ def node_id(node: Any) -> Any:
     return getattr(node.hidden, "unique_id", None)
 
 
+def told(node: Any, report: str) -> dict[str, list[str]]:
+    """Show a report under the node that runs, and give what its `ui` hands on: the history has it, and so the API."""
+    show_text(node_id(node), report)
+    return {"text": [report]}
+
+
 class ProgressText:
     """A line of text under a node that changes a few times a second at most."""
 

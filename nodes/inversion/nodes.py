@@ -126,8 +126,7 @@ class Invert(io.ComfyNode):
         report = f"{trajectory.steps} steps, {said}"
         if "noise_mask" in latent:
             report += "; the latent's mask was left out (inversion needs the whole picture)"
-        host.show_text(host.node_id(cls), report)
-        return io.NodeOutput(trajectory, {"samples": noise}, {"samples": rebuilt}, report)
+        return io.NodeOutput(trajectory, {"samples": noise}, {"samples": rebuilt}, report, ui=host.told(cls, report))
 
 
 def require_negatives(settings: ddim.InvertSettings, negative: list | None) -> None:

@@ -151,9 +151,8 @@ class KeepOutside(io.ComfyNode):
             found.append(one)
             progress.update(1)
         report = compositing.report(found)
-        host.show_text(host.node_id(cls), report)
         largest = max(one.largest_outside for one in found)
-        return io.NodeOutput(images, weights, report, largest, ui={"text": [report]})
+        return io.NodeOutput(images, weights, report, largest, ui=host.told(cls, report))
 
 
 NODES = [KeepOutside]

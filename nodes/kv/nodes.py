@@ -64,8 +64,7 @@ class LoadKV(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        kv, report = saving.load(cls, KEPT, file)
-        return io.NodeOutput(kv, report, {"samples": kv.noise.clone()})
+        return saving.load(cls, KEPT, file, lambda kv: ({"samples": kv.noise.clone()},))
 
 
 class PromptLines(io.ComfyNode):

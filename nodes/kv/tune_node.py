@@ -204,8 +204,7 @@ class TuneKV(io.ComfyNode):
             f"{kv.info['iterations']} iterations, {kv.bytes / 1e6:.1f} MB, {time.monotonic() - began:.0f} s"
         ) + inputs.prompt_note(trajectory, positive)
         report += f"; {choice}" if choice else ""
-        shown.update(report, now=True)
-        return io.NodeOutput(kv, {"samples": rebuilt}, report)
+        return io.NodeOutput(kv, {"samples": rebuilt}, report, ui=host.told(cls, report))
 
 
 def with_best_layers(

@@ -115,8 +115,7 @@ class LoadMultimodalEncoder(io.ComfyNode):
     def execute(cls, **chosen) -> io.NodeOutput:
         encoder = load_encoder(EncoderSettings.of(chosen))
         report = describe_encoder(encoder)
-        host.show_text(host.node_id(cls), report)
-        return io.NodeOutput(encoder, report)
+        return io.NodeOutput(encoder, report, ui=host.told(cls, report))
 
 
 class MultimodalPrompt(io.ComfyNode):
@@ -237,8 +236,7 @@ class MultimodalPrompt(io.ComfyNode):
     def execute(cls, model, multimodal_encoder, images=None, masks=None, clip=None, **chosen) -> io.NodeOutput:
         settings = prompting.PromptSettings.of(chosen)
         made = prompting.prompt(model, multimodal_encoder, images or {}, masks or {}, settings, clip)
-        host.show_text(host.node_id(cls), made.report)
-        return io.NodeOutput(made.model, made.positive, made.negative, made.report)
+        return io.NodeOutput(made.model, made.positive, made.negative, made.report, ui=host.told(cls, made.report))
 
 
 SHELVES = [files.SHELF, files.ENCODERS, *dataset_nodes.SHELVES, *training_nodes.SHELVES]

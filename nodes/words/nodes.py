@@ -65,8 +65,7 @@ class SelectWords(io.ComfyNode):
     @classmethod
     def execute(cls, clip, text, words) -> io.NodeOutput:
         chosen, positive, report = select(clip, text, words)
-        host.show_text(host.node_id(cls), report)
-        return io.NodeOutput(chosen, positive, report)
+        return io.NodeOutput(chosen, positive, report, ui=host.told(cls, report))
 
 
 NODES = [SelectWords]

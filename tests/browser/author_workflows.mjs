@@ -6,7 +6,7 @@
 // Reads a description from each line: {"nodes": {key: {"type", "at": [x, y], "size"?: [w, h], "title"?, "colour"?, "widgets"?: {name: value},
 // "note"?: the text of a note, "inputs"?: {name: "key.output"}}}, "groups": [{"title", "bounding": [x, y, w, h], "colour"}]}
 
-import { answerLines, load } from './editor.mjs';
+import { answerLines, forget, load } from './editor.mjs';
 
 const FIRST_VIEW = { scale: 0.65, offset: [580, 180] }; // the left upper part, large enough to read
 
@@ -63,6 +63,7 @@ async function saved(page) {
 }
 
 await answerLines(process.argv[2], 'canvas', 'en', async (page, description) => {
+  await forget(page);
   await build(page, description);
   return saved(page);
 });

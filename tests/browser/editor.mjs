@@ -99,6 +99,12 @@ export function load(page, workflow) {
   return page.evaluate((graph) => window.app.loadGraphData(graph, true, true, 'test'), workflow);
 }
 
+/** A page without memory: the editor hands the values of widgets on to a later node with the same number and names. */
+export async function forget(page) {
+  await page.reload();
+  await waitUntilReady(page);
+}
+
 /** Bring the whole graph into view. */
 export async function fitView(page) {
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'));

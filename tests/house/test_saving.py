@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfy_api.latest import io
 from palimpsest.nodes import files, saving
+from palimpsest.nodes.host import ui
 
 THING = {"weights": torch.arange(6.0).view(2, 3)}
 
@@ -78,8 +79,7 @@ class LoadThing(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        thing, report = saving.load(cls, KEPT, file)
-        return io.NodeOutput(thing, report, thing["weights"].numel())
+        return saving.load(cls, KEPT, file, lambda thing: (thing["weights"].numel(),))
 
 
 # ---------------------------------------------------------------------------------------------------------- the folder
@@ -186,9 +186,12 @@ def test_saving_again_takes_the_next_number_and_leaves_the_first(models):
 def test_messages_go_under_the_node_that_runs(models, monkeypatch):
     SHELF.register()
     shown = []
-    monkeypatch.setattr(saving.host, "show_text", lambda node, text: shown.append((node, text)))
-    saving.save(SimpleNamespace(hidden=SimpleNamespace(unique_id="7")), KEPT, THING, "thing")
-    saving.load(SimpleNamespace(hidden=SimpleNamespace(unique_id="8")), KEPT, "thing_00001.safetensors")
+    monkeypatch.setattr(ui, "show_text", lambda node, text: shown.append((node, text)))
+    made = [
+        saving.save(SimpleNamespace(hidden=SimpleNamespace(unique_id="7")), KEPT, THING, "thing"),
+        saving.load(SimpleNamespace(hidden=SimpleNamespace(unique_id="8")), KEPT, "thing_00001.safetensors"),
+    ]
+    assert [output.ui["text"] for output in made] == [[text] for _, text in shown]
     assert [node for node, _ in shown] == ["7", "8"]
     assert shown[0][1].startswith("thing_00001.safetensors, ")
     assert shown[1][1] == "a thing of 6 numbers"

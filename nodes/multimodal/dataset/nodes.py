@@ -222,8 +222,7 @@ class BuildMultimodalDataset(io.ComfyNode):
             sheet = overview(dataset)
             plots.to_image(sheet[0]).save(folder / SHEET, quality=90)
         report = f"{folder.name}: {describe_dataset(dataset, counted)}"
-        shown.update(report, now=True)
-        return io.NodeOutput(dataset, sheet, report)
+        return io.NodeOutput(dataset, sheet, report, ui=host.told(cls, report))
 
 
 def chosen_detector(settings: DatasetSettings, words: list[tuple[str, ...]]) -> ByDetector | None:

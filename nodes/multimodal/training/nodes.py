@@ -288,8 +288,9 @@ class TrainMultimodal(io.ComfyNode):
         changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model
         seconds = time.monotonic() - began
         report = f"{describe(trained)}; {seconds:.0f} s; written: {', '.join(written)}"
-        shown.update(report, now=True)
-        return io.NodeOutput(trained.encoder, changed, trained.samples, plot.draw(trained.history), report)
+        return io.NodeOutput(
+            trained.encoder, changed, trained.samples, plot.draw(trained.history), report, ui=host.told(cls, report)
+        )
 
 
 def previews(model, steps: int):
