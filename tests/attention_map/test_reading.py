@@ -8,11 +8,7 @@ from palimpsest.nodes.attention_map import nodes as attention_map
 from palimpsest.nodes.attention_map.nodes import ReadAttentionMap
 from palimpsest.nodes.attention_map.reading import NORMALISE, ReadSettings
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def test_heat_maps_masks_and_figures_have_the_pictures_size():

@@ -20,11 +20,7 @@ import nodes
 STEPS, GUIDANCE = 4, 3.0
 WIDTH = tiny_models.SD15["context_dim"]
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def adapter(model, random=0.3, info=None, **config):

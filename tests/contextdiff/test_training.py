@@ -39,11 +39,7 @@ import nodes
 STEPS = 4
 JOINT = "LoRA on to_q"
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module", autouse=True)

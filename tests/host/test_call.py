@@ -8,11 +8,7 @@ from palimpsest.nodes import host
 from palimpsest.nodes.host import call as calls
 from palimpsest.nodes.host.areas import Area
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 class Look:

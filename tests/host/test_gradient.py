@@ -12,11 +12,7 @@ from torch import nn
 
 STEPS = 3
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def record(model):

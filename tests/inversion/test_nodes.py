@@ -11,11 +11,7 @@ from palimpsest.nodes.inversion.nodes import Invert
 
 STEPS = 6
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def invert(model, latent, family="sd15", **changes):

@@ -12,11 +12,7 @@ from palimpsest.nodes.kv.embeddings import LEARNED, SCALARS, SOURCE, KVEmbedding
 from palimpsest.nodes.kv.modes import MODES
 from palimpsest.nodes.kv.psi import Psi
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 LAYER = TunedLayer("output", 3, 0, 4, 6, 16)

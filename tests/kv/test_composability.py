@@ -18,11 +18,7 @@ import nodes
 STEPS, GUIDANCE = 2, 3.0
 MODES = ("extend", "recompute", "frozen")
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def prompts():

@@ -13,11 +13,7 @@ from palimpsest.nodes.kv.modes import MODES
 from palimpsest.nodes.kv.nodes import ApplyKV, PromptLines, TuneKV
 from palimpsest.nodes.kv.settings import CONDITIONAL, PAPER, WEIGHTS, ApplySettings, TuneSettings
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 # ---- settings

@@ -10,11 +10,7 @@ from palimpsest.nodes.kv.embeddings import LEARNED
 from palimpsest.nodes.kv.nodes import TuneKV
 from palimpsest.nodes.kv.settings import CONDITIONAL, WEIGHTS
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.mark.parametrize(

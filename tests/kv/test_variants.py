@@ -27,11 +27,7 @@ VARIANTS = {
     "sdxl-deep": ("sdxl-deep", "EPS"),
 }
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def prompts(family):

@@ -20,11 +20,7 @@ from palimpsest.nodes.multimodal.context_cache import NAME, Padded, cache_contex
 
 STEPS, GUIDANCE = 3, 4.0
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")

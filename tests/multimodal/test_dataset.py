@@ -17,11 +17,7 @@ from palimpsest.nodes.multimodal.dataset.nodes import BuildMultimodalDataset
 FIRST, SECOND = STAGES.values()
 CAPTION = "A big man and his red dog in the snow"
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,7 @@ from palimpsest.nodes.multimodal.dataset.open_detection import Detection
 
 CAPTION = "A big man and his red dog in the snow"
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def test_boxes_become_phrases_of_the_caption():

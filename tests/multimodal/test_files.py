@@ -10,11 +10,7 @@ from safetensors.torch import load_file, save_file
 
 WIDTH = 24  # channels of a connector's token
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def test_a_connector_survives_its_file(encoder_folders, loaded):

@@ -15,11 +15,7 @@ from safetensors.torch import save_file
 
 WIDTH = tiny_models.SD15["context_dim"]
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,7 @@ from palimpsest.nodes.multimodal.vlm import load_vlm
 from pocket import world
 from safetensors.torch import load_file
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")

@@ -58,10 +58,7 @@ class VAE(tiny_models.AveragingVAE):
         return torch.nn.functional.interpolate(picture, scale_factor=8).movedim(1, -1).clamp(0, 1)
 
 
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,7 @@ from safetensors.torch import load_file, save_file
 
 SIDE = {"idefics2": 28, "idefics3": 56, "smolvlm": 56, "qwen2_5_vl": 56}  # pixels of 16 tokens
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def picture(height=30, width=50, seed=0):

@@ -23,11 +23,7 @@ EVERYTHING = {
     plug_and_play: {"features_end": 1.0, "attention_end": 1.0},
 }
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture(scope="module")

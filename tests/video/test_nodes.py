@@ -16,11 +16,7 @@ from palimpsest.nodes.video.nodes import VideoAttention
 STEPS, GUIDANCE, FRAMES = 3, 3.0, 3
 families = pytest.mark.parametrize("family", ["sd15", "sdxl"])
 
-
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def video(model, **settings):
