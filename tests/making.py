@@ -180,6 +180,7 @@ def main() -> int:
         if not (target.cheap or options.force) and made_before().get(name) == key:
             print(f"{name}: made from the same inputs", flush=True)
             continue
+        print(f"{name} ...", flush=True)
         began = time.monotonic()
         changed = make(name, target, ["--break"] if options.breaking and name == "object_info" else [])
         if not target.cheap:

@@ -92,7 +92,7 @@ def test_a_help_page_has_its_pictures(schema):
     assert pictures, "a help page shows at least one picture"
     for picture in pictures:
         assert picture.startswith(f"{schema.node_id}/"), "pictures are found relative to web/docs"
-        assert (page.parent / picture).is_file(), picture
+        assert (page.parent / picture).is_file(), f"{picture}: run `python dev.py make pictures/<technique>`"
 
 
 def test_a_help_page_names_every_input(schema):
@@ -103,7 +103,8 @@ def test_a_help_page_names_every_input(schema):
 
 def test_every_node_is_in_a_workflow(schema):
     workflows = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows").glob("*.json")]
-    assert schema.node_id in {node["type"] for workflow in workflows for node in workflow["nodes"]}
+    held = {node["type"] for workflow in workflows for node in workflow["nodes"]}
+    assert schema.node_id in held, "describe one in tests/<technique>/graph.py, then `python dev.py make workflows`"
 
 
 # -------------------------------------------------------------------------------------------- what saved graphs rely on
