@@ -33,7 +33,7 @@ def learn_blend() -> dict:
                             "negative": "negative.CONDITIONING", "mask": "image.MASK"}},
         "keep weights": {"type": "PalimpsestSaveBlendWeights", "at": [940, 530], "size": [380, 110],
                          "widgets": {"filename": BLEND}, "inputs": {"blend_weights": "tune.blend_weights"}},
-        "plot": {"type": "PreviewImage", "title": "What was learned", "at": [940, 710], "size": [380, 420],
+        "plot": {"type": "PreviewImage", "title": "What was learned", "at": [940, 820], "size": [380, 400],
                  "inputs": {"images": "tune.plot"}},
         "blend": blend([1400, 80], "checkpoint.MODEL", "image.MASK", "tune.blend_weights"),
         "sample": sampler([1400, 640], "blend.MODEL", "edit.CONDITIONING", "invert.noise"),
