@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import feature_blend as maths
-from .. import host
+from .. import host, training
 from ..host import gradient
 from ..settings import Settings
 from . import apply as feature_apply
@@ -190,10 +190,7 @@ class FitAlphas:
         if arrived is None:
             return
         if not bool(torch.isfinite(arrived).all()):
-            raise ValueError(
-                f"the model returns NaN at step {step + 1} of the tuning: run it in another precision (start ComfyUI "
-                "with --bf16-unet or --fp32-unet), or look at the prompts and the picture."
-            )
+            raise training.nan_error(f"at step {step + 1} of the tuning", "the prompts and the picture")
         self.losses.append(float(arrived))
         self.report(step, self.losses[-1])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels.ddim import ddim_step
 from ...kernels.kv_inversion import reconstruction_loss
-from .. import host
+from .. import host, training
 from ..host.gradient import CachedPrefix, LateReader
 from .psi import BetweenKeyframes, OneOfSeveral, Psi
 from .settings import TuneSettings
@@ -222,10 +222,7 @@ class FitTrajectory:
     def tell(self, step: int, iteration: int, losses: Tensor) -> None:
         """Report an iteration. Raises ValueError for NaN."""
         if not bool(torch.isfinite(losses).all()):
-            raise ValueError(
-                f"the model returns NaN at step {step + 1} of the tuning: run it in another precision "
-                "(start ComfyUI with --bf16-unet or --fp32-unet), or look at the prompt and the picture."
-            )
+            raise training.nan_error(f"at step {step + 1} of the tuning", "the prompt and the picture")
         self.report(step, iteration, float(losses.mean()))
 
     def loss_mask(self, x: Tensor) -> Tensor | None:
