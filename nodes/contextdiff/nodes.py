@@ -148,6 +148,11 @@ class SaveContextAdapter(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename=None) -> bool | str:
+        """Say before anything runs what cannot be saved."""
+        return saving.checked(filename, files.SHELF.try_new)
+
+    @classmethod
     def execute(cls, context_adapter, filename, precision) -> io.NodeOutput:
         return saving.save(cls, ADAPTERS, context_adapter, filename, precision=precision)
 

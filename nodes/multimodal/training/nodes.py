@@ -7,7 +7,7 @@ import time
 import latent_preview
 from comfy_api.latest import io
 
-from ... import host, inputs, sockets
+from ... import host, inputs, saving, sockets
 from ...training import Watch
 from ..dataset import STAGES, read_dataset
 from ..dataset import files as dataset_files
@@ -267,6 +267,11 @@ class TrainMultimodal(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name=None, keep_state=None) -> bool | str:
+        """Say before anything runs what could not be saved."""
+        return saving.checked(name, lambda name: files.TrainingFiles.new(name, keep_state is not False))
+
+    @classmethod
     def execute(
         cls, model, vae, multimodal_encoder, folder, resume, name, keep_state, dataset=None, clip=None, **chosen
     ) -> io.NodeOutput:
@@ -282,7 +287,7 @@ class TrainMultimodal(io.ComfyNode):
             written[:] = kept.save(snapshot)
             shown.update(f"{snapshot.info['steps']} steps saved as {kept.connector.name}", now=True)
 
-        watch = Watch(previews(model, settings.steps), shown.update, save)
+        watch = Watch(previews(model, settings.steps), shown.update, save, kept.require_room)
         trained = train(model, vae, multimodal_encoder, dataset, settings, clip=clip, state=state, watch=watch)
         lora = trained.snapshot.unet_lora
         changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model
