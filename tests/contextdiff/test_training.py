@@ -55,7 +55,8 @@ def _shared():
 def folder(tmp_path, monkeypatch):
     """An empty models/palimpsest_context."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
+    loras = ([str(tmp_path / "loras")], {".safetensors"})
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"loras": loras})
     context_files.SHELF.register()
     return tmp_path / context_files.SHELF.folder
 
@@ -565,7 +566,6 @@ def test_running_out_of_memory_keeps_what_was_learned(folder, monkeypatch):
 def test_an_adapter_and_its_lora_are_rescued_under_one_name_that_is_free_for_both(folder, monkeypatch):
     loras = folder.parent / "loras"
     loras.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(loras)], {".safetensors"}))
     (loras / "mine_00001.safetensors").write_bytes(b"EARLIER")
     cancel_after(3, monkeypatch)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -703,7 +703,7 @@ CHOSEN = {
 }
 
 
-def test_every_input_arrives_in_its_field(monkeypatch):
+def test_every_input_arrives_in_its_field(folder, monkeypatch):
     """All values unlike one another, and unlike the defaults."""
     given, adapter = [], plain()[0]
 
