@@ -49,8 +49,8 @@ def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: 
             io.String.Input(
                 "filename",
                 default=kept.filename,
-                tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores; folders "
-                "as in sub/name, and the date as %date:yyyy-MM-dd% or %year%, %month%, %day%, %hour%, %minute%, "
+                tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores; a "
+                "folder as in cats/tom, the date as %date:yyyy-MM-dd% or %year%, %month%, %day%, %hour%, %minute%, "
                 "%second%.",
             ),
             *extra,

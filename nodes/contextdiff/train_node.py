@@ -157,7 +157,8 @@ class TrainContextAdapter(io.ComfyNode):
                     default="context_rescued",
                     advanced=True,
                     tooltip="If the training is cancelled or fails, what it learned so far is saved under this name in "
-                    "models/palimpsest_context, for Load Context Adapter, and its LoRA in models/loras. Empty: lost.",
+                    "models/palimpsest_context, for Load Context Adapter, and its LoRA in models/loras; tried before "
+                    "the first step. Empty: lost.",
                 ),
             ],
             outputs=[

@@ -175,7 +175,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                     "name",
                     default="dataset",
                     tooltip="The folder's name in output/palimpsest_datasets, to which a number is added. Nothing that "
-                    "is there is overwritten.",
+                    "is there is overwritten. Folders (mine/cats) and dates (%date:yyyy-MM-dd%) are understood.",
                 ),
             ],
             outputs=[

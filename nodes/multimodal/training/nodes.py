@@ -128,7 +128,8 @@ class TrainMultimodal(io.ComfyNode):
                     "name",
                     default="connector",
                     tooltip="Name of the files in models/palimpsest_connectors, models/loras and "
-                    "models/palimpsest_trainings, to which a number is added.",
+                    "models/palimpsest_trainings, to which a number is added. Folders (mine/cats) and dates "
+                    "(%date:yyyy-MM-dd%) are understood.",
                 ),
                 io.Int.Input(
                     "tokens",
