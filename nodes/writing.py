@@ -37,8 +37,9 @@ def whole(path: Path, *, over: bool = False) -> Iterator[Path]:
             raise FileExistsError(errno.EEXIST, "there is a file of this name", str(path))
         made = folder / "whole"
         yield made
-        os.chmod(made, stat.S_IMODE(os.fstat(handle).st_mode))
         sync(made)
+        with contextlib.suppress(OSError):  # a disk without such rights
+            os.chmod(made, stat.S_IMODE(os.fstat(handle).st_mode))
         os.replace(made, path)
         sync(path.parent)
     finally:

@@ -186,10 +186,10 @@ class TrainContextAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, rescue_filename=None, train_unet=None) -> bool | str:
-        """Say before anything runs what could not be saved."""
+    def validate_inputs(cls, rescue_filename=None) -> bool | str:
+        """Say before anything runs what could not be saved. An input that is named here the host checks no more."""
         name = rescue_filename if (rescue_filename or "").strip() else None
-        return saving.checked(name, lambda name: files.rescue_files(name, train_unet == JOINT))
+        return saving.checked(name, files.SHELF.try_new)
 
     @classmethod
     def execute(cls, model, latent, positive, rescue_filename, context_adapter=None, **chosen) -> io.NodeOutput:

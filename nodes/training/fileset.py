@@ -31,15 +31,15 @@ class FileSet:
     own: list[str] = field(default_factory=list)
 
     @classmethod
-    def new(cls, prefix: str, places: dict[str, tuple[Shelf, str]]) -> FileSet:
-        """Names that are free, in folders that were tried.
+    def new(cls, prefix: str, places: dict[str, tuple[Shelf, str]], needed: Iterable[str] | None = None) -> FileSet:
+        """Names that are free, in folders that were tried; needed: the parts to try, where that is not all of them.
 
         Raises ValueError for a prefix with no letter or digit in it, OSError for what cannot be written.
         """
         shelf, _ = next(iter(places.values()))
         found = cls(safe_name(prefix, "file", shelf.example), places)
         found.renumber()
-        try_to_write(found.paths.values())
+        try_to_write(found.paths[part] for part in (places if needed is None else needed))
         return found
 
     def renumber(self) -> None:

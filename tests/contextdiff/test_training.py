@@ -27,7 +27,7 @@ from palimpsest.nodes.contextdiff import train_node
 from palimpsest.nodes.contextdiff import training as context_training
 from palimpsest.nodes.contextdiff import validation as context_validation
 from palimpsest.nodes.contextdiff.adapter import ContextAdapter, describe
-from palimpsest.nodes.contextdiff.fit import FROZEN, FitAdapter, TrainSettings
+from palimpsest.nodes.contextdiff.fit import FitAdapter, TrainSettings
 from palimpsest.nodes.contextdiff.network import AdapterConfig
 from palimpsest.nodes.contextdiff.nodes import ContextSampler
 from palimpsest.nodes.contextdiff.objective import Objective
@@ -579,8 +579,8 @@ def test_no_step_is_taken_where_nothing_could_be_rescued(folder, monkeypatch):
     (folder / "file").touch()
     with pytest.raises(OSError, match="Not a directory"):
         train(rescue_filename="file/mine")
-    assert "Not a directory" in TrainContextAdapter.validate_inputs("file/mine", FROZEN)
-    assert TrainContextAdapter.validate_inputs("  ", FROZEN) is True
+    assert "Not a directory" in TrainContextAdapter.validate_inputs("file/mine")
+    assert TrainContextAdapter.validate_inputs("  ") is True
     usage = storage.shutil.disk_usage(".")
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     with pytest.raises(OSError, match="the disk has 1 MB free"):

@@ -576,6 +576,12 @@ def test_no_step_is_taken_for_what_cannot_be_written(vlms, dataset, folder, monk
     assert "Not a directory" in TrainMultimodal.validate_inputs("connector", True)
     assert TrainMultimodal.validate_inputs("connector", False) is True
     (folder / "palimpsest_trainings").unlink()
+    (folder / "loras").rmdir()
+    (folder / "loras").touch()
+    with pytest.raises(OSError, match=r"connector_00001_unet.safetensors cannot be written \(Not a directory\)"):
+        train(vlms(), dataset, train_unet=True)
+    training_files.TrainingFiles.new("connector", True)  # which would write no LoRA
+    (folder / "loras").unlink()
     usage = storage.shutil.disk_usage(".")
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     with pytest.raises(OSError, match="the disk has 1 MB free: make room, or train without keep_state"):

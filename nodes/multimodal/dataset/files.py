@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ... import files as storage
 from ...names import PARTS, first_free, safe_name, within
-from ...writing import not_written
+from ...writing import make_folder, not_written
 
 DATASETS = "palimpsest_datasets"  # in the host's output folder, and in its input folder
 DETECTORS = storage.ModelFolders(
@@ -47,6 +47,13 @@ def dataset_path(name: str) -> Path:
     return known[name]
 
 
+def name_of(folder: Path) -> str:
+    """The name of a new dataset, as nodes list it."""
+    import folder_paths
+
+    return folder.relative_to(Path(folder_paths.get_output_directory()) / DATASETS).as_posix()
+
+
 @contextmanager
 def new_dataset(prefix: str) -> Iterator[Path]:
     """A new folder output/palimpsest_datasets/<prefix>_00001, gone again where it does not get done.
@@ -60,7 +67,8 @@ def new_dataset(prefix: str) -> Iterator[Path]:
     while folder is None:
         (found,) = first_free(lambda number: [within(root, f"{name}_{number:05}")])
         try:
-            found.mkdir(parents=True)
+            make_folder(found.parent)
+            found.mkdir()
             folder = found
         except FileExistsError:  # another ComfyUI took this number meanwhile
             continue

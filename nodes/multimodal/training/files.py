@@ -64,8 +64,8 @@ class TrainingFiles:
     files: FileSet
 
     @classmethod
-    def new(cls, prefix: str, keep_state: bool) -> TrainingFiles:
-        """Names that are free, in folders that were tried.
+    def new(cls, prefix: str, keep_state: bool, *, unet: bool = False, language: bool = False) -> TrainingFiles:
+        """Names that are free, in folders that were tried; unet, language: whether there will be LoRAs of them.
 
         Raises ValueError for a prefix with no letter or digit in it, OSError for what cannot be written.
         """
@@ -75,7 +75,8 @@ class TrainingFiles:
             "unet": (LORAS, "_unet"),
             "language": (LORAS, "_language"),
         }
-        return cls(FileSet.new(prefix, places))
+        idle = {part for part, learns in (("unet", unet), ("language", language)) if not learns}
+        return cls(FileSet.new(prefix, places, places.keys() - idle))
 
     @property
     def connector(self) -> Path:

@@ -282,7 +282,8 @@ class TrainMultimodal(io.ComfyNode):
         if dataset is None:
             dataset = read_dataset(dataset_files.dataset_path(folder))
         state = None if resume == files.NEW else files.load_state(files.STATES.path(resume))
-        kept, shown = files.TrainingFiles.new(name, keep_state), host.ProgressText(host.node_id(cls))
+        learns = {"unet": settings.train_unet, "language": settings.train_language}
+        kept, shown = files.TrainingFiles.new(name, keep_state, **learns), host.ProgressText(host.node_id(cls))
 
         def save(snapshot) -> None:
             written[:] = kept.save(snapshot)
