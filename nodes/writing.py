@@ -93,10 +93,10 @@ def try_to_write(paths: Iterable[Path]) -> None:
     Folders that were made for it are gone again.
     """
     for path in paths:
-        made = [folder for folder in path.parents if not folder.exists()]
+        made = [folder for folder in path.parents if not os.path.lexists(folder)]
         try:
             make_folder(path.parent)
-            with contextlib.suppress(GivenUp), whole(path):
+            with contextlib.suppress(GivenUp, FileExistsError), whole(path):  # a name that is taken gets a number
                 raise GivenUp
         except OSError as error:
             raise not_written(path, error, "choose another name") from error
