@@ -50,9 +50,10 @@ def folders_with(marker: str, roots: Iterable[Path | str], depth: int = 2) -> di
     for root in map(Path, roots):
         for place, folders, files in os.walk(root, followlinks=True):
             name = Path(place).relative_to(root)
-            if marker in files and name.parts:
+            marked = marker in files and bool(name.parts)
+            if marked:
                 found.setdefault(name.as_posix(), Path(place))
-            if marker in files or len(name.parts) == depth:
+            if marked or len(name.parts) == depth:
                 folders.clear()  # what lies in one of them is a part of it
     return found
 

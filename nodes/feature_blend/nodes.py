@@ -287,7 +287,6 @@ class SaveBlendWeights(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename=None) -> bool | str:
-        """Say before anything runs what cannot be saved."""
         return saving.checked(filename, files.SHELF.try_new)
 
     @classmethod

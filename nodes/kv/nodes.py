@@ -38,7 +38,6 @@ class SaveKV(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename=None) -> bool | str:
-        """Say before anything runs what cannot be saved."""
         return saving.checked(filename, SHELF.try_new)
 
     @classmethod

@@ -124,6 +124,7 @@ def test_folders_of_models_are_found_one_level_deeper_too(models):
     for name in ("one", "one/onnx", "maker/two", "maker/deep/three"):  # what lies in one of them is a part of it
         (models / "palimpsest_wholes" / name).mkdir(parents=True)
         (models / "palimpsest_wholes" / name / "config.json").touch()
+    (models / "palimpsest_wholes" / "config.json").touch()
     assert sorted(folders.found()) == ["maker/two", "one"]
     assert folders.path("maker/two") == models / "palimpsest_wholes" / "maker" / "two"
     with pytest.raises(

@@ -269,7 +269,7 @@ class TrainMultimodal(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name=None, keep_state=None) -> bool | str:
-        """Say before anything runs what could not be saved."""
+        """Say before anything runs what could not be saved; LoRAs are tried before the first step."""
         return saving.checked(name, lambda name: files.TrainingFiles.new(name, keep_state is not False))
 
     @classmethod
