@@ -67,7 +67,7 @@ def filled(build: Callable[..., Network], config: Any, tensors: Tensors) -> Netw
     if tensors.shapes != expected:
         names = tensors.shapes.keys() | expected.keys()
         odd = sorted(name for name in names if tensors.shapes.get(name) != expected.get(name))
-        raise ValueError(f"{len(odd)} of its tensors do not fit its layout, {odd[0]} for one.")
+        raise ValueError(f"{len(odd)} of its tensors do not fit its layout, {odd[0][:60]} for one.")
     kinds = sorted(set(tensors.kinds.values()))
     if len(kinds) != 1 or kinds[0] not in ("F16", "BF16", "F32"):
         raise ValueError(f"its tensors should share one type of number, F32, F16 or BF16; they have {kinds}.")
@@ -137,8 +137,7 @@ class Shelf:
         """Names of the saved files, as a loader offers them; none where the host was not told of the folder yet."""
         import folder_paths
 
-        known = self.folder in folder_paths.folder_names_and_paths
-        return folder_paths.get_filename_list(self.folder) if known else []
+        return folder_paths.get_filename_list(self.folder) if self.known else []
 
     def path(self, file: str) -> str:
         """Where a listed file lies. Raises FileNotFoundError, as the host's loaders do, for one that is gone."""
@@ -152,6 +151,13 @@ class Shelf:
 
         path = folder_paths.get_full_path(self.folder, file)
         return f"{file} {os.path.getmtime(path) if path else 'missing'}"
+
+    @property
+    def known(self) -> bool:
+        """Whether the host was told of the folder yet."""
+        import folder_paths
+
+        return self.folder in folder_paths.folder_names_and_paths
 
     @property
     def root(self) -> Path:
@@ -184,7 +190,8 @@ class Shelf:
         """
         try:
             writing.make_folder(path.parent)
-            writing.clear_leftovers(self.root if path.is_relative_to(self.root) else path.parent)
+            listed = self.known and path.is_relative_to(self.root)
+            writing.clear_leftovers(self.root if listed else path.parent)
             self.require_room({path: size_of(tensors)})
             mark = {"format": self.format, "version": str(self.version)}
             with writing.whole(path, over=over) as made:

@@ -270,6 +270,14 @@ def test_nothing_is_written_over_unless_it_is_asked_for(folder):
     assert [each.name for each in folder.iterdir()] == [path.name]
 
 
+def test_a_shelf_the_host_was_not_told_of_can_be_written_to(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
+    SHELF.write(tmp_path / "new" / "cat.safetensors", SMALL, {})
+    assert (tmp_path / "new" / "cat.safetensors").is_file()
+
+
 def test_two_processes_that_save_at_once_never_take_the_same_number(folder):
     def act() -> None:
         for number in range(20):
