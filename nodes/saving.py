@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,9 @@ def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: 
             io.String.Input(
                 "filename",
                 default=kept.filename,
-                tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores.",
+                tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores; a "
+                "folder as in cats/tom, the date as %date:yyyy-MM-dd% or %year%, %month%, %day%, %hour%, %minute%, "
+                "%second%.",
             ),
             *extra,
         ],
@@ -60,10 +63,27 @@ def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: 
 
 def save(node: Any, kept: Kept, thing: Any, filename: str, **extra: Any) -> io.NodeOutput:
     """Save under the next free number, and say where."""
-    path = kept.shelf.new_path(filename)
-    kept.save(thing, path, **extra)
-    said = f"{path.name}, {path.stat().st_size / 1e6:.1f} MB"
-    return io.NodeOutput(path.name, ui=host.told(node, said))
+    path = None
+    while path is None:
+        found = kept.shelf.new_path(filename)
+        with contextlib.suppress(FileExistsError):  # another ComfyUI took this number meanwhile
+            kept.save(thing, found, **extra)
+            path = found
+    name = kept.shelf.name(path)
+    return io.NodeOutput(name, ui=host.told(node, f"{name}, {path.stat().st_size / 1e6:.1f} MB"))
+
+
+def checked(name: str | None, attempt: Callable[[str], Any]) -> bool | str:
+    """For a node's validate_inputs: True, or why nothing can be saved under a name, before anything else has run.
+
+    attempt(name) raises OSError or ValueError. name None: it is linked, and so not known yet.
+    """
+    try:
+        if name is not None:
+            attempt(name)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return True
 
 
 def load_schema(kept: Kept, description: str, search_aliases: list[str], more_outputs: tuple = ()) -> io.Schema:
@@ -92,6 +112,8 @@ def load_schema(kept: Kept, description: str, search_aliases: list[str], more_ou
 
 def load(node: Any, kept: Kept, file: str, more: Callable[[Any], tuple] = lambda thing: ()) -> io.NodeOutput:
     """The thing in a file and its report; more: what the thing gives for more_outputs."""
-    thing = kept.load(kept.shelf.path(file))
-    report = kept.describe(thing)
+    path = kept.shelf.path(file)
+    thing = kept.load(path)
+    with kept.shelf.guarded(path):
+        report = kept.describe(thing)
     return io.NodeOutput(thing, report, *more(thing), ui=host.told(node, report))

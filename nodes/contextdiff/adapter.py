@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import training
+from .. import headers, training
 from .network import build, initialise
 
 
@@ -55,5 +55,4 @@ def describe(adapter: ContextAdapter) -> str:
         f"{adapter.parameters / 1e6:.2f} M parameters, {adapter.bytes / 1e6:.1f} MB (width {config.width}, depth "
         f"{config.depth}, patch {config.patch})",
     ]
-    trained = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in info.items()]
-    return "; ".join([*parts, *(trained or ["untrained: it changes nothing"])])
+    return "; ".join([*parts, *(headers.told(info) or ["untrained: it changes nothing"])])

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from ..files import Shelf, filled
-from ..training import lora_shelf
+from ..headers import Header, Tensors, shown
+from ..training import Content, FileSet, lora_shelf
 from .adapter import ContextAdapter
+from .bias import FORMULAS, PAPER
 from .network import AdapterConfig, build
 
 SHELF = Shelf(
@@ -26,19 +28,20 @@ LORAS = lora_shelf("Train Context Adapter", room="train with a lower lora_rank")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
 
-def save_adapter(adapter: ContextAdapter, path: Path, precision: str = "float32") -> None:
-    """Write an adapter so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
+def content(adapter: ContextAdapter, precision: str = "float32") -> Content:
+    """Tensors and header of an adapter's file."""
     header = {"config": json.dumps(asdict(adapter.config)), "info": json.dumps(adapter.info)}
-    SHELF.write(path, adapter.weights(PRECISIONS[precision]), header)
+    return adapter.weights(PRECISIONS[precision]), header
 
 
-def save_lora(lora: dict[str, torch.Tensor], name: str) -> None:
-    """Write the LoRA that an adapter was trained with to the host's own folder, for its loaders; an empty one is not.
+def save_adapter(adapter: ContextAdapter, path: Path, precision: str = "float32") -> None:
+    """Write an adapter so that the file is whole or not there. Raises OSError with a way out when that cannot be."""
+    SHELF.write(path, *content(adapter, precision))
 
-    Raises OSError with a way out when the disk is full.
-    """
-    if lora:
-        LORAS.write(LORAS.new_path(name), lora, {})
+
+def rescue_files(name: str, with_lora: bool) -> FileSet:
+    """Where an adapter and its LoRA go if the training ends early, tried; raises as FileSet.new does."""
+    return FileSet.new(name, {"adapter": (SHELF, "")} | ({"lora": (LORAS, "")} if with_lora else {}))
 
 
 def load_adapter(path: str) -> ContextAdapter:
@@ -46,7 +49,10 @@ def load_adapter(path: str) -> ContextAdapter:
     return SHELF.read(path, from_file)
 
 
-def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> ContextAdapter:
-    """An adapter from a file's header and tensors; raises KeyError, TypeError, ValueError where they disagree."""
-    network = filled(build, AdapterConfig(**json.loads(header["config"])), tensors)
-    return ContextAdapter.of(network, json.loads(header["info"]))
+def from_file(header: Header, tensors: Tensors) -> ContextAdapter:
+    """An adapter from a file's header and tensors; raises ValueError where one is nonsense or both disagree."""
+    info = header.info(steps=int, formula=str)
+    if info.get("formula", PAPER) not in FORMULAS:
+        raise ValueError(f"its formula is {shown(info['formula'])}, there are {', '.join(FORMULAS)}")
+    network = filled(build, header.record("config", AdapterConfig), tensors)
+    return ContextAdapter.of(network, info)

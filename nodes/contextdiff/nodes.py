@@ -148,6 +148,10 @@ class SaveContextAdapter(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename=None) -> bool | str:
+        return saving.checked(filename, files.SHELF.try_new)
+
+    @classmethod
     def execute(cls, context_adapter, filename, precision) -> io.NodeOutput:
         return saving.save(cls, ADAPTERS, context_adapter, filename, precision=precision)
 

@@ -7,8 +7,8 @@ import time
 import latent_preview
 from comfy_api.latest import io
 
-from .. import host, inputs, sockets
-from ..training import Watch
+from .. import host, inputs, saving, sockets
+from ..training import FileSet, Watch, nothing
 from . import files, plot
 from .fit import FROZEN, JOINT, Trained, TrainSettings
 from .network import SIZES
@@ -157,7 +157,8 @@ class TrainContextAdapter(io.ComfyNode):
                     default="context_rescued",
                     advanced=True,
                     tooltip="If the training is cancelled or fails, what it learned so far is saved under this name in "
-                    "models/palimpsest_context, for Load Context Adapter, and its LoRA in models/loras. Empty: lost.",
+                    "models/palimpsest_context, for Load Context Adapter, and its LoRA in models/loras; tried before "
+                    "the first step. Empty: lost.",
                 ),
             ],
             outputs=[
@@ -185,10 +186,18 @@ class TrainContextAdapter(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, rescue_filename=None) -> bool | str:
+        """Say before anything runs what could not be saved. An input that is named here the host checks no more."""
+        name = rescue_filename if (rescue_filename or "").strip() else None
+        return saving.checked(name, files.SHELF.try_new)
+
+    @classmethod
     def execute(cls, model, latent, positive, rescue_filename, context_adapter=None, **chosen) -> io.NodeOutput:
         settings, began = TrainSettings.of(chosen), time.monotonic()
-        shown = host.ProgressText(host.node_id(cls))
-        watch = watch_over(model, settings, shown, rescue_filename)
+        shown, kept = host.ProgressText(host.node_id(cls)), None
+        if rescue_filename.strip():
+            kept = files.rescue_files(rescue_filename, settings.train_unet == JOINT)
+        watch = watch_over(model, settings, shown, kept)
         trained = train(model, latent["samples"], positive, settings, context_adapter, watch)
         report = f"{describe(trained, settings)}; {time.monotonic() - began:.0f} s"
         return io.NodeOutput(
@@ -196,18 +205,17 @@ class TrainContextAdapter(io.ComfyNode):
         )
 
 
-def watch_over(model, settings: TrainSettings, shown: host.ProgressText, rescue_filename: str) -> Watch:
-    """Show previews and text under the node; save what was learned where the training ends early and has a name."""
+def watch_over(model, settings: TrainSettings, shown: host.ProgressText, kept: FileSet | None) -> Watch:
+    """Show previews and text under the node; save what was learned where the training ends early."""
     preview = latent_preview.prepare_callback(model, settings.steps)
 
     def show(step, denoised) -> None:
         preview(step, denoised, denoised, settings.steps)
 
     def rescue(trained: Trained) -> None:
-        if rescue_filename.strip():
-            path = files.SHELF.new_path(rescue_filename)
-            files.save_adapter(trained.adapter, path)
-            files.save_lora(trained.lora, path.stem)
-            shown.update(f"{trained.history.kept} steps saved as {path.name}", now=True)
+        if kept is not None:
+            lora = {"lora": (trained.lora, {})} if trained.lora else {}
+            written = kept.write({"adapter": files.content(trained.adapter)} | lora)
+            shown.update(f"{trained.history.kept} steps saved as {', '.join(written)}", now=True)
 
-    return Watch(show, shown.update, rescue)
+    return Watch(show, shown.update, rescue, kept.require_room if kept else nothing)

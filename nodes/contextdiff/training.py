@@ -108,6 +108,8 @@ def train(
         start = latent[[row % len(latent) for row in range(settings.batch_size)]]  # the host makes room for as many
         levels = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
         patched = patched_for_training(model, pick, lora, settings)
+        learned = {"adapter": list(network.parameters())} | ({"lora": lora.parameters()} if lora else {})
+        watch.begin({part: 4 * sum(t.numel() for t in found) for part, found in learned.items()})
         with kept_if_it_ends_early(rescue):
             host.sample(patched, fitting, start, sigmas=levels, positive=positive)
     return fitting.result()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..files import Shelf
+from ..headers import Header, Tensors, typed
 from .weights import BlendWeights
 
 SHELF = Shelf(
@@ -22,7 +23,7 @@ SHELF = Shelf(
 
 
 def save(weights: BlendWeights, path: Path) -> None:
-    """Write weights so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
+    """Write weights so that the file is whole or not there. Raises OSError with a way out when that cannot be."""
     header = {
         "features": json.dumps(list(weights.alphas)),
         "layout": weights.layout,
@@ -36,11 +37,15 @@ def load(path: str) -> BlendWeights:
     return SHELF.read(path, from_file)
 
 
-def from_file(header: dict[str, str], tensors: dict[str, torch.Tensor]) -> BlendWeights:
-    """Weights from a file's header and tensors; raises KeyError, TypeError or ValueError where they disagree."""
-    names, alphas = json.loads(header["features"]), tensors["alpha"].float()
-    if alphas.ndim != 1 or len(names) != len(alphas) or len(set(names)) != len(names):
-        raise ValueError(f"its {tuple(alphas.shape)} weights do not fit its list of {len(names)} features.")
+def from_file(header: Header, tensors: Tensors) -> BlendWeights:
+    """Weights from a file's header and tensors; raises ValueError where one is nonsense or both disagree."""
+    names = [typed("features", name, str) for name in header.json("features", list)]
+    layout, info = header.text("layout"), header.info(losses=list)
+    if tensors.shapes.get("alpha") != (len(names),) or len(set(names)) != len(names):
+        raise ValueError(f"its weights {tensors.shapes.get('alpha')} do not fit its list of {len(names)} features")
+    tensors.require("alpha", None)
+    tensors.refuse_others({"alpha"})
+    alphas = tensors["alpha"].float()
     if not bool(((alphas >= 0) & (alphas <= 1)).all()):
-        raise ValueError("it holds weights outside of 0 to 1.")
-    return BlendWeights(dict(zip(names, alphas.tolist(), strict=True)), header["layout"], json.loads(header["info"]))
+        raise ValueError("it holds weights outside of 0 to 1")
+    return BlendWeights(dict(zip(names, alphas.tolist(), strict=True)), layout, info)

@@ -286,6 +286,10 @@ class SaveBlendWeights(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename=None) -> bool | str:
+        return saving.checked(filename, files.SHELF.try_new)
+
+    @classmethod
     def execute(cls, blend_weights, filename) -> io.NodeOutput:
         return saving.save(cls, KEPT, blend_weights, filename)
 

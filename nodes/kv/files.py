@@ -12,7 +12,11 @@ from torch import Tensor
 
 from .. import inversion
 from ..files import Shelf
-from .embeddings import LEARNED, MATRICES, SOURCE, KVEmbeddings, TunedLayer
+from ..headers import Header, Tensors, shown
+from .embeddings import LEARNED, MATRICES, SCALARS, SOURCE, KVEmbeddings, TunedLayer
+
+BLOCKS, SIZES = ("input", "middle", "output"), ("height", "width", "channels")
+USED = {"latent_rmse": float, "pixel_psnr": float}  # of what the tuning wrote about itself, in the report
 
 SHELF = Shelf(
     folder="palimpsest_kv",
@@ -27,9 +31,9 @@ SHELF = Shelf(
 
 
 def save_kv(kv: KVEmbeddings, path: Path) -> None:
-    """Write embeddings so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
+    """Write embeddings so that the file is whole or not there. Raises OSError with a way out when that cannot be."""
     tensors = {
-        f"{part}.{i:04}": piece
+        piece_name(part, i): piece
         for part in (LEARNED, SOURCE)
         for i, piece in enumerate(getattr(kv, part))
         if piece is not None
@@ -52,48 +56,80 @@ def load_kv(path: str) -> KVEmbeddings:
     return SHELF.read(path, from_file)
 
 
-def from_file(header: dict[str, str], tensors: dict[str, Tensor]) -> KVEmbeddings:
-    """Embeddings from a file's header and tensors; raises KeyError, TypeError or RuntimeError where they disagree."""
-    sigmas = tuple(json.loads(header["sigmas"]))
-    layers = tuple(TunedLayer(**layer) for layer in json.loads(header["layers"]))
-    ranks = dict(zip((LEARNED, SOURCE), json.loads(header["rank"]), strict=True))
-    scalars, noise, steps = tensors["scalars"], tensors["noise"], len(sigmas) - 1
-    pieces = {part: tuple(tensors.get(f"{part}.{i:04}") for i in range(steps)) for part in ranks}
-    if tuple(scalars.shape[:3]) != (steps, len(layers), 4):
-        raise RuntimeError(f"its weights {tuple(scalars.shape)} do not fit {steps} steps of {len(layers)} layers")
-    for part, found in pieces.items():
-        size = MATRICES[part] * sum(layer.elements(ranks[part]) for layer in layers)
-        require_pieces(found, (scalars.shape[3], size), len(layers))
-    if noise.ndim != 4 or len(noise) != scalars.shape[3]:
-        raise RuntimeError(f"its noise {tuple(noise.shape)} does not fit {scalars.shape[3]} pictures")
-    require_finite([scalars, noise, *itertools.chain(*pieces.values())])
+def from_file(header: Header, tensors: Tensors) -> KVEmbeddings:
+    """Embeddings from a file's header and tensors; raises ValueError where one is nonsense or both disagree."""
+    sigmas = descending(header.numbers("sigmas"))
+    layers = header.records("layers", TunedLayer, number=(0, 999), index=(0, 999), **dict.fromkeys(SIZES, (1, 1 << 20)))
+    require_layers(layers)
+    steps = len(sigmas) - 1
+    first, last = header.numbers("span", int, high=steps, count=2)
+    if first > last:
+        raise ValueError(f"its span should not end before it begins, it is {first} to {last}")
+    ranks = dict(zip((LEARNED, SOURCE), header.numbers("rank", int, high=1 << 16, count=2), strict=True))
+    layout, folded, info = header.text("layout"), header.json("folded", bool), header.info(**USED)
+    pictures = require_shapes(tensors, steps, layers, ranks)
+    if last > first and len(tensors) == 2:
+        raise ValueError(f"it holds no keys and values of its {pictures} pictures")
+    found = dict(tensors)
+    require_finite(found)
     return KVEmbeddings(
         sigmas=sigmas,
         layers=layers,
-        span=tuple(json.loads(header["span"])),
-        learned=pieces[LEARNED],
-        source=pieces[SOURCE],
-        scalars=scalars,
-        noise=noise,
-        layout=header["layout"],
+        span=(first, last),
+        learned=tuple(found.get(piece_name(LEARNED, i)) for i in range(steps)),
+        source=tuple(found.get(piece_name(SOURCE, i)) for i in range(steps)),
+        scalars=found["scalars"],
+        noise=found["noise"],
+        layout=layout,
         rank=ranks[LEARNED],
         source_rank=ranks[SOURCE],
-        folded=bool(json.loads(header["folded"])),
-        info=json.loads(header.get("info", "{}")),
+        folded=folded,
+        info=info,
     )
 
 
-def require_pieces(pieces: tuple[Tensor | None, ...], shape: tuple[int, int], layers: int) -> None:
-    """Raise RuntimeError for a step's piece of another shape."""
-    shapes = {tuple(piece.shape) for piece in pieces if piece is not None}
-    if shapes - {shape}:
-        raise RuntimeError(f"its tensors {sorted(shapes)} do not fit its list of {layers} layers")
+def piece_name(part: str, step: int) -> str:
+    """The name of what is kept of one step."""
+    return f"{part}.{step:04}"
 
 
-def require_finite(tensors: list[Tensor | None]) -> None:
-    """Raise RuntimeError for NaN and infinite values."""
-    if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor is not None):
-        raise RuntimeError("it holds NaN or infinite values")
+def descending(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    """The noise levels of a schedule. Raises ValueError for fewer than two and for any that rises."""
+    if len(sigmas) < 2 or any(level < after for level, after in itertools.pairwise(sigmas)):
+        raise ValueError(f"its {len(sigmas)} sigmas should be two or more that fall")
+    return sigmas
+
+
+def require_layers(layers: tuple[TunedLayer, ...]) -> None:
+    """Raise ValueError for no layers, the same one twice, and names that no U-Net has."""
+    if not layers or len({layer.key for layer in layers}) != len(layers):
+        raise ValueError(f"its {len(layers)} layers should be one or more, each once")
+    odd = sorted({layer.block for layer in layers} - set(BLOCKS))
+    if odd:
+        raise ValueError(f"its layers name a block {shown(odd[0])}, there are {', '.join(BLOCKS)}")
+
+
+def require_shapes(tensors: Tensors, steps: int, layers: tuple[TunedLayer, ...], ranks: dict[str, int]) -> int:
+    """The number of pictures. Raises ValueError for tensors that the header's layers and steps do not have."""
+    tensors.require("noise", None, None, None, None)
+    pictures = tensors.shapes["noise"][0]
+    tensors.require("scalars", steps, len(layers), len(SCALARS), pictures)
+    known = {"noise", "scalars"}
+    for part, rank in ranks.items():
+        size = MATRICES[part] * sum(layer.elements(rank) for layer in layers)
+        pieces = {piece_name(part, i) for i in range(steps)} & tensors.keys()
+        for name in sorted(pieces):
+            tensors.require(name, pictures, size)
+        known |= pieces
+    tensors.refuse_others(known)
+    return pictures
+
+
+def require_finite(tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError for NaN and infinite values."""
+    odd = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    if odd is not None:
+        raise ValueError(f"its {odd} holds NaN or infinite values")
 
 
 def describe_kv(kv: KVEmbeddings) -> str:

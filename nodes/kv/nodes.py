@@ -37,6 +37,10 @@ class SaveKV(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename=None) -> bool | str:
+        return saving.checked(filename, SHELF.try_new)
+
+    @classmethod
     def execute(cls, kv, filename) -> io.NodeOutput:
         return saving.save(cls, KEPT, kv, filename)
 

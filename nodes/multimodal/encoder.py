@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.connector import ConnectorConfig, ConnectorNetwork, initialise
-from .. import host
+from .. import headers, host
 from ..training import LearnedNetwork
 from .interleaved import Prompt
 from .vlm import Hidden, VisionLanguage
@@ -125,15 +125,11 @@ def describe_encoder(encoder: MultimodalEncoder) -> str:
 def describe_connector(connector: Connector) -> str:
     """What a connector makes, its size, and what training wrote about itself."""
     config, pooled = connector.config, "learned" if connector.config.pooled_width else "none"
-    info = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in connector.info.items()
-    ]
     made = (
         f"connector for prompts of {config.context_width} channels, {connector.parameters / 1e6:.1f} M parameters, "
         f"{config.depth} blocks, {connector.reads.tokens} tokens a picture, pooled output {pooled}"
     )
-    return "\n".join([made, "; ".join(info) or "untrained"])
+    return "\n".join([made, "; ".join(headers.told(connector.info)) or "untrained"])
 
 
 def context_width(model: Any) -> int:

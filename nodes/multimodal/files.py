@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...kernels.connector import ConnectorConfig
 from .. import files as storage
+from ..headers import Header, Tensors
 from .encoder import Connector, Reads, build
 
 ENCODERS = storage.ModelFolders(
@@ -44,10 +45,15 @@ def lora_files() -> list[str]:
     return folder_paths.get_filename_list("loras")
 
 
-def save_connector(connector: Connector, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a connector so that the file is whole or not there. Raises OSError with a way out when the disk is full."""
+def content(connector: Connector, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a connector's file."""
     parts = {"config": asdict(connector.config), "reads": asdict(connector.reads), "info": connector.info}
-    SHELF.write(path, connector.weights(dtype), {name: json.dumps(part) for name, part in parts.items()})
+    return connector.weights(dtype), {name: json.dumps(part) for name, part in parts.items()}
+
+
+def save_connector(connector: Connector, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a connector so that the file is whole or not there. Raises OSError with a way out when that cannot be."""
+    SHELF.write(path, *content(connector, dtype))
 
 
 def load_connector(path: str) -> Connector:
@@ -55,7 +61,7 @@ def load_connector(path: str) -> Connector:
     return SHELF.read(path, connector_from)
 
 
-def connector_from(header: dict[str, str], tensors: dict[str, Tensor]) -> Connector:
-    """A connector from a file's header and tensors; raises KeyError, TypeError, ValueError where they disagree."""
-    network = storage.filled(build, ConnectorConfig(**json.loads(header["config"])), tensors)
-    return Connector.of(network, Reads(**json.loads(header["reads"])), json.loads(header["info"]))
+def connector_from(header: Header, tensors: Tensors) -> Connector:
+    """A connector from a file's header and tensors; raises ValueError where one is nonsense or both disagree."""
+    reads, info = header.record("reads", Reads, tokens=(1, 1 << 16)), header.info(steps=int)
+    return Connector.of(storage.filled(build, header.record("config", ConnectorConfig), tensors), reads, info)

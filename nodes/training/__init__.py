@@ -1,18 +1,21 @@
 """What trainings share. Techniques that train import this front, as `training`."""
 
 from .factors import Factors, act_in_unet, added_by, linear_layers, unet_file
+from .fileset import Content, FileSet
 from .finite import NotANumber, nan_error
 from .history import History
 from .loras import lora_shelf
 from .network import LearnedNetwork
 from .optimise import CLIP_NORM, WEIGHT_DECAY, adamw, clip_gradients, divide_gradients
 from .seeds import generator, generator_at
-from .watch import Watch, kept_if_it_ends_early
+from .watch import Watch, kept_if_it_ends_early, nothing
 
 __all__ = [
     "CLIP_NORM",
     "WEIGHT_DECAY",
+    "Content",
     "Factors",
+    "FileSet",
     "History",
     "LearnedNetwork",
     "NotANumber",
@@ -28,5 +31,6 @@ __all__ = [
     "linear_layers",
     "lora_shelf",
     "nan_error",
+    "nothing",
     "unet_file",
 ]

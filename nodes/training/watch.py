@@ -18,13 +18,15 @@ def nothing(*_: Any) -> None:
 class Watch:
     """What a node wants to be told while it trains.
 
-    show(step, latent or None): a step is done, and what is drawn by now. tell(text): one line. save(what was learned):
-    while there is more to come, or because it ends early.
+    begin(bytes by part): how much there will be to save, before the first step; it may raise. show(step, latent or
+    None): a step is done, and what is drawn by now. tell(text): one line. save(what was learned): while there is more
+    to come, or because it ends early.
     """
 
     show: Callable[[int, Tensor | None], None] = nothing
     tell: Callable[[str], None] = nothing
     save: Callable[[Any], None] = nothing
+    begin: Callable[[dict[str, int]], None] = nothing
 
 
 @contextmanager

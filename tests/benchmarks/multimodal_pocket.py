@@ -167,7 +167,8 @@ def write_trained(folder: Path, seeing: dict[str, Tensor], connector: Connector,
     (folder / VLM / "config.json").write_text(json.dumps(config | {kind: "float16"}, indent=2) + "\n")
     for path in (folder / CONNECTOR, folder / LORA):
         path.parent.mkdir(parents=True, exist_ok=True)
-    multimodal_files.save_connector(connector, folder / CONNECTOR, torch.float16)
+    content = multimodal_files.content(connector, torch.float16)
+    multimodal_files.SHELF.write(folder / CONNECTOR, *content, over=True)
     save_file({name: tensor.half().contiguous() for name, tensor in lora.items()}, folder / LORA)
 
 

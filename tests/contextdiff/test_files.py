@@ -1,12 +1,14 @@
 """The files of context adapters: whole or not there, given back as they were, and what is refused."""
 
 import json
+from dataclasses import asdict
 
 import folder_paths
 import pytest
 import tiny_models
 import torch
 from palimpsest.nodes import files as storage
+from palimpsest.nodes import headers
 from palimpsest.nodes.contextdiff import files as context_files
 from palimpsest.nodes.contextdiff.adapter import ContextAdapter, describe
 from palimpsest.nodes.contextdiff.network import AdapterConfig, build, closed, initialise
@@ -75,9 +77,9 @@ def test_float16_is_half_the_file(folder):
 def test_no_file_is_replaced_and_no_name_leaves_the_folder(folder):
     made = ContextAdapter.new(config())
     assert [save(made, filename="../a b/c:d"), save(made, filename="../a b/c:d")] == [
-        "a bcd_00001.safetensors", "a bcd_00002.safetensors",
+        "a b/cd_00001.safetensors", "a b/cd_00002.safetensors",
     ]  # fmt: skip
-    assert sorted(path.name for path in folder.glob("*.*")) == context_files.SHELF.listed()
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == context_files.SHELF.listed()
     with pytest.raises(ValueError, match="no letters or digits"):
         save(made, filename="../..")
 
@@ -123,6 +125,11 @@ def damaged(folder, change, header=None):
     return str(path)
 
 
+def changed_config(**changes):
+    """A header whose config has other values."""
+    return {"config": json.dumps(asdict(config()) | changes)}
+
+
 def nothing(tensors):
     pass
 
@@ -138,11 +145,28 @@ def nothing(tensors):
                                          "width": 64})}, "do not fit its layout"),
         (nothing, {"config": json.dumps({"latent_format": "SD15", "latent_channels": 4, "text_width": 24,
                                          "width": 10**9})}, "must be from 1 to 4096"),
+        (nothing, changed_config(width="64"), "config's width should be a whole number, it is '64'"),
+        (nothing, changed_config(width=None), "config's width should be a whole number, it is None"),
+        (nothing, changed_config(depth=2.5), "config's depth should be a whole number, it is 2.5"),
+        (nothing, changed_config(depth=True), "config's depth should be a whole number, it is True"),
+        (nothing, changed_config(heads=0), "heads must be from 1 to 64, it is 0"),
+        (nothing, changed_config(video="no"), "config's video should be true or false, it is 'no'"),
+        (nothing, changed_config(latent_format=["SD15"]), "config's latent_format should be a text"),
+        (nothing, changed_config(evil=1), "config has 'evil'"),
+        (nothing, {"config": "[]"}, "its config should be a record"),
+        (nothing, {"config": '{"latent_format": "SD15"}'}, "config lacks 'latent_channels'"),
+        (nothing, {"config": "[" * 100_000}, "its config"),
+        (nothing, {"info": "[]"}, "its info should be a record"),
+        (nothing, {"info": '{"steps": "many"}'}, "info's steps should be a whole number, it is 'many'"),
+        (nothing, {"info": '{"steps": -1}'}, "info's steps should be from 0"),
+        (nothing, {"info": '{"formula": "none of ours"}'}, "its formula is 'none of ours', there are paper"),
+        (nothing, {"info": '{"formula": 5}'}, "info's formula should be a text"),
         (lambda t: t.pop("out.weight"), {}, "out.weight"),
         (lambda t: t.update(more=torch.zeros(1)), {}, "more"),
         (lambda t: t["out.weight"].fill_(float("nan")), {}, "NaN"),
         (lambda t: t.update({"out.weight": t["out.weight"].half()}), {}, "one type of number"),
         (lambda t: t.update({k: v.int() for k, v in t.items()}), {}, "one type of number"),
+        (lambda t: t.update({k: v.double() for k, v in t.items()}), {}, "one type of number"),
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused_with_the_reason(folder, change, header, message):
@@ -164,3 +188,16 @@ def test_only_safetensors_files_are_listed(folder):
     for name in ("a.safetensors", "b.pt", "c.safetensors.part"):
         (folder / name).write_bytes(b"")
     assert context_files.SHELF.listed() == ["a.safetensors"]
+
+
+def test_shapes_are_compared_before_any_tensor_is_read(folder, monkeypatch):
+    path = damaged(folder, nothing, changed_config(width=64))
+    monkeypatch.setattr(headers.Tensors, "__getitem__", lambda *_: pytest.fail("a tensor was read"))
+    with pytest.raises(ValueError, match="do not fit its layout"):
+        context_files.load_adapter(path)
+
+
+def test_a_report_of_endless_values_is_short(folder):
+    path = damaged(folder, nothing, {"info": json.dumps({"x" * 999: "y" * 9999, "loss": 0.25})})
+    report = tiny_models.execute(LoadContextAdapter, file=path.rsplit("/", 1)[1])[1]
+    assert len(report) < 500 and "loss 0.25" in report

@@ -18,6 +18,7 @@ from benchmarks import counting
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_extras.nodes_train import LoraModelLoader
 from palimpsest.kernels import contextdiff
+from palimpsest.nodes import files as storage
 from palimpsest.nodes import training
 from palimpsest.nodes.contextdiff import files as context_files
 from palimpsest.nodes.contextdiff import network as context_network
@@ -54,7 +55,8 @@ def _shared():
 def folder(tmp_path, monkeypatch):
     """An empty models/palimpsest_context."""
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
+    loras = ([str(tmp_path / "loras")], {".safetensors"})
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"loras": loras})
     context_files.SHELF.register()
     return tmp_path / context_files.SHELF.folder
 
@@ -561,6 +563,31 @@ def test_running_out_of_memory_keeps_what_was_learned(folder, monkeypatch):
     assert context_files.SHELF.listed() == ["so far_00001.safetensors"]
 
 
+def test_an_adapter_and_its_lora_are_rescued_under_one_name_that_is_free_for_both(folder, monkeypatch):
+    loras = folder.parent / "loras"
+    loras.mkdir()
+    (loras / "mine_00001.safetensors").write_bytes(b"EARLIER")
+    cancel_after(3, monkeypatch)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(steps=50, rescue_filename="mine", train_unet=JOINT)
+    assert context_files.SHELF.listed() == ["mine_00002.safetensors"]
+    assert sorted(path.name for path in loras.iterdir()) == ["mine_00001.safetensors", "mine_00002.safetensors"]
+
+
+def test_no_step_is_taken_where_nothing_could_be_rescued(folder, monkeypatch):
+    count = cancel_after(99, monkeypatch)
+    (folder / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        train(rescue_filename="file/mine")
+    assert "Not a directory" in TrainContextAdapter.validate_inputs("file/mine")
+    assert TrainContextAdapter.validate_inputs("  ") is True
+    usage = storage.shutil.disk_usage(".")
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    with pytest.raises(OSError, match="the disk has 1 MB free"):
+        train(rescue_filename="mine")
+    assert count == []
+
+
 def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_weights_before(monkeypatch):
     losses, good = Objective.losses, []
 
@@ -676,7 +703,7 @@ CHOSEN = {
 }
 
 
-def test_every_input_arrives_in_its_field(monkeypatch):
+def test_every_input_arrives_in_its_field(folder, monkeypatch):
     """All values unlike one another, and unlike the defaults."""
     given, adapter = [], plain()[0]
 

@@ -51,6 +51,11 @@ def saved(folder, alphas=None, **header):
     return str(path)
 
 
+def test_losses_that_were_no_numbers_are_a_record_of_the_tuning(folder):
+    saved(folder, info='{"losses": [2.0, NaN]}')
+    assert "loss 2.000 at first, nan at last" in tiny_models.execute(LoadBlendWeights, file="a.safetensors")[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -63,11 +68,26 @@ def saved(folder, alphas=None, **header):
         ({"layout": None}, "damaged"),
         ({"alphas": torch.tensor([1.5])}, "outside of 0 to 1"),
         ({"alphas": torch.tensor([float("nan")])}, "outside of 0 to 1"),
+        ({"alphas": torch.tensor([1])}, "its alpha holds I64 numbers"),
+        ({"alphas": torch.tensor([[0.5]])}, "do not fit its list"),
+        ({"alphas": torch.tensor(0.5)}, "do not fit its list"),
+        ({"alphas": torch.tensor([]), "features": "[]"}, "its alpha .* do not fit"),
+        ({"features": '["out", "out"]', "alphas": torch.tensor([0.5, 0.5])}, "do not fit its list"),
+        ({"features": "[1]"}, "its features should be a text, it is 1"),
+        ({"features": '{"out": 1}'}, "its features should be a list"),
+        ({"features": '"o"'}, "its features should be a list"),
+        ({"version": "\u00b2"}, "an early version of this pack"),
+        ({"layout": "<b>"}, "its layout is no name"),
+        ({"info": "[]"}, "its info should be a record"),
+        ({"info": '{"losses": "abc"}'}, "info's losses should be a list"),
+        ({"info": '{"losses": ["a"]}'}, "info's losses should be a number, it is 'a'"),
+        ({"info": '{"losses": [null]}'}, "info's losses should be a number, it is None"),
+        ({"info": "[" * 100_000}, "its info"),
     ],
 )
 def test_foreign_newer_and_damaged_files_are_refused(folder, changes, said):
     with pytest.raises(ValueError, match=said):
-        files.load(saved(folder, **changes))
+        tiny_models.execute(LoadBlendWeights, file=Path(saved(folder, **changes)).name)
 
 
 def test_a_cut_off_file_is_refused(folder):

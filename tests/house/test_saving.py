@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,7 +42,7 @@ def write(thing, path, note="none") -> None:
 
 
 def read(path):
-    return SHELF.read(path, lambda header, tensors: tensors | {"note": header["note"]})
+    return SHELF.read(path, lambda header, tensors: dict(tensors) | {"note": header["note"]})
 
 
 KEPT = saving.Kept(
@@ -120,9 +121,10 @@ def test_a_shelf_the_host_was_not_told_of_lists_nothing(models):
 def test_folders_of_models_are_found_one_level_deeper_too(models):
     folders = files.ModelFolders("palimpsest_wholes", "whole_models", "folder of a model", "put one there")
     folders.register()
-    for name in ("one", "maker/two", "maker/deep/three"):
+    for name in ("one", "one/onnx", "maker/two", "maker/deep/three"):  # what lies in one of them is a part of it
         (models / "palimpsest_wholes" / name).mkdir(parents=True)
         (models / "palimpsest_wholes" / name / "config.json").touch()
+    (models / "palimpsest_wholes" / "config.json").touch()
     assert sorted(folders.found()) == ["maker/two", "one"]
     assert folders.path("maker/two") == models / "palimpsest_wholes" / "maker" / "two"
     with pytest.raises(
@@ -138,8 +140,8 @@ def test_folders_of_models_are_found_one_level_deeper_too(models):
     ("given", "name"),
     [
         ("my cat", "my cat"),
-        ("../../etc/passwd", "etcpasswd"),
-        ("a\\b:c", "abc"),
+        ("../../etc/passwd", "etc/passwd"),
+        ("a\\b:c", "a/bc"),
         (" .hidden. ", "hidden"),
         ("x" * 99, "x" * 80),
     ],
@@ -166,7 +168,7 @@ def test_files_are_numbered(models):
 
 def test_what_is_saved_is_listed_and_loads_as_it_was(models):
     SHELF.register()
-    done = SaveThing.execute(THING, "my /thing", "a note")
+    done = SaveThing.execute(THING, "my :thing", "a note")
     assert done.args == ("my thing_00001.safetensors",)
     assert re.fullmatch(r"my thing_00001\.safetensors, \d+\.\d MB", done.ui["text"][0])
     listed = LoadThing.define_schema().inputs[0].options
@@ -206,6 +208,46 @@ def test_both_schemas_say_everything(models):
     assert SaveThing.GET_SCHEMA().is_output_node
     assert [item.id for item in SaveThing.GET_SCHEMA().inputs] == ["thing", "filename", "note"]
     assert [item.display_name for item in LoadThing.GET_SCHEMA().outputs] == ["thing", "report", "count"]
+
+
+def test_a_folder_in_the_name_is_made_and_listed(models):
+    SHELF.register()
+    done = SaveThing.execute(THING, "cats/%year%/tom", "a note")
+    (name,) = SHELF.listed()
+    assert done.args == (name,) and done.ui["text"][0].startswith(name)
+    assert re.fullmatch(r"cats[/\\]\d{4}[/\\]tom_00001\.safetensors", name)
+    assert LoadThing.execute(name).args[0]["note"] == "a note"
+    assert SHELF.fingerprint(name) != f"{name} missing"
+
+
+def test_a_number_that_another_process_takes_while_saving_is_left_to_it(models, monkeypatch):
+    SHELF.register()
+    write = files.Shelf.write
+
+    def late(self, path, *rest, **more):
+        if path.name == "thing_00001.safetensors":
+            path.write_bytes(b"ANOTHER'S")
+        write(self, path, *rest, **more)
+
+    monkeypatch.setattr(files.Shelf, "write", late)
+    assert SaveThing.execute(THING, "thing", "a").args[0] == "thing_00002.safetensors"
+    assert (models / "palimpsest_things" / "thing_00001.safetensors").read_bytes() == b"ANOTHER'S"
+
+
+def test_a_report_that_cannot_be_built_is_a_damaged_file(models, monkeypatch):
+    SHELF.register()
+    name = SaveThing.execute(THING, "thing", "a").args[0]
+    odd = replace(KEPT, describe=lambda thing: f"{thing['note']:.1f}")
+    with pytest.raises(ValueError, match=r"thing_00001.safetensors is damaged: Unknown format code 'f'"):
+        saving.load(LoadThing, odd, name)
+
+
+def test_what_can_be_saved_is_asked_before(models):
+    SHELF.register()
+    assert saving.checked("thing", SHELF.try_new) is True
+    assert saving.checked(None, SHELF.try_new) is True
+    assert "no letters" in saving.checked("..", SHELF.try_new)
+    assert [path.name for path in (models / "palimpsest_things").iterdir()] == ["put_things_here"]
 
 
 def test_the_fingerprint_changes_with_the_file_and_knows_one_that_is_gone(models):
@@ -250,7 +292,7 @@ def test_a_full_disk_is_said_before_anything_is_written(models, monkeypatch):
         ({}, "is not a file of things (no 'palimpsest.thing' mark in it): pick a file that Save Thing wrote"),
         ({"format": "palimpsest.thing", "version": "4"}, "was saved by a newer version of this pack: update"),
         ({"format": "palimpsest.thing", "version": "2"}, "was saved by an early version of this pack"),
-        ({"format": "palimpsest.thing", "version": "3"}, "is damaged: 'note'. Save it again"),
+        ({"format": "palimpsest.thing", "version": "3"}, "is damaged: its header has no 'note'. Save it again"),
     ],
     ids=["foreign", "newer", "older", "without its header"],
 )

@@ -5,7 +5,7 @@ import time
 
 import demo
 import pytest
-from api import ExecutionFailed, Interrupted
+from api import ExecutionFailed, Interrupted, PromptRejected
 from pocket import world
 
 SCENE = world.held_out_scenes(139)[138]
@@ -47,6 +47,21 @@ def test_cancelling_a_tuning_restores_the_model(client, edit):
         client.wait(prompt_id, timeout=30)
     after = client.images(client.queue(only(edit(seed=2), "prompt_swap")), "prompt_swap")
     assert [demo.picture(a).tolist() for a in after] == [demo.picture(b).tolist() for b in before]
+
+
+@pytest.mark.parametrize(
+    ("filename", "says"),
+    [
+        ("../..", "no letters or digits"),
+        ("\ud800\0", "no letters or digits"),
+        ("%seed%", "%seed%' in it"),
+    ],
+)
+def test_a_name_that_cannot_be_saved_under_stops_the_graph_before_it_runs(client, edit, filename, says):
+    nodes = only(edit(), "keep")
+    nodes["keep"]["inputs"]["filename"] = filename
+    with pytest.raises(PromptRejected, match=says):
+        client.submit(nodes)
 
 
 def test_a_wrong_size_is_one_sentence_in_the_editor(client, edit):

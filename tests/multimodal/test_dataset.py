@@ -86,6 +86,17 @@ def test_a_folder_of_pictures_and_lines_that_can_be_read_again(folders):
     assert build(masks=[masks()])[0].folder.name == "test_00002"
 
 
+def test_a_folder_in_the_name_is_made_and_the_dataset_listed_in_it(folders):
+    dataset, _, report = build(masks=[masks()], name="mine/%year%/pets")
+    name = dataset.folder.relative_to(folders / "output" / "palimpsest_datasets").as_posix()
+    assert name.startswith("mine/") and name.endswith("/pets_00001") and report.startswith(f"{name}: 1 pictures")
+    assert multimodal_dataset_files.dataset_names() == [multimodal_dataset_files.CONNECTED, name]
+    assert multimodal_dataset_files.dataset_path(name) == dataset.folder
+    (folders / "output" / "palimpsest_datasets" / "file").touch()
+    with pytest.raises(OSError, match=r"pets_00001 cannot be written \(Not a directory\)"):
+        build(masks=[masks()], name="file/pets")
+
+
 def test_a_mask_can_take_the_background_away():
     mask = masks()
     mask[0, 20:40, 10:20] = 0

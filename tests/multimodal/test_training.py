@@ -12,6 +12,7 @@ import tiny_models
 import tiny_vlm
 import torch
 from palimpsest.kernels.connector import ConnectorConfig
+from palimpsest.nodes import files as storage
 from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.dataset import STAGES, ByMask, Recipe
@@ -29,7 +30,7 @@ from palimpsest.nodes.multimodal.training.lora import unet_factors
 from palimpsest.nodes.multimodal.training.nodes import TrainMultimodal
 from palimpsest.nodes.multimodal.training.settings import TrainSettings
 from palimpsest.nodes.multimodal.vlm import load_vlm, with_lora
-from palimpsest.nodes.training import generator_at
+from palimpsest.nodes.training import Watch, generator_at
 
 import nodes
 
@@ -151,10 +152,8 @@ def settings_of(**changes):
 def fit(vlm, dataset, family="sd15", prediction="EPS", model=None, **changes):
     """What `train` gives, without files."""
     model = tiny_models.unet(family, prediction) if model is None else model
-    state, process = changes.pop("state", None), changes.pop("process", None)
-    return multimodal_training.train(
-        model, VAE(), MultimodalEncoder(vlm), dataset, settings_of(**changes), state=state, process=process
-    )
+    parts = {part: changes.pop(part, None) for part in ("state", "process", "watch")}
+    return multimodal_training.train(model, VAE(), MultimodalEncoder(vlm), dataset, settings_of(**changes), **parts)
 
 
 # ---- what it learns
@@ -565,6 +564,84 @@ def test_saving_now_and_then_writes_one_set_of_files(vlms, dataset, folder):
     train(vlms(), dataset, keep_state=False)
     written = sorted(path.name for path in (folder / "palimpsest_connectors").glob("*.safetensors"))
     assert written == ["connector_00001.safetensors", "connector_00002.safetensors"]
+
+
+def test_no_step_is_taken_for_what_cannot_be_written(vlms, dataset, folder, monkeypatch):
+    steps = []
+    monkeypatch.setattr(Fit, "step", lambda self, number, lessons: steps.append(number))
+    (folder / "palimpsest_trainings").rename(folder / "away")
+    (folder / "palimpsest_trainings").touch()
+    with pytest.raises(OSError, match=r"connector_00001.safetensors cannot be written \(Not a directory\)"):
+        train(vlms(), dataset)
+    assert "Not a directory" in TrainMultimodal.validate_inputs("connector", True)
+    assert TrainMultimodal.validate_inputs("connector", False) is True
+    (folder / "palimpsest_trainings").unlink()
+    (folder / "loras").rmdir()
+    (folder / "loras").touch()
+    with pytest.raises(OSError, match=r"connector_00001_unet.safetensors cannot be written \(Not a directory\)"):
+        train(vlms(), dataset, train_unet=True)
+    training_files.TrainingFiles.new("connector", True)  # which would write no LoRA
+    (folder / "loras").unlink()
+    usage = storage.shutil.disk_usage(".")
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    with pytest.raises(OSError, match="the disk has 1 MB free: make room, or train without keep_state"):
+        train(vlms(), dataset, train_unet=True)
+    assert steps == [] and list(folder.rglob("*.safetensors")) == []
+
+
+def test_the_room_that_is_asked_for_is_that_of_the_files(vlms, dataset, folder, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(training_files.TrainingFiles, "require_room", lambda self, sizes: asked.update(sizes))
+    train(vlms(), dataset, train_unet=True, train_language=True, keep_state=True)
+    places = {"connector": "palimpsest_connectors/connector_00001", "state": "palimpsest_trainings/connector_00001"}
+    places |= {part: f"loras/connector_00001_{part}" for part in ("unet", "language")}
+    assert asked.keys() == places.keys()
+    for part, place in places.items():
+        content = (folder / f"{place}.safetensors").read_bytes()
+        size = len(content) - 8 - int.from_bytes(content[:8], "little")  # without its header, which grows with names
+        assert asked[part] <= size < asked[part] + 10_000, part
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(vlms, dataset, folder, monkeypatch):
+    write, told = storage.Shelf.write, []
+
+    def full(self, path, *rest, **more):
+        if len(told) < 2:
+            raise OSError(28, "No space left on device")
+        write(self, path, *rest, **more)
+
+    monkeypatch.setattr(storage.Shelf, "write", full)
+    watch = Watch(tell=told.append, save=training_files.TrainingFiles.new("mine", True).save)
+    trained = fit(vlms(), dataset, steps=4, save_every=1, watch=watch)
+    assert "No space left on device. Kept: nothing." in told[1]
+    assert told[-1].endswith(f"loss {trained.history.recent():.4f}")
+    assert len(list(folder.rglob("mine_00001.safetensors"))) == 2
+
+
+def test_where_not_all_can_be_saved_the_state_is_and_it_is_said(vlms, dataset, folder, monkeypatch):
+    write = storage.Shelf.write
+
+    def full(self, path, *rest, **more):
+        if self.folder != training_files.STATES.folder:
+            raise OSError(28, "No space left on device")
+        write(self, path, *rest, **more)
+
+    monkeypatch.setattr(storage.Shelf, "write", full)
+    with pytest.raises(OSError, match=r"not all .* Kept: models/palimpsest_trainings/connector_00001.safetensors\."):
+        train(vlms(), dataset, keep_state=True)
+    monkeypatch.setattr(storage.Shelf, "write", write)
+    train(vlms(), dataset, keep_state=True, resume="connector_00001.safetensors")
+    found = multimodal_files.load_connector(str(folder / "palimpsest_connectors" / "connector_00002.safetensors"))
+    assert found.info["steps"] == 2 * STEPS
+
+
+def test_an_earlier_state_and_lora_are_never_written_over(vlms, dataset, folder):
+    earlier = [folder / f"{name}.safetensors" for name in ("palimpsest_trainings/mine_00001", "loras/mine_00002_unet")]
+    for path in earlier:
+        path.write_bytes(b"EARLIER")
+    report = train(vlms(), dataset, name="mine", keep_state=True, train_unet=True)[4]
+    assert report.count("mine_00003") == 3
+    assert [path.read_bytes() for path in earlier] == [b"EARLIER"] * 2
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,8 @@ def main() -> None:
     encoder = join(vlm, multimodal_files.load_connector(str(chosen.connector)) if chosen.connector else None)
     dataset = interleaved_dataset.read_dataset(chosen.dataset)
     state = files.load_state(str(chosen.resume)) if chosen.resume else None
-    kept = files.TrainingFiles.new(chosen.name, True) if accelerator.is_main_process else None
+    learns = {"unet": settings.train_unet, "language": settings.train_language}
+    kept = files.TrainingFiles.new(chosen.name, True, **learns) if accelerator.is_main_process else None
 
     def save(snapshot) -> None:
         if kept is not None:
@@ -168,7 +169,8 @@ def main() -> None:
         if kept is not None:
             print(text, flush=True)
 
-    process, watch = accelerated(accelerator, Process), Watch(tell=tell, save=save)
+    process = accelerated(accelerator, Process)
+    watch = Watch(tell=tell, save=save, **({"begin": kept.require_room} if kept is not None else {}))
     trained = multimodal_training.train(
         model, vae, encoder, dataset, settings, clip=clip, state=state, process=process, watch=watch
     )

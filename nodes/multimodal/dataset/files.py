@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ... import files as storage
+from ...names import PARTS, first_free, safe_name, within
+from ...writing import make_folder, not_written
 
 DATASETS = "palimpsest_datasets"  # in the host's output folder, and in its input folder
 DETECTORS = storage.ModelFolders(
@@ -25,7 +27,7 @@ def datasets() -> dict[str, Path]:
     import folder_paths
 
     roots = (folder_paths.get_output_directory(), folder_paths.get_input_directory())
-    return storage.folders_with("dataset.json", (Path(root) / DATASETS for root in roots))
+    return storage.folders_with("dataset.json", (Path(root) / DATASETS for root in roots), PARTS)
 
 
 def dataset_names() -> list[str]:
@@ -45,17 +47,33 @@ def dataset_path(name: str) -> Path:
     return known[name]
 
 
+def name_of(folder: Path) -> str:
+    """The name of a new dataset, as nodes list it."""
+    import folder_paths
+
+    return folder.relative_to(Path(folder_paths.get_output_directory()) / DATASETS).as_posix()
+
+
 @contextmanager
 def new_dataset(prefix: str) -> Iterator[Path]:
     """A new folder output/palimpsest_datasets/<prefix>_00001, gone again where it does not get done.
 
-    Raises ValueError for a prefix without a letter.
+    Raises ValueError for a prefix without a letter, OSError for a folder that cannot be made.
     """
     import folder_paths
 
-    name = storage.safe_name(prefix, "folder", "my pictures")
-    folder = storage.first_free(Path(folder_paths.get_output_directory()) / DATASETS, name)
-    folder.mkdir(parents=True)
+    name, root = safe_name(prefix, "folder", "my pictures"), Path(folder_paths.get_output_directory()) / DATASETS
+    folder = None
+    while folder is None:
+        (found,) = first_free(lambda number: [within(root, f"{name}_{number:05}")])
+        try:
+            make_folder(found.parent)
+            found.mkdir()
+            folder = found
+        except FileExistsError:  # another ComfyUI took this number meanwhile
+            continue
+        except OSError as error:
+            raise not_written(found, error, "choose another name") from error
     try:
         yield folder
     except BaseException:

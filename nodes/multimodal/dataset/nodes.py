@@ -175,7 +175,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                     "name",
                     default="dataset",
                     tooltip="The folder's name in output/palimpsest_datasets, to which a number is added. Nothing that "
-                    "is there is overwritten.",
+                    "is there is overwritten. Folders (mine/cats) and dates (%date:yyyy-MM-dd%) are understood.",
                 ),
             ],
             outputs=[
@@ -221,7 +221,7 @@ class BuildMultimodalDataset(io.ComfyNode):
             )
             sheet = overview(dataset)
             plots.to_image(sheet[0]).save(folder / SHEET, quality=90)
-        report = f"{folder.name}: {describe_dataset(dataset, counted)}"
+        report = f"{files.name_of(folder)}: {describe_dataset(dataset, counted)}"
         return io.NodeOutput(dataset, sheet, report, ui=host.told(cls, report))
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...files import Shelf
-from ...training import lora_shelf
+from ...headers import Header, Tensors, shown
+from ...training import Content, FileSet, lora_shelf
 from .. import files as multimodal_files
 from .learner import Snapshot
 
@@ -25,6 +26,7 @@ STATES = Shelf(
 )
 LORAS = lora_shelf("Train Multimodal Encoder", room="train without LoRAs")
 NEW = "(new)"
+WORDS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a tensor
 
 
 def trainings() -> list[str]:
@@ -34,42 +36,66 @@ def trainings() -> list[str]:
 
 def load_state(path: str) -> dict[str, Tensor]:
     """The state of a training. Raises ValueError for a foreign, newer, cut-off or damaged file."""
-
-    def from_file(header: dict[str, str], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        json.loads(header["info"])
-        if "steps" not in tensors or not all(
-            torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()
-        ):
-            raise ValueError("it has no steps, or NaN in it.")
-        return tensors
-
     return STATES.read(path, from_file)
+
+
+def from_file(header: Header, tensors: Tensors) -> dict[str, Tensor]:
+    """A training's state from a file's header and tensors; raises ValueError where it is nonsense."""
+    header.info(steps=int)
+    tensors.require("steps", kinds=("I64", "I32"))
+    for name in tensors:
+        of, _, word = name.partition("|")
+        if word and (of not in tensors or word not in WORDS):
+            raise ValueError(f"its tensor {shown(name)} belongs to nothing in it")
+        if word:
+            tensors.require(name, *(() if word == "step" else tensors.shapes[of]), kinds=("F32", "F16", "BF16"))
+    found = dict(tensors)
+    if int(found["steps"]) < 0:
+        raise ValueError(f"it has taken {int(found['steps'])} steps")
+    if not all(torch.isfinite(tensor).all() for tensor in found.values() if tensor.is_floating_point()):
+        raise ValueError("it holds NaN or infinite values")
+    return found
 
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """Where one training's files lie: the same name for all of them; state None: not kept."""
+    """Where one training's files lie: the same name and number for all of them."""
 
-    connector: Path
-    state: Path | None
+    files: FileSet
 
     @classmethod
-    def new(cls, prefix: str, keep_state: bool) -> TrainingFiles:
-        """Names that are free. Raises ValueError for a prefix with no letter or digit in it."""
-        connector = multimodal_files.SHELF.new_path(prefix)
-        return cls(connector, STATES.new_path(prefix).with_name(connector.name) if keep_state else None)
+    def new(cls, prefix: str, keep_state: bool, *, unet: bool = False, language: bool = False) -> TrainingFiles:
+        """Names that are free, in folders that were tried; unet, language: whether there will be LoRAs of them.
+
+        Raises ValueError for a prefix with no letter or digit in it, OSError for what cannot be written.
+        """
+        places = {"state": (STATES, "")} if keep_state else {}
+        places |= {
+            "connector": (multimodal_files.SHELF, ""),
+            "unet": (LORAS, "_unet"),
+            "language": (LORAS, "_language"),
+        }
+        idle = {part for part, learns in (("unet", unet), ("language", language)) if not learns}
+        return cls(FileSet.new(prefix, places, places.keys() - idle))
+
+    @property
+    def connector(self) -> Path:
+        """Where the connector lies, or will."""
+        return self.files.paths["connector"]
+
+    def require_room(self, sizes: dict[str, int]) -> None:
+        """Raise OSError where the disk has too little room for parts of these bytes; those not kept do not count."""
+        self.files.require_room({part: size for part, size in sizes.items() if part in self.files.places})
 
     def save(self, snapshot: Snapshot) -> list[str]:
-        """Write, or write anew, everything that was learned; returns what was written, as people find it."""
-        multimodal_files.save_connector(snapshot.connector, self.connector)
-        written = [f"models/{multimodal_files.SHELF.folder}/{self.connector.name}"]
-        for part, tensors in (("unet", snapshot.unet_lora), ("language", snapshot.language_lora)):
-            if tensors:
-                folder = LORAS.new_path(self.connector.stem).parent
-                name = f"{self.connector.stem}_{part}.safetensors"
-                LORAS.write(folder / name, tensors, {})
-                written.append(f"models/{LORAS.folder}/{name}")
-        if self.state is not None:
-            STATES.write(self.state, snapshot.state, {"info": json.dumps(snapshot.info)})
-            written.append(f"models/{STATES.folder}/{self.state.name}")
-        return written
+        """Write, or write anew, everything that was learned: the state first, from which all else can be made again.
+
+        Returns what was written, as people find it. Raises OSError that names what was kept where some was not.
+        """
+        contents: dict[str, Content] = {}
+        if "state" in self.files.places:
+            contents["state"] = snapshot.state, {"info": json.dumps(snapshot.info)}
+        contents["connector"] = multimodal_files.content(snapshot.connector)
+        loras = {"unet": snapshot.unet_lora, "language": snapshot.language_lora}
+        contents |= {part: (tensors, {}) for part, tensors in loras.items() if tensors}
+        return self.files.write(contents)

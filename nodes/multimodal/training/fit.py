@@ -74,6 +74,7 @@ class Fit:
         self.history, self.late, self.ready = History(), LateReader(), False
         self.waiting: list[tuple[int, Tensor]] = []
         self.samples: list[Tensor] = []
+        self.unsaved = ""
 
     # ---- before the U-Net is loaded
 
@@ -151,10 +152,18 @@ class Fit:
             return
         if settings.save_every and (step + 1) % settings.save_every == 0 and not last:
             self.read_losses()
-            self.watch.save(self.snapshot())
+            self.save_meanwhile()
         if last:
             self.read_losses()
             self.samples = [self.drawn(i) for i in range(len(self.shown))]
+
+    def save_meanwhile(self) -> None:
+        """Have what was learned by now saved; what cannot be is told with every step, and tried again later."""
+        try:
+            self.watch.save(self.snapshot())
+            self.unsaved = ""
+        except OSError as error:
+            self.unsaved = f"; {error}"
 
     def read(self, hidden: Hidden | None, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
         """(context (B, L, C), token_mask (B, L), pooled (B, P)) of prompts, with a gradient.
@@ -203,7 +212,7 @@ class Fit:
         (step, shares), history = self.waiting.pop(0), self.history
         finite = math.isfinite(history.note(step, shares.tolist(), losses))
         history.failed = 0 if finite else history.failed + 1
-        self.watch.tell(f"step {step + 1} of {self.end}, loss {history.recent():.4f}")
+        self.watch.tell(f"step {step + 1} of {self.end}, loss {history.recent():.4f}{self.unsaved}")
         if history.failed >= NAN_STEPS:
             self.require_finite()
             history.stopped = f"the loss was no number for {NAN_STEPS} steps: the weights before them are kept"

@@ -167,6 +167,12 @@ class Learner:
 
     # ---- what was learned
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the files that will be written, by part; to be asked before the start."""
+        found = {"connector": 4 * sum(p.numel() for p in self.network.parameters())}
+        found |= {name: 4 * sum(t.numel() for t in factors.parameters()) for name, factors, _ in self.loras}
+        return found | {"state": 3 * sum(found.values())}
+
     def snapshot(self, info: dict) -> Snapshot:
         """Everything that was learned up to now, described by `info`, of which "steps" is needed to go on."""
         weights = self.process.weights(self.network)

@@ -7,7 +7,7 @@ import time
 import latent_preview
 from comfy_api.latest import io
 
-from ... import host, inputs, sockets
+from ... import host, inputs, saving, sockets
 from ...training import Watch
 from ..dataset import STAGES, read_dataset
 from ..dataset import files as dataset_files
@@ -128,7 +128,8 @@ class TrainMultimodal(io.ComfyNode):
                     "name",
                     default="connector",
                     tooltip="Name of the files in models/palimpsest_connectors, models/loras and "
-                    "models/palimpsest_trainings, to which a number is added.",
+                    "models/palimpsest_trainings, to which a number is added. Folders (mine/cats) and dates "
+                    "(%date:yyyy-MM-dd%) are understood.",
                 ),
                 io.Int.Input(
                     "tokens",
@@ -267,6 +268,11 @@ class TrainMultimodal(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name=None, keep_state=None) -> bool | str:
+        """Say before anything runs what could not be saved; LoRAs are tried before the first step."""
+        return saving.checked(name, lambda name: files.TrainingFiles.new(name, keep_state is not False))
+
+    @classmethod
     def execute(
         cls, model, vae, multimodal_encoder, folder, resume, name, keep_state, dataset=None, clip=None, **chosen
     ) -> io.NodeOutput:
@@ -276,13 +282,14 @@ class TrainMultimodal(io.ComfyNode):
         if dataset is None:
             dataset = read_dataset(dataset_files.dataset_path(folder))
         state = None if resume == files.NEW else files.load_state(files.STATES.path(resume))
-        kept, shown = files.TrainingFiles.new(name, keep_state), host.ProgressText(host.node_id(cls))
+        learns = {"unet": settings.train_unet, "language": settings.train_language}
+        kept, shown = files.TrainingFiles.new(name, keep_state, **learns), host.ProgressText(host.node_id(cls))
 
         def save(snapshot) -> None:
             written[:] = kept.save(snapshot)
             shown.update(f"{snapshot.info['steps']} steps saved as {kept.connector.name}", now=True)
 
-        watch = Watch(previews(model, settings.steps), shown.update, save)
+        watch = Watch(previews(model, settings.steps), shown.update, save, kept.require_room)
         trained = train(model, vae, multimodal_encoder, dataset, settings, clip=clip, state=state, watch=watch)
         lora = trained.snapshot.unet_lora
         changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model

@@ -60,6 +60,7 @@ def train(
     with torch.inference_mode(False):
         parts = {"clip": clip, "state": state, "process": process or Process(), "watch": watch}
         fit, snapshot = Fit(model, vae, encoder, dataset, settings, **parts), None
+        watch.begin(fit.learner.sizes())
         try:
             fit.run()
         finally:
