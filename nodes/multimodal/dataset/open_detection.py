@@ -16,9 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..vlm.folders import OFFLINE, managed, read_json, refuse_code, unreadable
+from ...host.cancelling import Cancellable
+from ...quoting import quoted
+from ..vlm.folders import allowed_weights, configuration, name_of, read_json, read_tokenizer
+from ..vlm.reading import COPY_AGAIN, managed, read_model
 
 MODEL_TYPE = "grounding-dino"
+PARTS = {"backbone_config": ("swin",), "text_config": ("bert",)}
 DETERMINERS = frozenset(
     [
         "a",
@@ -47,6 +51,7 @@ DETERMINERS = frozenset(
 )
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a folder says nothing else
 SIZES = (800, 1333)  # pixels of the shorter and, at most, of the longer side
+MIN_SHOWN, MOST_SHOWN = 32, 4096  # of either: what the backbone divides by, and three times what it was trained on
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Detector:
             if name in read
         }
         pixels = self.shown(picture).to(device, next(model.parameters()).dtype)
-        with torch.no_grad():
+        with torch.no_grad(), Cancellable():
             found = model(pixel_values=pixels, **inputs)
         scores = found.logits[0].float().sigmoid().cpu()[:, : len(read["input_ids"])]
         boxes = found.pred_boxes[0].float().cpu()
@@ -197,41 +202,56 @@ def positions_of(words: Sequence[str], caption: str) -> list[tuple[int, int]]:
 # ---- folders --------------------------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError for a folder that is no GroundingDINO, brings program code, or has no .safetensors."""
-    name, config = folder.name, read_json(folder / "config.json")
+def require_detector(folder: Path) -> None:
+    """Raise ValueError for a folder that is no GroundingDINO."""
+    config = read_json(folder, "config.json")
     if config.get("model_type") != MODEL_TYPE:
-        kind = repr(config.get("model_type")) if config else "none (no config.json)"
+        kind = quoted(config.get("model_type")) if config else "none (no config.json)"
         raise ValueError(
-            f"{name} is a model of type {kind}, and the detector is a GroundingDINO as transformers writes it: put "
-            "such a folder there, or connect boxes or masks instead."
+            f"{name_of(folder)} is a model of type {kind}, and the detector is a GroundingDINO as transformers writes "
+            "it: put such a folder there, or connect boxes or masks instead."
         )
-    refuse_code(folder, "a GroundingDINO that transformers itself knows")
-    if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{name} has no .safetensors in it, and nothing else is read: take the model in that format.")
 
 
 def load_detector(folder: Path) -> Detector:
-    """Read a GroundingDINO folder: offline, .safetensors only, none of its code. Raises ValueError as check_folder."""
-    check_folder(folder)
+    """Read a GroundingDINO folder: offline, .safetensors only, none of its code. Raises ValueError for any other."""
+    require_detector(folder)
     import transformers
 
-    kind = transformers.GroundingDinoForObjectDetection
+    kind, name = transformers.GroundingDinoForObjectDetection, name_of(folder)
     with torch.inference_mode(False), torch.no_grad():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **OFFLINE)
-            model = kind.from_pretrained(folder, use_safetensors=True, **OFFLINE)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise unreadable(folder, error) from error
+        files = allowed_weights(folder, "a GroundingDINO that transformers itself knows")
+        config = configuration(folder, MODEL_TYPE, PARTS)
+        tokenizer = read_tokenizer(folder, config)
+        model = read_model(name, folder, files, config, make=kind, load=kind.from_pretrained)
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{folder.name} has no tokenizer.json: copy the whole folder of the model there.")
-    seen = read_json(folder / "preprocessor_config.json")
-    size = seen.get("size", {})
-    return Detector(
-        name=folder.name,
-        patcher=managed(model),
-        tokenizer=tokenizer,
-        sizes=(int(size.get("shortest_edge", SIZES[0])), int(size.get("longest_edge", SIZES[1]))),
-        mean=tuple(seen.get("image_mean", MEAN)),
-        deviation=tuple(seen.get("image_std", DEVIATION)),
-    )
+        raise ValueError(f"{name} has no tokenizer.json: copy the whole folder of the model there.")
+    return Detector(name=name, patcher=managed(model), tokenizer=tokenizer, **shown_as(folder))
+
+
+def shown_as(folder: Path) -> dict[str, tuple]:
+    """How a folder says that pictures are shown. Raises ValueError for sizes and colours that are none."""
+    said = read_json(folder, "preprocessor_config.json")
+    size = said.get("size", {})
+    size = size if isinstance(size, dict) else {}
+    sizes = size.get("shortest_edge", SIZES[0]), size.get("longest_edge", SIZES[1])
+    mean, deviation = said.get("image_mean", MEAN), said.get("image_std", DEVIATION)
+    if not all(type(side) is int and MIN_SHOWN <= side <= MOST_SHOWN for side in sizes):
+        raise ValueError(
+            f"preprocessor_config.json of {name_of(folder)} has the size {quoted(list(sizes))}, sides from {MIN_SHOWN} "
+            f"to {MOST_SHOWN} are shown: {COPY_AGAIN}."
+        )
+    for values in (mean, deviation):
+        if not isinstance(values, list | tuple) or len(values) != 3 or not all(is_colour(v) for v in values):
+            raise ValueError(
+                f"preprocessor_config.json of {name_of(folder)} has the colours {quoted(values)}, three numbers from 0 "
+                f"to 1 are read: {COPY_AGAIN}."
+            )
+    if not all(deviation):
+        raise ValueError(f"preprocessor_config.json of {name_of(folder)} has an image_std of 0: {COPY_AGAIN}.")
+    return {"sizes": sizes, "mean": tuple(mean), "deviation": tuple(deviation)}
+
+
+def is_colour(value: Any) -> bool:
+    """Whether a value of JSON is a number from 0 to 1."""
+    return type(value) in (int, float) and 0 <= value <= 1
