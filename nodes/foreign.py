@@ -52,7 +52,7 @@ def file_within(folder: Path, name: str, *others: Path) -> Path:
     found = regular_file(folder / name)
     if not any(found.is_relative_to(root.resolve()) for root in (folder, *others)):
         raise ValueError(
-            f"{quoted(f'{folder.name}/{name}')} is a link out of its folder, to {quoted(str(found))}, which is not "
+            f"{quoted(f'{folder.name}/{name}')} is a link out of its folder, to {quoted(found.name)}, which is not "
             "followed: put the file itself there, or link the whole folder."
         )
     return found
