@@ -44,16 +44,16 @@ def regular_file(path: Path) -> Path:
     return found
 
 
-def file_within(folder: Path, name: str, *others: Path) -> Path:
-    """Where a regular file of a folder lies, with links followed: in the folder, or in one of `others`.
+def file_within(folder: Path, name: str) -> Path:
+    """Where a regular file of a folder lies, with links followed, in the folder itself.
 
     Raises ValueError as regular_file does, and for a link that leads elsewhere.
     """
     found = regular_file(folder / name)
-    if not any(found.is_relative_to(root.resolve()) for root in (folder, *others)):
+    if not found.is_relative_to(folder.resolve()):
         raise ValueError(
             f"{quoted(f'{folder.name}/{name}')} is a link out of its folder, to {quoted(found.name)}, which is not "
-            "followed: put the file itself there, or link the whole folder."
+            "followed: put the file itself there."
         )
     return found
 

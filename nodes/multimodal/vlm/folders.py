@@ -1,7 +1,7 @@
 """Folders of models as transformers writes them: what is read of one, and what transformers is given of it.
 
-Allowed is what is listed here: .safetensors and the files of a tokenizer, regular ones that lie in the folder; of the
-configuration what its classes know, in sizes that the weights can have. None of a folder's code is run, nothing is
+Allowed is what is listed here: .safetensors and the files of a tokenizer, regular ones that the folder itself names,
+with links followed as the host does in its folders of models (caches of the hub are made of links); of the configuration what its classes know, in sizes that the weights can have. None of a folder's code is run, nothing is
 downloaded, and which attention computes it is for transformers and the host to say.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...foreign import file_within, object_of, parts_of
+from ...foreign import object_of, parts_of, regular_file
 from ...quoting import quoted
 from .reading import COPY_AGAIN, OFFLINE, Refused, reading
 
@@ -57,27 +57,17 @@ TOKENIZER_NAMES = re.compile(  # of tokenizer_config.json; no names of files, wh
 
 
 def name_of(folder: Path) -> str:
-    """What a folder is called; in a cache of the Hugging Face hub the model's own name."""
-    cache = cache_of(folder)
-    return folder.name if cache is None else cache.name.removeprefix("models--").replace("--", "/")
-
-
-def cache_of(folder: Path) -> Path | None:
-    """The hub's cache of a model, where a folder is its snapshots/<revision>, whose files are links to its blobs."""
+    """What a folder is called; in a cache of the Hugging Face hub (.../snapshots/...) the model's own name."""
     where = folder.resolve()
-    found = where.parent.parent
-    return found if where.parent.name == "snapshots" and found.name.startswith("models--") else None
-
-
-def part_of(folder: Path, name: str) -> Path:
-    """Where a file of a model folder lies: in it, or among a cache's blobs. Raises ValueError as file_within."""
-    cache = cache_of(folder)
-    return file_within(folder, name, *([] if cache is None else [cache / "blobs"]))
+    cache = where.parent.parent.name
+    if where.parent.name == "snapshots" and cache.startswith("models--"):
+        return cache.removeprefix("models--").replace("--", "/")
+    return folder.name
 
 
 def read_json(folder: Path, name: str) -> dict:
     """A JSON file of a model folder; empty where there is none. Raises ValueError for one that is damaged."""
-    return object_of(part_of(folder, name), COPY_AGAIN) if lies_there(folder / name) else {}
+    return object_of(folder / name, COPY_AGAIN) if lies_there(folder / name) else {}
 
 
 def lies_there(path: Path) -> bool:
@@ -89,7 +79,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The files of a folder's weights. Raises ValueError where there are none, and for an index that names others."""
     name = name_of(folder)
     if lies_there(folder / WEIGHTS):
-        return [part_of(folder, WEIGHTS)]
+        return [regular_file(folder / WEIGHTS)]
     if lies_there(folder / INDEX):
         named = read_json(folder, INDEX).get("weight_map")
         files = sorted({str(file) for file in named.values()}) if isinstance(named, dict) else []
@@ -97,7 +87,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not files or odd or len(files) > MOST_SHARDS:
             what = f"{quoted(odd[0])}, which is no .safetensors of the folder" if odd else f"{len(files)} files"
             raise ValueError(f"the index of {name} ({INDEX}) names {what}: {COPY_AGAIN}.")
-        return [part_of(folder, file) for file in files]
+        return [regular_file(folder / file) for file in files]
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
     if pickled:
         raise ValueError(
@@ -218,7 +208,7 @@ def read_tokenizer(folder: Path, config: Any) -> Any:
     with tempfile.TemporaryDirectory() as clean, reading(name_of(folder)):
         for file in TOKENIZER_FILES:
             if lies_there(folder / file):
-                copy_small(part_of(folder, file), Path(clean, file))
+                copy_small(regular_file(folder / file), Path(clean, file))
         for file, content in (("tokenizer_config.json", said), ("config.json", {"model_type": config.model_type})):
             Path(clean, file).write_text(json.dumps(content), encoding="utf-8")
         return transformers.AutoTokenizer.from_pretrained(clean, config=config, **OFFLINE)
