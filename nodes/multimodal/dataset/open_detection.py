@@ -20,6 +20,7 @@ from ...host.cancelling import Cancellable
 from ...quoting import quoted
 from ..vlm.folders import allowed_weights, configuration, name_of, read_json, read_tokenizer
 from ..vlm.reading import COPY_AGAIN, managed, read_model
+from .text import PUNCTUATION, joined
 
 MODEL_TYPE = "grounding-dino"
 PARTS = {"backbone_config": ("swin",), "text_config": ("bert",)}
@@ -102,7 +103,7 @@ class Detector:
         limit = self.patcher.model.model.config.max_text_len
         if len(read["input_ids"]) > limit:
             raise ValueError(
-                f"the caption that begins with {caption[:40]!r} has {len(read['input_ids'])} tokens and {self.name} "
+                f"the caption {quoted(caption)} has {len(read['input_ids'])} tokens and {self.name} "
                 f"reads {limit}: shorten it."
             )
         return read
@@ -140,7 +141,7 @@ def best_by_phrase(
     height in 0..1. offsets: the characters of each token; empty for the tokenizer's own marks. A box counts from
     box_threshold on; its phrase is the run of tokens of text_threshold and more around its best one.
     """
-    words = torch.tensor([end > start and caption[start:end].strip(" .,;:!?") != "" for start, end in offsets])
+    words = torch.tensor([end > start and caption[start:end].strip(PUNCTUATION) != "" for start, end in offsets])
     best: dict[tuple[int, int], Detection] = {}
     scores = scores.where(words[: scores.shape[1]], scores.new_zeros(()))
     tops, at = scores.max(1)
@@ -170,33 +171,14 @@ def corners(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 def phrase(caption: str, start: int, end: int) -> tuple[int, int] | None:
     """start..end widened to whole words, without articles in front; None where nothing is left."""
-    while start > 0 and caption[start - 1].isalnum() and caption[start : start + 1].isalnum():
+    while 0 < start < len(caption) and joined(caption[start - 1], caption[start]):
         start -= 1
-    while end < len(caption) and caption[end].isalnum() and caption[end - 1].isalnum():
+    while 0 < end < len(caption) and joined(caption[end - 1], caption[end]):
         end += 1
     for word in re.finditer(r"[\w'-]+", caption[start:end]):
         if word.group().lower() not in DETERMINERS:
-            return start + word.start(), start + len(caption[start:end].rstrip(" .,;:!?"))
+            return start + word.start(), start + len(caption[start:end].rstrip(PUNCTUATION))
     return None
-
-
-def positions_of(words: Sequence[str], caption: str) -> list[tuple[int, int]]:
-    """Where words or phrases stand in a caption (start, end), one after the other where one comes twice.
-
-    Raises ValueError for one that is not there.
-    """
-    found: list[tuple[int, int]] = []
-    for word in words:
-        pattern = re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, word.split())) + r"(?!\w)", re.IGNORECASE)
-        spots = [match.span() for match in pattern.finditer(caption)] if word.strip() else []
-        free = [spot for spot in spots if spot not in found]
-        if not free:
-            raise ValueError(
-                f"the word {word!r} is not in the caption {caption[:60]!r}"
-                f"{' that often' if spots else ''}: write words as the caption has them, separated by commas."
-            )
-        found.append(free[0])
-    return found
 
 
 # ---- folders --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Folders of models as transformers writes them: what is read of one, and what transformers is given of it.
 
 Allowed is what is listed here: .safetensors and the files of a tokenizer, regular ones that the folder itself names,
-with links followed as the host does in its folders of models (caches of the hub are made of links); of the configuration what its classes know, in sizes that the weights can have. None of a folder's code is run, nothing is
+with links followed as the host does in its folders of models (caches of the hub are made of links); of the
+configuration what its classes know, in sizes that the weights can have. None of a folder's code is run, nothing is
 downloaded, and which attention computes it is for transformers and the host to say.
 """
 
