@@ -19,6 +19,7 @@ from .quoting import quoted
 
 MOST_BYTES = 1 << 24  # of a file of JSON that is read whole; published configurations and recipes have some thousand
 MOST_DEPTH = 16  # of lists and objects in JSON; configurations need 4
+MOST_DIGITS = 100  # of a whole number
 MOST_LINE = 1 << 20  # letters of one line; a record of a dataset has some hundred
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
@@ -72,7 +73,7 @@ def decoding_of(start: bytes) -> dict[str, str]:
 
 def readable(text: str) -> str:
     """The text. Raises ValueError where bytes of it were none: guessing would read other letters in silence."""
-    odd = re.search("[\ud800-\udfff]", text)
+    odd = re.search("[\0\ud800-\udfff]", text)  # zeros: UTF-16 without its mark
     if odd is not None:
         near = quoted(text[max(0, odd.start() - 20) : odd.end() + 20])
         raise ValueError(f"it is not in UTF-8 near {near}, save it as UTF-8 in the editor")
@@ -110,15 +111,22 @@ def json_of(text: str) -> Any:
     """What a text of JSON says. Raises ValueError for what is none, for NaN, and for more than MOST_DEPTH levels."""
     deep = f"it is nested deeper than {MOST_DEPTH} levels"
     try:
-        found = json.loads(text, parse_constant=no_number)
+        found = json.loads(text, parse_constant=no_number, parse_int=whole_number)
     except RecursionError:
         raise ValueError(deep) from None
     level = [found]
-    for _ in range(MOST_DEPTH + 1):
-        level = [part for each in level for part in parts_of(each)]
+    for _ in range(MOST_DEPTH):
+        level = [part for each in level for part in parts_of(each) if isinstance(part, dict | list)]
         if not level:
             return found
     raise ValueError(deep)
+
+
+def whole_number(said: str) -> int:
+    """A whole number of JSON. Raises ValueError for one that Python would refuse in words of its own."""
+    if len(said) > MOST_DIGITS:
+        raise ValueError(f"a number in it has {len(said)} digits")
+    return int(said)
 
 
 def json_line(line: str) -> Any:
