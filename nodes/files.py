@@ -58,6 +58,12 @@ def folders_with(marker: str, roots: Iterable[Path | str], depth: int = 2) -> di
     return found
 
 
+def snapshots_in(roots: Iterable[Path | str]) -> dict[str, Path]:
+    """Models in caches of the Hugging Face hub, by name: models--<maker>--<model>/snapshots/<revision>."""
+    files = [(root, file) for root in map(Path, roots) for file in root.glob("models--*/snapshots/*/config.json")]
+    return {file.parent.relative_to(root).as_posix(): file.parent for root, file in reversed(files)}
+
+
 def filled(build: Callable[..., Network], config: Any, tensors: Tensors) -> Network:
     """build(config, dtype) with a file's tensors in it, which are read when their shapes are known to fit.
 
@@ -99,8 +105,10 @@ class ModelFolders:
         """Where each lies, by name; none where the host was not told of the folder yet."""
         import folder_paths
 
-        known = self.folder in folder_paths.folder_names_and_paths
-        return folders_with("config.json", folder_paths.get_folder_paths(self.folder)) if known else {}
+        if self.folder not in folder_paths.folder_names_and_paths:
+            return {}
+        roots = folder_paths.get_folder_paths(self.folder)
+        return snapshots_in(roots) | folders_with("config.json", roots)
 
     def path(self, name: str) -> Path:
         """Where one lies. Raises ValueError for a name that is none of them."""

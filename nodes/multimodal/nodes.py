@@ -109,7 +109,8 @@ class LoadMultimodalEncoder(io.ComfyNode):
         chosen = [folder_paths.get_full_path(kind, name) for kind, name in parts.items() if name != NONE]
         if folder in files.ENCODERS.found():
             chosen += sorted(str(path) for path in files.ENCODERS.path(folder).glob("*.*"))
-        return " ".join(f"{path} {os.path.getmtime(path)}" for path in chosen if path)
+        there = [path for path in chosen if path and os.path.exists(path)]  # a link may lead nowhere
+        return " ".join(f"{path} {os.path.getmtime(path)}" for path in there)
 
     @classmethod
     def execute(cls, **chosen) -> io.NodeOutput:

@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal.dataset import files as multimodal_dataset_files
-from palimpsest.nodes.multimodal.dataset import open_detection
+from palimpsest.nodes.multimodal.dataset import open_detection, text
 from palimpsest.nodes.multimodal.dataset.open_detection import Detection
 
 CAPTION = "A big man and his red dog in the snow"
@@ -47,9 +47,9 @@ def test_boxes_become_phrases_of_the_caption():
 def test_words_are_found_whole_and_once_each(words, found):
     if found is None:
         with pytest.raises(ValueError, match="is not in the caption"):
-            open_detection.positions_of(words, CAPTION)
+            text.positions_of(words, CAPTION)
     else:
-        assert [CAPTION[a:b] for a, b in open_detection.positions_of(words, CAPTION)] == found
+        assert [CAPTION[a:b] for a, b in text.positions_of(words, CAPTION)] == found
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from .files import NO_DETECTOR
 from .finders import Finder, Found
 from .folder import write_records
 from .pictures import WHOLES, write_picture
+from .text import is_person
 
 PEOPLE = "man, woman, person, boy, girl, child, people, men, women, lady, gentleman, guy, baby, kid"
 HEAD_INSIDE = 0.8  # how much of a head must lie in its person
@@ -167,11 +168,6 @@ def apart(found: Sequence[Found]) -> Iterator[Found]:
 def head_of(box: Box, heads: Sequence[tuple[Box, float]]) -> Box | None:
     """The best head that lies in a person's box; None where there is none."""
     return next((head for head, _ in heads if area(head) and inside(head, box) >= HEAD_INSIDE), None)
-
-
-def is_person(word: str, people: Sequence[str]) -> bool:
-    """Whether a phrase is about a person: one of its words is among `people`."""
-    return not set(re.findall(r"[\w'-]+", word.lower())).isdisjoint(people)
 
 
 def shown_part(picture: Tensor, found: Found) -> Tensor:

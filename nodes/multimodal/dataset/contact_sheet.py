@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ... import plots
 from .dataset import Dataset
-from .pictures import read_picture
 
 
 def overview(dataset: Dataset, most: int = 12) -> Tensor:
@@ -20,12 +19,12 @@ def overview(dataset: Dataset, most: int = 12) -> Tensor:
 
 def row_of(dataset: Dataset, index: int) -> plots.Row:
     """A picture with its boxes, its crops and heads, its wholes, and the prompt with all crops."""
-    record, folder = dataset.records[index], dataset.folder
+    record = dataset.records[index]
     picture = plots.boxed(dataset.picture(index), (crop.box for crop in record.crops))
     cells = [(picture, PurePosixPath(record.picture).name)]
     for number, crop in enumerate(record.crops, 1):
-        cells.append((read_picture(folder / crop.file), f"{number} {crop.word} {crop.score:.2f}"))
+        cells.append((dataset.read(crop.file), f"{number} {crop.word} {crop.score:.2f}"))
         if crop.head:
-            cells.append((read_picture(folder / crop.head), f"{number} head"))
-    cells += [(read_picture(folder / file), kind) for kind, file in sorted(record.wholes.items())]
+            cells.append((dataset.read(crop.head), f"{number} head"))
+    cells += [(dataset.read(file), kind) for kind, file in sorted(record.wholes.items())]
     return plots.Row(cells, record.prompt())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ....kernels.conditioning_pictures import Box, varied
+from ...foreign import file_within
 from ...settings import Settings
 from ..interleaved import Picture, Prompt
 from .pictures import read_picture
@@ -33,6 +34,16 @@ class Recipe(Settings):
     head_share: float = 0.7
     vary_share: float = 0.2
     whole_share: float = 0.3
+
+
+RANGES = {  # what a recipe may say, as the node's inputs do
+    "min_side": (1, 4096),
+    "max_share": (0.05, 1.0),
+    "max_crops": (1, 8),
+    "head_share": (0.0, 1.0),
+    "vary_share": (0.0, 1.0),
+    "whole_share": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,21 @@ class Dataset:
     records: tuple[Record, ...]
     recipe: Recipe
 
+    def read(self, file: str) -> Tensor:
+        """A picture file of the folder, (H, W, 3) in 0..1. Raises ValueError as file_within and read_picture."""
+        return read_picture(file_within(self.folder, file))
+
     def picture(self, index: int) -> Tensor:
-        """A whole picture, (H, W, 3) in 0..1."""
-        return read_picture(self.folder / self.records[index].picture)
+        """A whole picture, (H, W, 3) in 0..1. Raises ValueError as read, and for another size than its line says."""
+        record = self.records[index]
+        found = self.read(record.picture)
+        if found.shape[1::-1] != record.size:
+            height, width, _ = found.shape
+            raise ValueError(
+                f"{record.picture} of the dataset {self.folder.name!r} has {width} x {height} pixels, its line says "
+                f"{record.size[0]} x {record.size[1]}: correct the line, or put the picture back that it was made of."
+            )
+        return found
 
     def fitting(self, stage: Stage) -> list[int]:
         """The records that a stage can be trained on. Raises ValueError where there are none."""
@@ -137,12 +160,12 @@ class Dataset:
             return []
         kinds = sorted(record.wholes)
         kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
-        return [Picture(read_picture(self.folder / record.wholes[kind]), tokens, 1.0, kind), " "]
+        return [Picture(self.read(record.wholes[kind]), tokens, 1.0, kind), " "]
 
     def drawn_crop(self, crop: Crop, tokens: int | None, generator: torch.Generator) -> Picture:
         """A crop, or the head of its person, varied now and then."""
         file = crop.head if crop.head and happens(self.recipe.head_share, generator) else crop.file
-        pixels = read_picture(self.folder / file)
+        pixels = self.read(file)
         if happens(self.recipe.vary_share, generator):
             pixels = varied(pixels, generator)
         return Picture(pixels, tokens, 1.0, crop.word)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from ....kernels.conditioning_pictures import Box, box_around
-from .open_detection import Detector, positions_of
+from ...quoting import quoted
+from .open_detection import Detector
+from .text import positions_of, spots_of
 
 HEADS = "head. face."  # what is searched for in people
+NOWHERE = (0, 0, 0, 0)  # the box of an empty mask, which is counted as too small
+FARTHEST = 1e9  # pixels; a box may lie partly outside of its picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +56,7 @@ class ByDetector:
 
     def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]:
         found = self.detector.detect(picture, caption, self.box_threshold, self.text_threshold)
-        here = [word for word in self.words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE)]
+        here = [word for word in self.words if spots_of(word, caption)]
         wanted = positions_of(here, caption) if self.words else [(0, len(caption))]
         return [
             Found(each.start, each.end, in_pixels(each.box, picture), each.score)
@@ -77,11 +82,10 @@ class ByMask:
         masks, words = self.masks[index].reshape(-1, *self.masks[index].shape[-2:]), self.words[index]
         same_number(index, "masks", len(masks), words)
         large = F.interpolate(masks[:, None].float().clamp(0, 1), picture.shape[:2], mode="bilinear")[:, 0]
-        boxes = [box_around(mask) for mask in large]
+        boxes = [box_around(mask) or NOWHERE for mask in large]
         return [
             Found(*position, box, 1.0, mask if self.remove else None)
             for position, box, mask in zip(positions_of(words, caption), boxes, large, strict=True)
-            if box is not None
         ]
 
 
@@ -93,22 +97,59 @@ class ByBox:
     words: Sequence[Sequence[str]]
 
     def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]:
-        boxes = self.boxes[index]
-        words = self.words[index] or [str(box.get("label", "")) for box in boxes]
+        boxes = [
+            read_box(box, f"box {number} of picture {index + 1}") for number, box in enumerate(self.boxes[index], 1)
+        ]
+        words = self.words[index] or [box.label for box in boxes]
         same_number(index, "boxes", len(boxes), words)
         height, width = picture.shape[:2]
-        found = []
-        for position, box in zip(positions_of(words, caption), boxes, strict=True):
-            left, top = max(0, round(box["x"])), max(0, round(box["y"]))
-            right, bottom = min(width, round(box["x"] + box["width"])), min(height, round(box["y"] + box["height"]))
-            found.append(Found(*position, (left, top, right, bottom), float(box.get("score", 1.0))))
-        return found
+        return [
+            Found(*position, box.within(height, width), box.score)
+            for position, box in zip(positions_of(words, caption), boxes, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Boxed:
+    """A box as BOUNDING_BOX carries it, in pixels."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    score: float = 1.0
+    label: str = ""
+
+    def within(self, height: int, width: int) -> Box:
+        """(left, top, right, bottom) of the part of it that lies in a picture of this size."""
+        left, top = max(0, round(self.x)), max(0, round(self.y))
+        return left, top, min(width, round(self.x + self.width)), min(height, round(self.y + self.height))
+
+
+def read_box(box: dict, where: str) -> Boxed:
+    """A box as another node gives it. Raises ValueError for one that has no place, or names that are no text."""
+    found = {name: number_of(box.get(name), f"{name} of {where}") for name in ("x", "y", "width", "height")}
+    label = box.get("label")
+    if not isinstance(label, str | None):
+        raise ValueError(f"label of {where} is {quoted(label)}: boxes are named by words of the caption.")
+    score = number_of(box.get("score", 1.0), f"score of {where}")
+    return Boxed(**found, score=score, label=label or "")
+
+
+def number_of(value: Any, what: str) -> float:
+    """A number of a box. Raises ValueError for what is none, NaN, and places that are in no picture."""
+    found = value.item() if isinstance(value, Tensor | np.generic) and value.shape == () else value
+    known = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    if not known or abs(found) > FARTHEST:
+        raise ValueError(f"{what} is {quoted(value)}, a number is needed: look at the node that makes the boxes.")
+    return found
 
 
 def same_number(index: int, what: str, count: int, words: Sequence[str]) -> None:
     """Raise ValueError where a picture has another number of words than of masks or boxes."""
     if count != len(words):
+        named = quoted(", ".join(words)) if words else "none"
         raise ValueError(
-            f"picture {index + 1} has {count} {what} and {len(words)} words ({', '.join(words) or 'none'}): give a "
-            "word of the caption for each, separated by commas, in the same order."
+            f"picture {index + 1} has {count} {what} and {len(words)} words ({named}): give a word of the caption for "
+            "each, separated by commas, in the same order."
         )

@@ -6,19 +6,23 @@ from typing import Any
 
 import torch
 
+from ...pictures import rgb
+from ...quoting import quoted
 from .finders import ByBox, ByDetector, ByMask
+from .pictures import require_pixels
+from .text import cleaned, comma, lines
 
 
-def comma(text: str) -> tuple[str, ...]:
-    """Words between commas."""
-    return tuple(word for word in (part.strip() for part in text.split(",")) if word)
+def one_by_one(images: list, what: str = "images") -> list[torch.Tensor]:
+    """Pictures (H, W, 3) of a list of batches: the host's own memory. Raises ValueError for none, and for NaN.
 
-
-def one_by_one(images: list) -> list[torch.Tensor]:
-    """Pictures (H, W, 3) of a list of batches: the host's own memory. Raises ValueError for none, and for NaN."""
-    pictures = [picture[..., :3] for batch in images for picture in batch]
-    if not pictures or not all(torch.isfinite(picture).all() for picture in pictures):
-        raise ValueError("images has no pictures, or NaN in them: look at the node that makes them.")
+    One channel stands for all three, a fourth is left out.
+    """
+    pictures = [picture for batch in images for picture in rgb(batch, what)]
+    if not pictures:
+        raise ValueError(f"{what} has no pictures: look at the node that makes them.")
+    for number, picture in enumerate(pictures, 1):
+        require_pixels(picture.shape[1], picture.shape[0], f"picture {number} of {what}")
     return pictures
 
 
@@ -26,8 +30,8 @@ def captions_for_each(captions: list[str], pictures: int) -> list[str]:
     """A caption for each picture: a list of as many, or the lines of one. Raises ValueError for another number."""
     found = list(captions)
     if len(found) == 1 and pictures != 1:
-        found = [line.strip() for line in found[0].splitlines() if line.strip()]
-    found = [" ".join(text.split()) for text in found]
+        found = lines(found[0])
+    found = [" ".join(cleaned(text).split()) for text in found]
     if len(found) != pictures or not all(found):
         filled = sum(map(bool, found))
         raise ValueError(
@@ -40,8 +44,8 @@ def captions_for_each(captions: list[str], pictures: int) -> list[str]:
 def words_for_each(words: list[str], pictures: int) -> list[tuple[str, ...]]:
     """The words of each picture: one text for all, or a text or line for each. Raises ValueError for another number."""
     if len(words) == 1:
-        lines = [line for line in words[0].splitlines() if line.strip()] or [""]
-        words = lines if len(lines) > 1 else lines * pictures
+        each = lines(words[0]) or [""]
+        words = each if len(each) > 1 else each * pictures
     if len(words) != pictures:
         raise ValueError(f"words has {len(words)} texts for {pictures} pictures: give one for all, or one for each.")
     return [comma(text) for text in words]
@@ -49,7 +53,7 @@ def words_for_each(words: list[str], pictures: int) -> list[tuple[str, ...]]:
 
 def depth_for_each(depth: list | None, pictures: int) -> list[torch.Tensor]:
     """The depth map of each picture, or none at all. Raises ValueError for another number."""
-    depths = one_by_one(depth) if depth else []
+    depths = one_by_one(depth, "depth") if depth else []
     if depths and len(depths) != pictures:
         raise ValueError(f"depth has {len(depths)} pictures for {pictures}: give one for each, or disconnect it.")
     return depths
@@ -57,6 +61,8 @@ def depth_for_each(depth: list | None, pictures: int) -> list[torch.Tensor]:
 
 def masks_for_each(masks: list[torch.Tensor], pictures: int) -> list[torch.Tensor]:
     """A batch of masks for each picture; a single batch of as many masks as there are pictures is taken apart."""
+    if not all(mask.numel() and torch.isfinite(mask).all() for mask in masks):
+        raise ValueError("masks has one that is empty or holds NaN: look at the node that makes it.")
     if len(masks) == 1 and pictures != 1 and len(masks[0]) == pictures:
         masks = [*masks[0][:, None]]
     return require_number(masks, pictures, "masks")
@@ -64,7 +70,7 @@ def masks_for_each(masks: list[torch.Tensor], pictures: int) -> list[torch.Tenso
 
 def boxes_for_each(boxes: list, pictures: int) -> list[list[dict]]:
     """A list of boxes for each picture; a single list of as many entries as there are pictures is taken apart."""
-    if len(boxes) == 1 and pictures != 1 and len(boxes[0]) == pictures:
+    if len(boxes) == 1 and pictures != 1 and isinstance(boxes[0], list) and len(boxes[0]) == pictures:
         boxes = boxes[0]
     return [flat(each) for each in require_number(boxes, pictures, "boxes")]
 
@@ -78,9 +84,18 @@ def require_number(entries: list, pictures: int, what: str) -> list:
     return entries
 
 
-def flat(boxes: dict | list) -> list[dict]:
-    """Boxes without the lists that some nodes put around those of a frame; one may come by itself."""
-    return [boxes] if isinstance(boxes, dict) else [box for each in boxes for box in flat(each)]
+def flat(boxes: dict | list, levels: int = 4) -> list[dict]:
+    """Boxes without the lists that some nodes put around those of a frame; one may come by itself.
+
+    Raises ValueError for what is neither, and for lists in more than so many levels.
+    """
+    if isinstance(boxes, dict):
+        return [boxes]
+    if not isinstance(boxes, list | tuple) or levels == 0:
+        raise ValueError(
+            f"boxes has {quoted(boxes)}, a box is an object of x, y, width and height: look at the node that makes it."
+        )
+    return [box for each in boxes for box in flat(each, levels - 1)]
 
 
 def chosen_finder(

@@ -13,6 +13,7 @@ from .contact_sheet import overview
 from .finders import ByDetector
 from .folder import SHEET
 from .open_detection import load_detector
+from .text import comma
 
 BOXES = io.Custom("BOUNDING_BOX")
 
@@ -215,7 +216,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                 settings.recipe,
                 settings.wholes,
                 depths=depths,
-                people=lists.comma(settings.people.lower()),
+                people=comma(settings.people.lower()),
                 heads=detector.heads if detector else None,
                 tell=teller(len(pictures), shown),
             )

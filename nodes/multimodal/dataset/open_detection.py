@@ -16,9 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..vlm.folders import OFFLINE, managed, read_json, refuse_code, unreadable
+from ...host.cancelling import Cancellable
+from ...quoting import quoted
+from ..vlm.folders import allowed_weights, configuration, name_of, read_json, read_tokenizer
+from ..vlm.reading import COPY_AGAIN, managed, read_model
+from .text import PUNCTUATION, joined
 
 MODEL_TYPE = "grounding-dino"
+PARTS = {"backbone_config": ("swin",), "text_config": ("bert",)}
 DETERMINERS = frozenset(
     [
         "a",
@@ -47,6 +52,7 @@ DETERMINERS = frozenset(
 )
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a folder says nothing else
 SIZES = (800, 1333)  # pixels of the shorter and, at most, of the longer side
+MIN_SHOWN, MOST_SHOWN = 32, 4096  # of either: what the backbone divides by, and three times what it was trained on
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class Detector:
             if name in read
         }
         pixels = self.shown(picture).to(device, next(model.parameters()).dtype)
-        with torch.no_grad():
+        with torch.no_grad(), Cancellable():
             found = model(pixel_values=pixels, **inputs)
         scores = found.logits[0].float().sigmoid().cpu()[:, : len(read["input_ids"])]
         boxes = found.pred_boxes[0].float().cpu()
@@ -97,7 +103,7 @@ class Detector:
         limit = self.patcher.model.model.config.max_text_len
         if len(read["input_ids"]) > limit:
             raise ValueError(
-                f"the caption that begins with {caption[:40]!r} has {len(read['input_ids'])} tokens and {self.name} "
+                f"the caption {quoted(caption)} has {len(read['input_ids'])} tokens and {self.name} "
                 f"reads {limit}: shorten it."
             )
         return read
@@ -135,7 +141,7 @@ def best_by_phrase(
     height in 0..1. offsets: the characters of each token; empty for the tokenizer's own marks. A box counts from
     box_threshold on; its phrase is the run of tokens of text_threshold and more around its best one.
     """
-    words = torch.tensor([end > start and caption[start:end].strip(" .,;:!?") != "" for start, end in offsets])
+    words = torch.tensor([end > start and caption[start:end].strip(PUNCTUATION) != "" for start, end in offsets])
     best: dict[tuple[int, int], Detection] = {}
     scores = scores.where(words[: scores.shape[1]], scores.new_zeros(()))
     tops, at = scores.max(1)
@@ -165,73 +171,69 @@ def corners(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 def phrase(caption: str, start: int, end: int) -> tuple[int, int] | None:
     """start..end widened to whole words, without articles in front; None where nothing is left."""
-    while start > 0 and caption[start - 1].isalnum() and caption[start : start + 1].isalnum():
+    while 0 < start < len(caption) and joined(caption[start - 1], caption[start]):
         start -= 1
-    while end < len(caption) and caption[end].isalnum() and caption[end - 1].isalnum():
+    while 0 < end < len(caption) and joined(caption[end - 1], caption[end]):
         end += 1
     for word in re.finditer(r"[\w'-]+", caption[start:end]):
         if word.group().lower() not in DETERMINERS:
-            return start + word.start(), start + len(caption[start:end].rstrip(" .,;:!?"))
+            return start + word.start(), start + len(caption[start:end].rstrip(PUNCTUATION))
     return None
-
-
-def positions_of(words: Sequence[str], caption: str) -> list[tuple[int, int]]:
-    """Where words or phrases stand in a caption (start, end), one after the other where one comes twice.
-
-    Raises ValueError for one that is not there.
-    """
-    found: list[tuple[int, int]] = []
-    for word in words:
-        pattern = re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, word.split())) + r"(?!\w)", re.IGNORECASE)
-        spots = [match.span() for match in pattern.finditer(caption)] if word.strip() else []
-        free = [spot for spot in spots if spot not in found]
-        if not free:
-            raise ValueError(
-                f"the word {word!r} is not in the caption {caption[:60]!r}"
-                f"{' that often' if spots else ''}: write words as the caption has them, separated by commas."
-            )
-        found.append(free[0])
-    return found
 
 
 # ---- folders --------------------------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError for a folder that is no GroundingDINO, brings program code, or has no .safetensors."""
-    name, config = folder.name, read_json(folder / "config.json")
+def require_detector(folder: Path) -> None:
+    """Raise ValueError for a folder that is no GroundingDINO."""
+    config = read_json(folder, "config.json")
     if config.get("model_type") != MODEL_TYPE:
-        kind = repr(config.get("model_type")) if config else "none (no config.json)"
+        kind = quoted(config.get("model_type")) if config else "none (no config.json)"
         raise ValueError(
-            f"{name} is a model of type {kind}, and the detector is a GroundingDINO as transformers writes it: put "
-            "such a folder there, or connect boxes or masks instead."
+            f"{name_of(folder)} is a model of type {kind}, and the detector is a GroundingDINO as transformers writes "
+            "it: put such a folder there, or connect boxes or masks instead."
         )
-    refuse_code(folder, "a GroundingDINO that transformers itself knows")
-    if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{name} has no .safetensors in it, and nothing else is read: take the model in that format.")
 
 
 def load_detector(folder: Path) -> Detector:
-    """Read a GroundingDINO folder: offline, .safetensors only, none of its code. Raises ValueError as check_folder."""
-    check_folder(folder)
+    """Read a GroundingDINO folder: offline, .safetensors only, none of its code. Raises ValueError for any other."""
+    require_detector(folder)
     import transformers
 
-    kind = transformers.GroundingDinoForObjectDetection
+    kind, name = transformers.GroundingDinoForObjectDetection, name_of(folder)
     with torch.inference_mode(False), torch.no_grad():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **OFFLINE)
-            model = kind.from_pretrained(folder, use_safetensors=True, **OFFLINE)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise unreadable(folder, error) from error
+        files = allowed_weights(folder, "a GroundingDINO that transformers itself knows")
+        config = configuration(folder, MODEL_TYPE, PARTS)
+        tokenizer = read_tokenizer(folder, config)
+        model = read_model(name, folder, files, config, make=kind, load=kind.from_pretrained)
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{folder.name} has no tokenizer.json: copy the whole folder of the model there.")
-    seen = read_json(folder / "preprocessor_config.json")
-    size = seen.get("size", {})
-    return Detector(
-        name=folder.name,
-        patcher=managed(model),
-        tokenizer=tokenizer,
-        sizes=(int(size.get("shortest_edge", SIZES[0])), int(size.get("longest_edge", SIZES[1]))),
-        mean=tuple(seen.get("image_mean", MEAN)),
-        deviation=tuple(seen.get("image_std", DEVIATION)),
-    )
+        raise ValueError(f"{name} has no tokenizer.json: copy the whole folder of the model there.")
+    return Detector(name=name, patcher=managed(model), tokenizer=tokenizer, **shown_as(folder))
+
+
+def shown_as(folder: Path) -> dict[str, tuple]:
+    """How a folder says that pictures are shown. Raises ValueError for sizes and colours that are none."""
+    said = read_json(folder, "preprocessor_config.json")
+    size = said.get("size", {})
+    size = size if isinstance(size, dict) else {}
+    sizes = size.get("shortest_edge", SIZES[0]), size.get("longest_edge", SIZES[1])
+    mean, deviation = said.get("image_mean", MEAN), said.get("image_std", DEVIATION)
+    if not all(type(side) is int and MIN_SHOWN <= side <= MOST_SHOWN for side in sizes):
+        raise ValueError(
+            f"preprocessor_config.json of {name_of(folder)} has the size {quoted(list(sizes))}, sides from {MIN_SHOWN} "
+            f"to {MOST_SHOWN} are shown: {COPY_AGAIN}."
+        )
+    for values in (mean, deviation):
+        if not isinstance(values, list | tuple) or len(values) != 3 or not all(is_colour(v) for v in values):
+            raise ValueError(
+                f"preprocessor_config.json of {name_of(folder)} has the colours {quoted(values)}, three numbers from 0 "
+                f"to 1 are read: {COPY_AGAIN}."
+            )
+    if not all(deviation):
+        raise ValueError(f"preprocessor_config.json of {name_of(folder)} has an image_std of 0: {COPY_AGAIN}.")
+    return {"sizes": sizes, "mean": tuple(mean), "deviation": tuple(deviation)}
+
+
+def is_colour(value: Any) -> bool:
+    """Whether a value of JSON is a number from 0 to 1."""
+    return type(value) in (int, float) and 0 <= value <= 1

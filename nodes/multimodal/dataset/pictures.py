@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,24 +13,60 @@ from torch import Tensor
 
 from ....kernels.conditioning_pictures import sketch
 from ... import plots
+from ...foreign import regular_file
+from ...host.cancelling import Cancellable, CancellableFile
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # decoded by Pillow itself; others start programs, or are no pictures
+MIN_SIDE = 8  # pixels that become one of a latent's
+MOST_PIXELS = 1 << 25  # 8192 x 4096, an 8K frame: a second to decode, 0.4 GB as numbers; SDXL learns from 1 << 20
+MOST_FILE_BYTES = 8 * MOST_PIXELS + (1 << 20)  # uncompressed, 16 bits a channel, and what stands around it
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def read_picture(path: Path) -> Tensor:
-    """A picture file as (H, W, 3) in 0..1. Raises ValueError for one that is missing or damaged."""
+    """A picture file as (H, W, 3) in 0..1; stopped where the run is cancelled.
+
+    Raises ValueError for one that is missing or damaged, larger than MOST_PIXELS, of another format than FORMATS, or no
+    regular file: before anything of it is decoded.
+    """
+    where, name = regular_file(path), f"{path.parent.name}/{path.name}"
+    if where.stat().st_size > MOST_FILE_BYTES:
+        raise ValueError(f"{name} of the dataset has more than {MOST_FILE_BYTES / 1e6:.0f} MB: make it smaller.")
     try:
-        with Image.open(path) as image:
-            return plots.to_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+        with CancellableFile(where) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the budget below is smaller
+            with Image.open(file, formats=FORMATS) as image:
+                require_pixels(*image.size, f"{name} of the dataset", least=1)
+                return plots.to_tensor(image.convert("RGB"))
+    except WrongSize:
+        raise
+    except Image.DecompressionBombError as error:
+        raise WrongSize(f"{name} of the dataset is too large ({error}): make it smaller.") from error
+    except DAMAGED as error:
         raise ValueError(
-            f"{path.parent.name}/{path.name} of the dataset is missing or damaged: build the dataset again."
+            f"{name} of the dataset is damaged or none of {', '.join(FORMATS)}: build the dataset again."
         ) from error
 
 
+class WrongSize(ValueError):
+    """A picture of more pixels than are decoded, or of too few."""
+
+
+def require_pixels(width: int, height: int, what: str, least: int = MIN_SIDE) -> None:
+    """Raise ValueError for a picture that is too large for a dataset, or too small; least: pixels a side."""
+    if width * height > MOST_PIXELS or min(width, height) < least:
+        raise WrongSize(
+            f"{what} has {width} x {height} pixels, from {least} x {least} to {MOST_PIXELS / 1e6:.1f} megapixels "
+            "are taken: scale it with Scale Image to Total Pixels."
+        )
+
+
 def write_picture(picture: Tensor, folder: Path, file: str) -> str:
-    """Write a picture into the dataset's folder; returns `file`."""
+    """Write a picture into the dataset's folder, unless the run is cancelled; returns `file`."""
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    plots.to_image(picture).save(path, compress_level=4)
+    with CancellableFile(path, "w") as opened:
+        plots.to_image(picture).save(opened, "PNG", compress_level=4)
     return file
 
 
@@ -35,7 +74,14 @@ def canny(picture: Tensor) -> Tensor:
     """The picture's edges in white on black, by the detector that the host's own Canny node uses."""
     from kornia.filters import canny as edges
 
-    return edges(picture.movedim(-1, 0)[None])[1][0].movedim(0, -1).expand_as(picture).contiguous()
+    with Cancellable():
+        return edges(picture.movedim(-1, 0)[None])[1][0].movedim(0, -1).expand_as(picture).contiguous()
 
 
-WHOLES: dict[str, Callable[[Tensor], Tensor]] = {"canny": canny, "sketch": sketch}
+def strokes(picture: Tensor) -> Tensor:
+    """The picture in grey strokes."""
+    with Cancellable():
+        return sketch(picture)
+
+
+WHOLES: dict[str, Callable[[Tensor], Tensor]] = {"canny": canny, "sketch": strokes}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -107,14 +107,17 @@ def positions_in_span(span: Span) -> Tensor:
 class Family:
     """How a kind of model is shown a picture.
 
-    before, after: what its text says around a picture's tokens, each of which is `image`. look: (model, pictures
-    (n, 3, side, side), perceiver) -> (n, tokens, hidden width). scale: patches along the side of a token, of its
-    configuration. has_perceiver: it may be left out. tokens: a picture where nothing else is said, None: max_tokens;
-    max_tokens: None: as many as its vision tower was trained on. normalised: pictures in -1..1 as its vision tower
-    wants them. text: the name of its language model. positions: of prompts' tokens, as that counts them.
+    kind: its model_type. parts: the model_types that those of its parts may have that transformers reads any of; the
+    first where a folder says none. before, after: what its text says around a picture's tokens, each of which is
+    `image`. look: (model, pictures (n, 3, side, side), perceiver) -> (n, tokens, hidden width). scale: patches along
+    the side of a token, of its configuration. has_perceiver: it may be left out. tokens: a picture where nothing else
+    is said, None: max_tokens; max_tokens: None: as many as its vision tower was trained on. normalised: pictures in
+    -1..1 as its vision tower wants them. text: the name of its language model. positions: of prompts' tokens, as that
+    counts them.
     """
 
     name: str
+    kind: str
     before: str
     after: str
     look: Callable[[Any, Tensor, bool], Tensor]
@@ -126,11 +129,14 @@ class Family:
     text: str = "text_model"
     normalised: Callable[[Tensor], Tensor] = as_siglip
     positions: Callable[[Sequence[Sequence[Span]], int], Tensor | None] = positions_in_line
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 FAMILIES = {
     "idefics2": Family(
         name="Idefics2",
+        kind="idefics2",
+        parts={"text_config": ("mistral",)},
         before=BOUNDARY,
         after=BOUNDARY,
         look=projected,
@@ -141,6 +147,8 @@ FAMILIES = {
     **{
         kind: Family(
             name=name,
+            kind=kind,
+            parts={"text_config": ("llama", "mistral")},
             before=BOUNDARY + GLOBAL,
             after=BOUNDARY,
             look=shuffled,
@@ -150,6 +158,7 @@ FAMILIES = {
     },
     "qwen2_5_vl": Family(
         name="Qwen2.5-VL",
+        kind="qwen2_5_vl",
         before="<|vision_start|>",
         after="<|vision_end|>",
         look=merged,

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...quoting import quoted
 from .families import FAMILIES, Family, family_names
-from .folders import OFFLINE, managed, read_json, refuse_code, unreadable
+from .folders import allowed_weights, configuration, name_of, read_json, read_tokenizer
+from .reading import COPY_AGAIN, managed, read_model
 from .vision_language import VisionLanguage
-
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def best_dtype() -> torch.dtype:
@@ -40,62 +40,67 @@ DTYPES: dict[str, Callable[[], torch.dtype]] = {
 
 
 def load_vlm(folder: Path, dtype: str = "auto", perceiver: bool = False) -> VisionLanguage:
-    """Read a model folder. Raises ValueError for folders that family_of refuses and for incomplete weights."""
-    family = family_of(folder)
+    """Read a model folder. Raises ValueError for folders that are not allowed, and for incomplete weights."""
+    family, name = family_of(folder), name_of(folder)
     with torch.inference_mode(False), torch.no_grad():
-        model, tokenizer = read(folder, DTYPES[dtype]())
+        model, tokenizer = read(folder, family, DTYPES[dtype]())
         if not hasattr(model, family.text):
             raise ValueError(f"{family.name} needs transformers 4.52 or later: update it.")
         patcher = managed(hosted(model))
+    require_tokens(tokenizer, family, model.get_input_embeddings().num_embeddings, name)
+    return VisionLanguage(name, family, patcher, tokenizer, perceiver and family.has_perceiver)
+
+
+def require_tokens(tokenizer: Any, family: Family, known: int, name: str) -> None:
+    """Raise ValueError for a tokenizer without the family's own tokens, or of more than the model knows."""
     for token in (family.image, family.after):
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
-            raise ValueError(f"the tokenizer of {folder.name} does not know {token}: copy the model's folder again.")
-    return VisionLanguage(folder.name, family, patcher, tokenizer, perceiver and family.has_perceiver)
+            raise ValueError(f"the tokenizer of {name} does not know {token}: {COPY_AGAIN}.")
+    if len(tokenizer) > known:
+        raise ValueError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, its weights know {known}: {COPY_AGAIN}."
+        )
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {name} names neither a first nor a last token: {COPY_AGAIN}.")
 
 
 def family_of(folder: Path) -> Family:
-    """The family of a model folder. Raises ValueError for one that is no such model, is pickled, or brings code."""
-    name = folder.name
-    config = read_json(folder / "config.json")
+    """The family of a model folder. Raises ValueError for one that is no such model."""
+    name, config = name_of(folder), read_json(folder, "config.json")
     if not config:
         raise ValueError(f"{name} is no model folder, it has no config.json: copy the whole folder of a model there.")
-    refuse_code(folder, f"a model that transformers itself knows: {family_names()}")
     kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise ValueError(f"{name} is a model of type {kind!r}; this node reads {family_names()}.")
-    if not list(folder.glob("*.safetensors")):
-        pickled = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLED)
-        if pickled:
-            raise ValueError(
-                f"{name} has its weights in {pickled[0]}, a format that can run code when it is read, and only "
-                ".safetensors are: take the model in that format."
-            )
-        raise ValueError(f"{name} has no weights in it (no .safetensors): copy the model's weights there, too.")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ValueError(f"{name} is a model of type {quoted(kind)}; this node reads {family_names()}.")
     return FAMILIES[kind]
 
 
-def read(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    """(model without its word-predicting head, tokenizer) by transformers: offline, safetensors, none of its code."""
+def read(folder: Path, family: Family, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """(model without its word-predicting head, tokenizer) by transformers, of what a folder may say."""
     import transformers
-    from safetensors import SafetensorError
 
+    files = allowed_weights(folder, f"a model that transformers itself knows: {family_names()}")
+    config = configuration(folder, family.kind, family.parts)
+    require_sides(config, name_of(folder))
+    tokenizer = read_tokenizer(folder, config)
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    options = OFFLINE | {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **OFFLINE)
-        model, info = transformers.AutoModel.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, ImportError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise unreadable(folder, error) from error
-    lacking = sorted(info["missing_keys"])
-    if lacking or info.get("mismatched_keys"):
-        odd = lacking or sorted(map(str, info["mismatched_keys"]))
-        raise ValueError(
-            f"{folder.name} is incomplete, {len(odd)} of its weights are missing or of another shape, {odd[0]} for "
-            "one: copy the model's folder again."
-        )
-    return model, tokenizer
+    make, load = transformers.AutoModel.from_config, transformers.AutoModel.from_pretrained
+    options = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
+    return read_model(name_of(folder), folder, files, config, make=make, load=load, **options), tokenizer
+
+
+def require_sides(config: Any, name: str) -> None:
+    """Raise ValueError where what pictures and prompts are measured by is no whole number of 1 or more."""
+    text = ("hidden_size", "intermediate_size", "max_position_embeddings")
+    seen = ("patch_size", "hidden_size", *(["image_size"] if hasattr(config.vision_config, "image_size") else []))
+    for part, names in ((config.text_config, text), (config.vision_config, seen)):
+        for key in names:
+            value = getattr(part, key, None)
+            if type(value) is not int or value < 1:
+                raise ValueError(
+                    f"config.json of {name} has {key} {quoted(value)}, a whole number of 1 or more is read: "
+                    f"{COPY_AGAIN}."
+                )
 
 
 def hosted(model: nn.Module) -> nn.Module:
