@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from comfy_api.latest import io
@@ -40,6 +41,14 @@ def require_negative(guidance: float, negative: list | None, name: str = "guidan
         )
 
 
+def require_active(model: Any, sigmas: Iterable[float], positive: list, negative: list | None, guidance: float) -> None:
+    """Raise ValueError where a prompt that counts does not act at one of some noise levels; see host.require_active."""
+    levels = tuple(sigmas)
+    host.require_active(model, positive, levels, "positive")
+    if guidance != 1.0 and negative is not None:
+        host.require_active(model, negative, levels, "negative")
+
+
 def trajectory(tooltip: str) -> io.Custom.Input:
     """A trajectory; `require_same_layout` is its check."""
     return sockets.Trajectory.Input("trajectory", tooltip=tooltip)
@@ -47,7 +56,7 @@ def trajectory(tooltip: str) -> io.Custom.Input:
 
 def require_same_layout(model: Any, layout: str, what: str, way_out: str) -> None:
     """Raise ValueError where something was made with another architecture than the model's."""
-    if layout != host.layout_fingerprint(model):
+    if not host.same_layout(model, layout):
         raise ValueError(f"{what} with another model architecture: {way_out}.")
 
 
