@@ -124,7 +124,9 @@ def is_finite_number(value: Any) -> bool:
 
 
 def sigmas(value: Any, name: str) -> Tensor:
-    """SIGMAS (T+1,): finite noise levels, none below 0."""
+    """SIGMAS (T+1,): finite noise levels, none below 0. A node says itself how many it needs."""
+    if isinstance(value, Tensor) and value.shape == (0,):
+        return value
     levels = tensor_of(value, name, "SIGMAS have one", dimensions=(1,))
     if float(levels.min()) < 0:
         raise ValueError(f"{name} goes down to {float(levels.min()):.4g}, a noise level is 0 or more: {LOOK_BEFORE}.")

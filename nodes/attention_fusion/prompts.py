@@ -82,8 +82,8 @@ def encode(clip: Any, text: str) -> EncodedText:
     first, *others = read_words(clip, text).values()
     if any([word.positions for word in first] != [word.positions for word in other] for other in others):
         raise ValueError(
-            f"the two text encoders of this model read {quoted(text)} at different places (an embedding has another length "
-            "for each): take that embedding out."
+            f"the two text encoders of this model read {quoted(text)} at different places (an embedding has another "
+            "length for each): take that embedding out."
         )
     length = conditioning[0][0].shape[1]
     return EncodedText(conditioning, [word for word in first if word.positions[-1] < length])
