@@ -25,9 +25,8 @@ from .quoting import quoted
 LOOK_BEFORE = "look at the node before it"
 LEAST_LATENT = 4  # cells a side: a U-Net halves the grid several times
 LETTERS = 1_000_000  # of a text: a caption for each of ten thousand pictures
-LETTERS_OF_A_PROMPT = (
-    10_000  # thirty times what CLIP encodes at once; each word is compared with each of another prompt
-)
+LETTERS_OF_A_PROMPT = 10_000  # thirty times what CLIP encodes at once; two prompts are compared word by word
+BRACKETS = 100  # within one another: the host reads a prompt's weights by recursion
 KINDS_OF_NUMBER = {"INT": (int, "a whole number"), "FLOAT": (float, "a number")}
 NOT_FINITE = (
     "{} came out with NaN or infinite values: run the model in another precision (start ComfyUI with --bf16-unet or "

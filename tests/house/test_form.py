@@ -28,16 +28,8 @@ from house.sources import (
 
 CODE = [*below(NODES), *below(KERNELS)]
 LONGEST_FILE, MEDIAN_FUNCTION, POSITIONAL, TWINS, COLUMNS = 400, 10, 6, 3, 120
-SHARED = {
-    "border",
-    "files",
-    "inputs",
-    "plots",
-    "quoting",
-    "saving",
-    "settings",
-    "sockets",
-}  # modules of nodes/ for all techniques
+# Modules of nodes/ for all techniques.
+SHARED = {"border", "files", "inputs", "plots", "quoting", "saving", "settings", "sockets"}
 RITUALS = re.compile(r"(?i)inputs, their ranges and what each does|patch a clone of the model|^how many\.$")
 
 
