@@ -167,6 +167,22 @@ def nested(prompt: str) -> int:
     return max(itertools.accumulate(steps), default=0)
 
 
+SIDES = ("x", "y", "width", "height")
+
+
+def boxes(value: Any, name: str) -> Any:
+    """Boxes in pixels, in lists within lists as nodes give them: x, y, width and height are finite numbers."""
+    if isinstance(value, list | tuple):
+        return [boxes(each, name) for each in value]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} holds {quoted(value)}, which is no box: {LOOK_BEFORE}.")
+    for side in (*SIDES, *({"score"} & value.keys())):
+        number = value.get(side)
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"{name} has a box whose {side} is {quoted(number)}: {LOOK_BEFORE}.")
+    return value
+
+
 def choice(value: Any, name: str, socket: Any) -> Any:
     """One of the options of an input, which the host checks only where it was typed."""
     options = list(socket.options or ())
@@ -207,6 +223,7 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "LATENT": latent,
     "CONDITIONING": conditioning,
     "SIGMAS": sigmas,
+    "BOUNDING_BOX": boxes,
     "PALIMPSEST_TRAJECTORY": object_of_ours,
     "PALIMPSEST_KV": object_of_ours,
     "PALIMPSEST_TOKENS": object_of_ours,

@@ -7,10 +7,12 @@ that is not finite, or more than ten seconds. A graph that uses many nodes gives
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,7 +53,6 @@ class Fuzz:
     """Cases in one host; faults: (case, what came of it)."""
 
     def __init__(self, base: Path):
-        running.quiet()
         self.base, self.runner = base, running.Runner()
         self.runner.keep_files()
         self.made = graphs.Graphs(running.info_of(self.runner.classes))
@@ -72,10 +73,16 @@ class Fuzz:
         return found.seen
 
     def cases(self, seed: int, match: str = "") -> list[graphs.Case]:
-        """All of them, or those whose name has a text, in an order of a seed."""
-        found = [case for case in self.made.cases() if match in str(case)]
-        random.Random(seed).shuffle(found)
-        return found
+        """All of them, or those whose name has a text: every input has its first turn before any has its second."""
+        chance, turns = random.Random(seed), {}
+        for case in self.made.cases():
+            if match in str(case):
+                turns.setdefault((case.node, case.input), []).append(case)
+        queues = list(turns.values())
+        for queue in queues:
+            chance.shuffle(queue)
+        chance.shuffle(queues)
+        return [case for turn in itertools.zip_longest(*queues) for case in turn if case is not None]
 
     def run(self, cases: list[graphs.Case], tell=lambda text: None, every: int = 100) -> None:
         """Every case, and after so many of them the reference graph."""
@@ -109,11 +116,16 @@ class Fuzz:
         for path in sorted(set(self.reads.outside)):
             self.note(path, running.Outcome("OUTSIDE", "a file outside of the host's folders was opened"))
 
-    def cancelled_after(self, graph: dict, seconds: float) -> float:
-        """How long a graph runs on when it is cancelled after so many seconds; 0 where it ended before."""
-        began = time.monotonic()
-        self.runner.run(graph, limit=seconds)
-        return max(0.0, time.monotonic() - began - seconds)
+    def cancel(self, count: int, seed: int) -> list[tuple[str, float]]:
+        """(node, seconds that it went on for) of long work that is cancelled at random moments."""
+        chance, found = random.Random(seed), []
+        for number in range(count):
+            node = list(graphs.LONG)[number % len(graphs.LONG)]
+            outcome = self.runner.run(self.made.build(node, graphs.LONG[node]), limit=chance.uniform(0.05, 2.0))
+            found.append((node, outcome.went_on))
+            if outcome.kind != running.STOPPED or outcome.went_on > running.SOON:
+                self.note(f"{node} cancelled", replace(outcome, kind=running.SLOW))
+        return found
 
 
 def main() -> int:
@@ -121,13 +133,16 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--match", default="", help="only cases whose name has this text")
+    parser.add_argument("--cancels", type=int, default=50)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder, running.own_folders(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, running.own_folders(Path(folder)), running.quiet():
         began, fuzz = time.monotonic(), Fuzz(Path(folder))
         cases = fuzz.cases(chosen.seed, chosen.match)[: chosen.cases]
         print(f"{len(cases)} cases; ready after {time.monotonic() - began:.0f} s", flush=True)
         fuzz.run(cases, lambda text: print(text, flush=True))
+        slowest = max(fuzz.cancel(chosen.cancels, chosen.seed), key=lambda found: found[1], default=("nothing", 0.0))
+        print(f"{chosen.cancels} cancelled; the slowest, {slowest[0]}, went on for {slowest[1]:.2f} s")
         for what, outcome in fuzz.faults:
             print(f"{outcome.kind}: {what}: {outcome.said[:300]}")
             print("".join(outcome.frames[-2:]))

@@ -71,6 +71,15 @@ COSTLY = {
     "steps", "inner_steps", "looks", "batch_size", "gradient_accumulation", "depth", "lora_rank", "tokens",
     "inversion_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup",
 }  # fmt: skip
+SCHEDULES = {"sigmas": 2, "many sigmas": 900}
+LONG = {  # what takes minutes unless it is cancelled
+    "Invert": {"sigmas": ["many sigmas", 0]},
+    "TuneKV": {"inner_steps": 1000, "tolerance": 0.0, "layers": "all"},
+    "TuneFeatureBlend": {"steps": 10000},
+    "TrainContextAdapter": {"steps": 100000},
+    "TrainMultimodal": {"steps": 100000},
+    "KeepOutside": {"source": ["large", 0], "edited": ["large edit", 0], "mask": ["large mask", 0], "grow": 64},
+}
 TYPE_OF_AUTOGROW = {"images": "IMAGE", "masks": "MASK", "more_masks": "MASK"}
 FIRST_OF_AUTOGROW = {"more_masks": "more_masks.mask_0"}
 
@@ -80,11 +89,12 @@ class Case:
     """A graph with one bad value: whose it is, and the value's name."""
 
     node: str
+    input: str
     name: str
     graph: dict[str, Any]
 
     def __str__(self) -> str:
-        return f"{self.node} {self.name}"
+        return f"{self.node} {self.input}: {self.name}"
 
 
 def step(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -155,8 +165,9 @@ class Graphs:
             if name in MADE:
                 node, inputs = MADE[name]
                 graph[name] = step(P + node, **self.defaults(P + node) | inputs)
-            elif name == "sigmas":
-                graph[name] = step("BasicScheduler", model=MODEL, scheduler="normal", steps=2, denoise=1.0)
+            elif name in SCHEDULES:
+                steps = SCHEDULES[name]
+                graph[name] = step("BasicScheduler", model=MODEL, scheduler="normal", steps=steps, denoise=1.0)
             else:
                 graph[name] = step("FuzzThing", name=name)
         return graph
@@ -166,7 +177,8 @@ class Graphs:
         for node in NODES:
             for name, (kind, options) in self.inputs(P + node).items():
                 for what, changes, more in self.bad(node, name, kind, options):
-                    yield Case(node, f"{name}: {what}", self.build(node, changes, more))
+                    graph = self.build(node, changes, more)
+                    yield Case(node, name, what, wide_prompts(graph) if what == "wide" else graph)
 
     def bad(self, node: str, name: str, kind: str, options: dict) -> Iterator[tuple[str, dict, dict]]:
         """(name, changed inputs, more nodes) of every bad value of an input."""
@@ -183,7 +195,8 @@ class Graphs:
         elif kind == "STRING" and not options.get("forceInput"):
             yield from ((what, {name: text}, {}) for what, text in values.TEXTS.items())
         elif kind == "BOOLEAN":
-            yield from ((repr(value), {name: value}, {}) for value in ("maybe", not options.get("default")))
+            flags = ["maybe", *([] if name in COSTLY else [not options.get("default")])]
+            yield from ((repr(value), {name: value}, {}) for value in flags)
         elif kind == "MODEL":
             encoded = {"tokens", "clip"} & self.inputs(P + node).keys()  # by a text encoder that the model must fit
             for family in values.OTHER_MODELS if not encoded else ("wide",):
@@ -207,6 +220,17 @@ class Graphs:
         }
         kinds |= {"PALIMPSEST_TOKENS": ["words", 0], "PALIMPSEST_BLEND_WEIGHTS": ["weights", 0]}
         return kinds[kind]
+
+
+def wide_prompts(graph: dict) -> dict:
+    """The graph with samplers whose prompts are as wide as the "wide" model reads them."""
+    for node in [node for name, node in graph.items() if name.startswith("sampled")]:
+        for side in ("positive", "negative"):
+            name = f"wide {side}"
+            if node["inputs"][side] in LINKS.values():
+                graph[name] = step("FuzzBad", value=node["inputs"][side], socket="CONDITIONING", what="another width")
+                node["inputs"][side] = [name, 0]
+    return graph
 
 
 def missing(graph: dict) -> Iterator[str]:

@@ -64,6 +64,9 @@ THINGS = {
     "positive": lambda: prompt(1),
     "target": lambda: prompt(3),
     "negative": lambda: prompt(2),
+    "large": lambda: tiny_models.picture(1, 2500, 2500, 1),
+    "large edit": lambda: tiny_models.picture(1, 2500, 2500, 2),
+    "large mask": lambda: torch.nn.functional.pad(torch.ones(1, 1000, 1000), (700, 800, 700, 800)),
     "boxes": lambda: [[{"x": 8, "y": 8, "width": 32, "height": 48}]],
     "caption": lambda: "a red dog in the snow",
 } | {family: lambda family=family: tiny_models.unet(family) for family in tiny_models.FAMILIES if "-" not in family}
@@ -74,7 +77,7 @@ def model(family: str) -> Any:
     """A model of another family; "wide" reads texts of another width."""
     if family != "wide":
         return tiny_models.unet(family)
-    tiny_models.FAMILIES["wide"] = ("SD15", "BaseModel", tiny_models.SD15 | {"context_dim": 40})
+    tiny_models.FAMILIES["wide"] = ("SD15", "BaseModel", tiny_models.SD15 | {"context_dim": 48})
     return tiny_models.unet("wide")
 
 

@@ -8,6 +8,8 @@ import torch
 
 from .finders import ByBox, ByDetector, ByMask
 
+LEAST_SIDE = 8  # pixels of a picture
+
 
 def comma(text: str) -> tuple[str, ...]:
     """Words between commas."""
@@ -19,6 +21,13 @@ def one_by_one(images: list) -> list[torch.Tensor]:
     pictures = [picture[..., :3] for batch in images for picture in batch]
     if not pictures or not all(torch.isfinite(picture).all() for picture in pictures):
         raise ValueError("images has no pictures, or NaN in them: look at the node that makes them.")
+    for number, picture in enumerate(pictures, 1):
+        if min(picture.shape[:2]) < LEAST_SIDE:
+            height, width = picture.shape[:2]
+            raise ValueError(
+                f"picture {number} is {width} x {height} pixels, nothing can be cut out of it: take pictures of at "
+                f"least {LEAST_SIDE} pixels a side."
+            )
     return pictures
 
 
