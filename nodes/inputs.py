@@ -41,12 +41,15 @@ def require_negative(guidance: float, negative: list | None, name: str = "guidan
         )
 
 
-def require_active(model: Any, sigmas: Iterable[float], positive: list, negative: list | None, guidance: float) -> None:
-    """Raise ValueError where a prompt that counts does not act at one of some noise levels; see host.require_active."""
+def require_active(model: Any, sigmas: Iterable[float], guidance: float, **named: list | None) -> None:
+    """Raise ValueError where a prompt that counts does not act at one of some noise levels; see host.require_active.
+
+    named: the prompts by the ids of their inputs; `negative` counts where guidance is not 1.
+    """
     levels = tuple(sigmas)
-    host.require_active(model, positive, levels, "positive")
-    if guidance != 1.0 and negative is not None:
-        host.require_active(model, negative, levels, "negative")
+    for name, prompt in named.items():
+        if prompt is not None and (name != "negative" or guidance != 1.0):
+            host.require_active(model, prompt, levels, name)
 
 
 def trajectory(tooltip: str) -> io.Custom.Input:

@@ -219,7 +219,8 @@ def tune(
             "the mask of Tune Feature Blend is one colour all over: white is the edit, black is what is rebuilt; paint "
             "both, or leave it off."
         )
-    inputs.require_active(model, trajectory.sigmas, prompts.edit, prompts.negative, settings.guidance)
+    named = {"target_positive": prompts.edit, "negative": prompts.negative}
+    inputs.require_active(model, trajectory.sigmas, settings.guidance, **named)
     model = host.single_device(model)
     with torch.inference_mode(False):
         alphas = LearnedAlphas(chosen, model.load_device)

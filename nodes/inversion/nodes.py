@@ -108,7 +108,7 @@ class Invert(io.ComfyNode):
         require_negatives(settings, negative)
         levels = ddim.descending_schedule(model, settings.scheduler, settings.steps, sigmas)
         highest = max(settings.guidance, settings.reconstruction_guidance)
-        inputs.require_active(model, levels, positive, negative, highest)
+        inputs.require_active(model, levels, highest, positive=positive, negative=negative)
         trajectory = ddim.invert(
             model,
             samples,

@@ -1,4 +1,4 @@
-"""Bad values into every input of every node: a finite result, the host's refusal or a sentence of ours, nothing else."""
+"""Bad values into every input of every node: a finite result, the host's refusal or a sentence of ours."""
 
 import pytest
 from fuzz import graphs, running, values
