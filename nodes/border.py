@@ -290,6 +290,9 @@ def fitting(sockets: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     model, latents = given.get("model"), latents_of(given)
     if model is not None and latents is not None:
         host.require_channels(model, latents)
+    tokens = given.get("tokens")
+    if model is not None and hasattr(tokens, "prompt"):
+        host.require_width(model, tokens.prompt, "tokens")
     for name, value in given.items():
         if value is not None and name in sockets and sockets[name].io_type == "CONDITIONING":
             if model is not None:

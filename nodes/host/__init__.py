@@ -31,7 +31,7 @@ from .model import (
     single_device,
     transformer_parts,
 )
-from .prompts import require_active, require_channels, require_inside, require_readable, text_width
+from .prompts import require_active, require_channels, require_inside, require_readable, require_width, text_width
 from .reference import (
     AUTO,
     SAME_STEP,
@@ -102,6 +102,7 @@ __all__ = [
     "require_readable",
     "require_span",
     "require_unet",
+    "require_width",
     "run_attention",
     "run_of",
     "same_layout",

@@ -36,17 +36,21 @@ def reads_pooled(model: Any) -> bool:
     return isinstance(model.model, (comfy.model_base.SDXL, comfy.model_base.SDXLRefiner))
 
 
+def require_width(model: Any, tokens: Tensor, name: str) -> None:
+    """Raise ValueError for encoded text (B, L, D), from the input `name`, of another width than the model reads."""
+    width = text_width(model)
+    if width is not None and tokens.shape[-1] != width:
+        raise ValueError(
+            f"{name} has {tokens.shape[-1]} channels, this model reads prompts of {width}: encode the prompt with the "
+            "CLIP of the checkpoint that is connected (768: SD 1.x, 1024: SD 2.x, 2048: SDXL)."
+        )
+
+
 def require_readable(model: Any, conditioning: list, name: str) -> None:
     """Raise ValueError for a prompt (the input `name`) that was encoded for another kind of model."""
-    width = text_width(model)
-    if width is None:
-        return
     for tensor, extra in conditioning:
-        if isinstance(tensor, Tensor) and tensor.shape[-1] != width:
-            raise ValueError(
-                f"{name} has {tensor.shape[-1]} channels, this model reads prompts of {width}: encode the prompt with "
-                "the CLIP of the checkpoint that is connected (768: SD 1.x, 1024: SD 2.x, 2048: SDXL)."
-            )
+        if isinstance(tensor, Tensor):
+            require_width(model, tensor, name)
         if reads_pooled(model) and "unclip_conditioning" not in extra:
             pooled = extra.get("pooled_output")
             if not isinstance(pooled, Tensor) or pooled.shape[-1] != POOLED_WIDTH:

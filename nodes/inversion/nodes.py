@@ -107,8 +107,9 @@ class Invert(io.ComfyNode):
         settings, samples = ddim.InvertSettings.of(chosen), checked_latent(model, latent)
         require_negatives(settings, negative)
         levels = ddim.descending_schedule(model, settings.scheduler, settings.steps, sigmas)
-        highest = max(settings.guidance, settings.reconstruction_guidance)
-        inputs.require_active(model, levels, highest, positive=positive, negative=negative)
+        inputs.require_active(model, levels, settings.guidance, positive=positive, negative=negative)
+        if strength := settings.reconstruction_guidance:
+            inputs.require_active(model, levels, strength, negative=negative)
         trajectory = ddim.invert(
             model,
             samples,
