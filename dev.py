@@ -6,6 +6,7 @@
     python dev.py bench X    measure: run tests/X/benchmark.py
     python dev.py draw X     draw the pictures of help pages: run tests/X/pictures.py
     python dev.py make       make everything generated whose inputs changed: texts, workflows, pictures
+    python dev.py fuzz       send bad values into every input of every node: 2,000 cases, minutes
     python dev.py setup      only make everything ready
 
 Each does its own set-up first: a virtual environment, a pinned ComfyUI (the host), the pocket model and, for the
@@ -713,6 +714,10 @@ def command_make(options: argparse.Namespace, rest: list[str]) -> int:
     return run_prepared(set_up(options.host), "making", [*options.arguments, *rest])
 
 
+def command_fuzz(options: argparse.Namespace, rest: list[str]) -> int:
+    return run_prepared(set_up(options.host), "fuzz.fuzz", [*options.arguments, *rest])
+
+
 def run_script(place: Place, folder: str, kind: str, arguments: list[str]) -> int:
     """Run the scripts tests/<folder>/<kind>*.py."""
     known = sorted(path.parent.name for path in (ROOT / "tests").glob(f"*/{kind}.py"))
@@ -814,6 +819,8 @@ def build_parser() -> argparse.ArgumentParser:
         script.add_argument("arguments", nargs=argparse.REMAINDER, help="go to the script")
     make = add("make", "make what is generated and out of date; give targets for some of it", command_make)
     make.add_argument("arguments", nargs=argparse.REMAINDER, help="targets, --force, --break")
+    fuzz = add("fuzz", "send bad values into every input of every node", command_fuzz)
+    fuzz.add_argument("arguments", nargs=argparse.REMAINDER, help="--cases N, --seed N, --match TEXT, --cancels N")
     test = add("test", "run the tests; other options and paths go to pytest", command_test)
     test.add_argument("-k", metavar="EXPR", help="only tests whose names match")
     test.add_argument("--tier", action="append", choices=TIERS, help="only these tests; may be given again")

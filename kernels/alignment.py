@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .pausing import pause
 from .robust import FEWEST, LEVEL, biweight, correlation, sampled
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def convolved(picture: Tensor, axis: int, taps: dict[int, float]) -> Tensor:
     """sum_k taps[k] p(x + k) along an axis, border pixels repeated."""
     total = torch.zeros_like(picture)
     for offset, tap in taps.items():
+        pause()
         total.add_(neighbours(picture, axis, offset), alpha=tap)
     return total
 
@@ -238,6 +240,7 @@ def pyramid(source: Tensor, edited: Tensor, outside: Tensor) -> list[Level]:
     """
     levels = [Level(1, luma(source), edited, outside)]
     while max(levels[-1].source.shape) > COARSE and min(levels[-1].source.shape) >= 32:
+        pause()
         scale, bright, coloured, allowed = levels[-1]
         inside = F.max_pool2d((~allowed).float()[None], 2)[0] > 0
         bright = F.avg_pool2d(bright[None], 2)[0]

@@ -28,11 +28,7 @@ def common(source: Sequence[Hashable], edit: Sequence[Hashable]) -> list[tuple[i
 
     Prompt-to-Prompt aligns tokens by Needleman-Wunsch with match 1, mismatch -1, gap 0, whose best score is the same.
     """
-    length = [[0] * (len(edit) + 1) for _ in range(len(source) + 1)]
-    for i in reversed(range(len(source))):
-        for j in reversed(range(len(edit))):
-            same = source[i] == edit[j]
-            length[i][j] = 1 + length[i + 1][j + 1] if same else max(length[i + 1][j], length[i][j + 1])
+    length = common_lengths(source, edit).tolist()
     pairs, i, j = [], 0, 0
     while i < len(source) and j < len(edit):
         if source[i] == edit[j]:
@@ -43,6 +39,21 @@ def common(source: Sequence[Hashable], edit: Sequence[Hashable]) -> list[tuple[i
         else:
             j += 1
     return pairs
+
+
+def common_lengths(source: Sequence[Hashable], edit: Sequence[Hashable]) -> Tensor:
+    """Length (S + 1, T + 1) of a longest common subsequence of what begins at i and at j.
+
+    L(i, j) = max(L(i+1, j), L(i, j+1), L(i+1, j+1) + [s_i = e_j]), a row at a time: along it a running maximum.
+    """
+    numbers: dict[Hashable, int] = {}
+    first, second = (torch.tensor([numbers.setdefault(word, len(numbers)) for word in each]) for each in (source, edit))
+    length = torch.zeros(len(source) + 1, len(edit) + 1, dtype=torch.int32)
+    for i in reversed(range(len(source) if len(edit) else 0)):
+        below = length[i + 1]
+        grown = torch.maximum(below[:-1], below[1:] + (second == first[i]))
+        length[i, :-1] = grown.flip(0).cummax(0).values.flip(0)
+    return length
 
 
 def between(pairs: Sequence[tuple[int, int]], ends: tuple[int, int]) -> list[tuple[range, range]]:

@@ -12,8 +12,12 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from .pausing import pause
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+BAND = 2**20  # pixels whose distances are found at a time
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
@@ -26,6 +30,7 @@ def dilate(mask: Tensor, radius: int) -> Tensor:
     table = F.pad(mask, (radius,) * 4, value=-math.inf)
     window, grown = 1, torch.full_like(mask, -math.inf)
     for row in range(radius, -1, -1):
+        pause()
         half = math.isqrt(radius * radius - row * row)
         while 2 * window <= 2 * half + 1:
             table = torch.maximum(table[:, :-window], table[:, window:])
@@ -42,15 +47,29 @@ def grow(mask: Tensor, pixels: int) -> Tensor:
     return dilate(mask, pixels) if pixels >= 0 else -dilate(-mask, -pixels)
 
 
-def distance_to_outside(mask: Tensor) -> Tensor:
+def distance_to_outside(mask: Tensor, reach: float = math.inf) -> Tensor:
     """Euclidean distance in pixels from each pixel to the nearest one where the mask is 0; infinite if there is none.
 
-    (H, W) -> (H, W) float32 on the mask's device; exact (scipy.ndimage.distance_transform_edt, on the CPU).
+    (H, W) -> (H, W) float32 on the mask's device; exact (scipy.ndimage.distance_transform_edt, on the CPU). Only
+    distances up to `reach` need be right, larger ones are at least as large: then a picture is worked on in bands.
     """
-    inside = mask > 0
+    height, width = mask.shape
+    margin = math.ceil(min(reach, height))
+    band = max(margin, BAND // width, 1)
+    found = torch.empty(mask.shape, device=mask.device)
+    for top in range(0, height, band):
+        pause()
+        first = max(0, top - margin)
+        inside = mask[first : top + band + margin] > 0
+        found[top : top + band] = distances(inside)[top - first :][:band]
+    return found
+
+
+def distances(inside: Tensor) -> Tensor:
+    """distance_to_outside of (h, w) bool, in one piece."""
     if bool(inside.all()):
-        return torch.full(mask.shape, math.inf, device=mask.device)
-    return torch.from_numpy(ndimage.distance_transform_edt(inside.cpu().numpy())).to(mask.device, torch.float32)
+        return torch.full(inside.shape, math.inf, device=inside.device)
+    return torch.from_numpy(ndimage.distance_transform_edt(inside.cpu().numpy())).to(inside.device, torch.float32)
 
 
 def feather_ramp(distance: Tensor, width: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import border
 from .attention_fusion import nodes as attention_fusion
 from .attention_map import nodes as attention_map
 from .contextdiff import nodes as contextdiff
@@ -49,5 +50,5 @@ class Palimpsest(ComfyExtension):
         register_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Every node, in the order of a typical graph."""
-        return [node for technique in TECHNIQUES for node in technique.NODES]
+        """Every node with its border, in the order of a typical graph."""
+        return [border.guarded(node) for technique in TECHNIQUES for node in technique.NODES]

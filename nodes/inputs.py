@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from comfy_api.latest import io
@@ -40,6 +41,17 @@ def require_negative(guidance: float, negative: list | None, name: str = "guidan
         )
 
 
+def require_active(model: Any, sigmas: Iterable[float], guidance: float, **named: list | None) -> None:
+    """Raise ValueError where a prompt that counts does not act at one of some noise levels; see host.require_active.
+
+    named: the prompts by the ids of their inputs; `negative` counts where guidance is not 1.
+    """
+    levels = tuple(sigmas)
+    for name, prompt in named.items():
+        if prompt is not None and (name != "negative" or guidance != 1.0):
+            host.require_active(model, prompt, levels, name)
+
+
 def trajectory(tooltip: str) -> io.Custom.Input:
     """A trajectory; `require_same_layout` is its check."""
     return sockets.Trajectory.Input("trajectory", tooltip=tooltip)
@@ -47,7 +59,7 @@ def trajectory(tooltip: str) -> io.Custom.Input:
 
 def require_same_layout(model: Any, layout: str, what: str, way_out: str) -> None:
     """Raise ValueError where something was made with another architecture than the model's."""
-    if layout != host.layout_fingerprint(model):
+    if not host.same_layout(model, layout):
         raise ValueError(f"{what} with another model architecture: {way_out}.")
 
 

@@ -69,6 +69,7 @@ def apply(
         emphasis=settings.emphasis,
     )
     check(model, trajectory, mask)
+    host.require_readable(model, [*prompts.source, *prompts.edit], "clip")
     note, patched = inputs.prompt_note(trajectory, prompts.source), model.clone()
     if not settings.until:
         return Applied(patched, prompts.edit, "both fractions are 0: nothing is fused" + note)

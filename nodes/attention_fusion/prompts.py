@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ...kernels import attention_fusion as maths
+from .. import border
+from ..quoting import quoted
 from ..words import ChosenWords, Word, read_words, refuse_foreign_embeddings, rows_of, select
 
 CHUNK = 77  # tokens of a prompt that CLIP encodes at once
@@ -76,11 +78,12 @@ def encode(clip: Any, text: str) -> EncodedText:
     tokens = clip.tokenize(text)
     conditioning = clip.encode_from_tokens_scheduled(tokens)
     refuse_foreign_embeddings(tokens, conditioning[0][0].shape[-1])
+    conditioning = border.conditioning(conditioning, f"the prompt {quoted(text)}")
     first, *others = read_words(clip, text).values()
     if any([word.positions for word in first] != [word.positions for word in other] for other in others):
         raise ValueError(
-            f"the two text encoders of this model read {text!r} at different places (an embedding has another length "
-            "for each): take that embedding out."
+            f"the two text encoders of this model read {quoted(text)} at different places (an embedding has another "
+            "length for each): take that embedding out."
         )
     length = conditioning[0][0].shape[1]
     return EncodedText(conditioning, [word for word in first if word.positions[-1] < length])

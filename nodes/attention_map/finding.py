@@ -39,6 +39,7 @@ def find_words(
     inputs.require_same_layout(model, trajectory.layout, "the picture was inverted", "invert it again with this model")
     host.require_span(settings.start_percent, settings.end_percent)
     steps = spread(settings.looks, trajectory.steps, settings.start_percent, settings.end_percent)
+    host.require_active(model, positive, [trajectory.sigmas[step] for step in steps], "positive")
     patched, record = record_words(model, words, RecordSettings(), needs_samples=False)
     sigmas = torch.tensor([*(trajectory.sigmas[step] for step in steps), 0.0])
     picture = model.model.process_latent_out(trajectory.latents[-1].clone())

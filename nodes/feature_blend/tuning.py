@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import feature_blend as maths
-from .. import host, training
+from .. import host, inputs, training
 from ..host import gradient
 from ..settings import Settings
 from . import apply as feature_apply
@@ -219,6 +219,8 @@ def tune(
             "the mask of Tune Feature Blend is one colour all over: white is the edit, black is what is rebuilt; paint "
             "both, or leave it off."
         )
+    named = {"target_positive": prompts.edit, "negative": prompts.negative}
+    inputs.require_active(model, trajectory.sigmas, settings.guidance, **named)
     model = host.single_device(model)
     with torch.inference_mode(False):
         alphas = LearnedAlphas(chosen, model.load_device)

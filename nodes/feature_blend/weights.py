@@ -18,6 +18,12 @@ class BlendWeights:
     layout: str
     info: dict = field(default_factory=dict)
 
+    def require_sound(self) -> None:
+        """Raise ValueError for weights that are no shares."""
+        for name, alpha in self.alphas.items():
+            if not 0 <= alpha <= 1:
+                raise ValueError(f"the blend weight of {name} is {alpha:g}, it goes from 0 to 1: tune again.")
+
     def on(self, layers: list[FeatureLayer]) -> list[FeatureLayer]:
         """Those of a model's features that have a weight. Raises ValueError if the model lacks one."""
         found = [layer for layer in layers if str(layer) in self.alphas]

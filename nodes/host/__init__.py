@@ -10,6 +10,7 @@ from .attention import (
     run_attention,
 )
 from .call import ModelCall, Prompt, Run, Window, acts, call_of, each_run, noise_level, observe, require_span, run_of
+from .finite import is_finite
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import picture_rows
@@ -24,11 +25,13 @@ from .model import (
     layout_fingerprint,
     places,
     require_unet,
+    same_layout,
     self_attention_layers,
     self_attention_modules,
     single_device,
     transformer_parts,
 )
+from .prompts import require_active, require_channels, require_inside, require_readable, require_width, text_width
 from .reference import (
     AUTO,
     SAME_STEP,
@@ -80,6 +83,7 @@ __all__ = [
     "conditioning_fingerprint",
     "cross_attention_layers",
     "each_run",
+    "is_finite",
     "latents_at",
     "layer_key",
     "layout_fingerprint",
@@ -92,10 +96,16 @@ __all__ = [
     "read_parts",
     "renoised",
     "replace_attention",
+    "require_active",
+    "require_channels",
+    "require_inside",
+    "require_readable",
     "require_span",
     "require_unet",
+    "require_width",
     "run_attention",
     "run_of",
+    "same_layout",
     "sample",
     "self_attention_layers",
     "self_attention_modules",
@@ -104,6 +114,7 @@ __all__ = [
     "source_levels",
     "source_name",
     "source_prompt",
+    "text_width",
     "told",
     "transformer_parts",
     "whole_grid",

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .prompts import text_width
+
 LayerKey = tuple[str, int, int]
 Grid = tuple[int, int]  # (height, width) in tokens, or in cells of a latent
 
@@ -87,9 +89,23 @@ def self_attention_modules(network: Any) -> dict[LayerKey, Any]:
 
 
 def layout_fingerprint(model: Any) -> str:
-    """A short hash of family, latent channels and self-attention layout: equal for fine-tunes of one architecture."""
+    """A short hash of family, channels, text width and self-attention layers: equal for fine-tunes of one family."""
+    return fingerprint(f"{layout(model)} {model.model.diffusion_model.in_channels} {text_width(model)}")
+
+
+def same_layout(model: Any, other: str) -> bool:
+    """Whether a fingerprint is a model's; files that were saved before it held input channels and text width count."""
+    return other in (layout_fingerprint(model), fingerprint(layout(model)))
+
+
+def layout(model: Any) -> str:
+    """Family, latent channels and self-attention layers of a model."""
     layers = ";".join(f"{layer} {layer.channels}" for layer in self_attention_layers(model))
-    text = f"{type(model.model).__name__} {model.model.latent_format.latent_channels} {layers}"
+    return f"{type(model.model).__name__} {model.model.latent_format.latent_channels} {layers}"
+
+
+def fingerprint(text: str) -> str:
+    """A short hash."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from .call import Run, noise_level, observe, run_of
+from .finite import is_finite
+from .prompts import require_active
 from .sampling import sample
 from .streaming import PieceStream
 from .trajectory import Trajectory, latents_at, nearest_level
@@ -238,10 +240,16 @@ class Level:
 
     @classmethod
     def of(cls, sigma: float, pieces: Pieces) -> Level:
-        """Pieces put together, in the type of the first."""
+        """Pieces put together, in the type of the first. Raises ValueError where they hold no numbers."""
         first = next(iter(pieces.values()))
         shapes = {name: tuple(piece.shape[1:]) for name, piece in pieces.items()}
-        return cls(sigma, torch.cat([piece.to(first).flatten(1) for piece in pieces.values()], 1).cpu(), shapes)
+        together = torch.cat([piece.to(first).flatten(1) for piece in pieces.values()], 1).cpu()
+        if not is_finite(together):
+            raise ValueError(
+                f"the model returns NaN for the source at noise level {sigma:.4g}: run it in another precision (start "
+                "ComfyUI with --bf16-unet or --fp32-unet), or look at the source's prompt."
+            )
+        return cls(sigma, together, shapes)
 
     def views(self, piece: Tensor) -> Pieces:
         """The pieces again, as views of their tensor on some device."""
@@ -338,6 +346,7 @@ def chosen_source(
     pictures, smaller: what else helps against missing pictures and missing memory. callback hears of the recording.
     Raises ValueError where it was asked for and needs pictures that only the edit's prompt has, or does not fit.
     """
+    require_active(model, prompt, source_levels(wanted), "the source's prompt")
     levels, needed, free = len(source_levels(wanted)), expected_bytes(model, wanted), free_memory()
     unseen = needs_pictures(model) and not any(key.startswith("concat_") for _, extra in prompt for key in extra)
     if chosen == CACHED and unseen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,16 @@ class Trajectory:
     def steps(self) -> int:
         """Number of steps T between the T+1 levels."""
         return len(self.sigmas) - 1
+
+    def require_sound(self) -> None:
+        """Raise ValueError where levels and latents do not go together."""
+        if self.latents.ndim != 5 or len(self.latents) != len(self.sigmas) or self.steps < 1 or self.sigmas[-1] != 0:
+            raise ValueError(
+                f"the trajectory has {len(self.sigmas)} noise levels for latents of shape {tuple(self.latents.shape)}: "
+                "connect one of Invert Picture."
+            )
+        if any(high <= low for high, low in itertools.pairwise(self.sigmas)):
+            raise ValueError("the trajectory's noise levels do not fall to 0: connect one of Invert Picture.")
 
     def check_batch(self, x: Tensor) -> None:
         """Refuse a batch or a picture size other than the trajectory's."""

@@ -9,11 +9,15 @@ from typing import Any
 
 
 def show_text(node_id: Any, text: str) -> None:
-    """Show a line of text under a node in the graph editor, which takes it for HTML; silent where no server runs."""
+    """Show a line of text under a node in the graph editor, which takes it for HTML, to the client that queued it.
+
+    Silent where no server runs, and where nobody waits for news of the run: the server would tell every client else.
+    """
     running = sys.modules.get("server")  # never imported for this: without a server there is nobody to tell
     server = getattr(getattr(running, "PromptServer", None), "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(html.escape(text, quote=False), node_id)
+    client = getattr(server, "client_id", None)
+    if client is not None and node_id is not None:
+        server.send_progress_text(html.escape(text, quote=False), node_id, client)
 
 
 def node_id(node: Any) -> Any:

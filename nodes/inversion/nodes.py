@@ -107,6 +107,9 @@ class Invert(io.ComfyNode):
         settings, samples = ddim.InvertSettings.of(chosen), checked_latent(model, latent)
         require_negatives(settings, negative)
         levels = ddim.descending_schedule(model, settings.scheduler, settings.steps, sigmas)
+        inputs.require_active(model, levels, settings.guidance, positive=positive, negative=negative)
+        if strength := settings.reconstruction_guidance:
+            inputs.require_active(model, levels, strength, negative=negative)
         trajectory = ddim.invert(
             model,
             samples,
@@ -151,16 +154,14 @@ def reconstruction(model, noise: torch.Tensor, positive: list, negative: list | 
 
 
 def checked_latent(model, latent: dict) -> torch.Tensor:
-    """A LATENT's samples. Raises ValueError for video latents, foreign channel counts, empty or NaN pictures."""
+    """A LATENT's samples. Raises ValueError for video latents, foreign channel counts and empty pictures."""
     samples = latent["samples"]
-    channels = model.get_model_object("latent_format").latent_channels
-    if samples.ndim != 4 or samples.shape[1] != channels:
+    if samples.ndim != 4:
         raise ValueError(
-            f"the latent has shape {tuple(samples.shape)}, this model edits pictures of {channels} latent channels: "
-            "encode the picture with this checkpoint's own VAE."
+            f"the latent has shape {tuple(samples.shape)}, Invert Picture takes pictures (batch, channels, height, "
+            "width): give a clip as a batch of frames."
         )
-    if not torch.isfinite(samples).all():
-        raise ValueError("the latent holds NaN or infinite values: look at the picture and the VAE before it.")
+    host.require_channels(model, samples)
     if torch.count_nonzero(samples) == 0:
         raise ValueError("the latent is empty (all zero): inversion starts from a picture, connect VAE Encode.")
     return samples

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels import keep_outside as maths
+from ...kernels.pausing import pause
 from ..settings import Settings
 from . import matching
 
@@ -136,6 +137,7 @@ def keep(source: Tensor, edited: Tensor, mask: Tensor, how: KeepOutsideSettings)
     weights = edit_weights(mask.to(source.device), covered, how)
     notes = ["nothing is replaced (the mask is black), the source is given back"]
     if bool((weights > 0).any()):
+        pause()
         comparable = (weights == 0) & covered & opaque(base) & opaque(edit)
         edit, notes = matching.matched(base, edit, comparable, how.align, how.colour_match)
         if edited.shape[:2] != size:
@@ -144,7 +146,10 @@ def keep(source: Tensor, edited: Tensor, mask: Tensor, how: KeepOutsideSettings)
             weights = weights * edit[..., 3].clamp(0, 1).to(weights.dtype)
             edit = edit[..., :3]
     result = source.clone()
-    largest = max(put(result[rows], source[rows], edit[rows], weights[rows]) for rows in bands(size))
+    largest = 0.0
+    for rows in bands(size):
+        pause()
+        largest = max(largest, put(result[rows], source[rows], edit[rows], weights[rows]))
     return result, weights, Found(largest, (weights > 0).float().mean().item(), notes)
 
 
@@ -177,7 +182,7 @@ def edit_weights(mask: Tensor, covered: Tensor, how: KeepOutsideSettings) -> Ten
     """The mask grown, cut to where the edit lies, and feathered inwards; 0 stays exactly 0. (H, W)."""
     weights = torch.where(covered, maths.grow(mask, how.grow), 0.0)
     if how.feather and bool((weights > 0).any()):
-        weights = weights * maths.feather_ramp(maths.distance_to_outside(weights), how.feather)
+        weights = weights * maths.feather_ramp(maths.distance_to_outside(weights, how.feather + 1), how.feather)
     return weights
 
 

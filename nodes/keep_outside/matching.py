@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...kernels import alignment
 from ...kernels import colour_match as colours
+from ...kernels.pausing import pause
 from ...kernels.robust import FEWEST, sampled
 
 NONE, WHOLE, SUB_PIXEL = "none", "whole pixels", "sub-pixel"
@@ -38,6 +39,7 @@ def matched(source: Tensor, edited: Tensor, outside: Tensor, align: str, colour_
     if ROUNDED[align]:
         edited, note = aligned(source, edited, outside, ROUNDED[align])
         notes.append(note)
+    pause()
     if colour_match != NONE:
         edited, note = recoloured(source, edited, outside, colour_match)
         notes.append(note)
@@ -75,6 +77,7 @@ def recoloured(source: Tensor, edited: Tensor, outside: Tensor, richest: str) ->
     errors = {name: colours.held_out_error(COLOUR_FITS[name], e, s, halves) for name in names}
     best = min(errors, key=errors.__getitem__)
     fitted = colours.fit_robustly(COLOUR_FITS[best], e, s)
+    pause()
     new = colours.recolour(e, fitted)
     if (new - s).abs().mean(1).median().item() > LARGEST_REST:
         return edited, "colours not matched (outside, edit and source have little in common)"

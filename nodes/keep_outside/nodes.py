@@ -7,6 +7,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
+from ...kernels.pausing import pause, pausing
 from .. import host, inputs
 from . import compositing, matching
 
@@ -143,13 +144,14 @@ class KeepOutside(io.ComfyNode):
         images = source.new_empty(count, *source.shape[1:])
         weights = torch.empty(images.shape[:3])
         progress, found = comfy.utils.ProgressBar(count), []
-        for i in range(count):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            pair = (compositing.row(batch, i, name) for batch, name in ((source, "source"), (edited, "edited")))
-            union = compositing.union(masks, i, weights.shape[1:], settings.invert_mask)
-            images[i], weights[i], one = compositing.keep(*pair, union, settings)
-            found.append(one)
-            progress.update(1)
+        with pausing(comfy.model_management.throw_exception_if_processing_interrupted):
+            for i in range(count):
+                pause()
+                pair = (compositing.row(batch, i, name) for batch, name in ((source, "source"), (edited, "edited")))
+                union = compositing.union(masks, i, weights.shape[1:], settings.invert_mask)
+                images[i], weights[i], one = compositing.keep(*pair, union, settings)
+                found.append(one)
+                progress.update(1)
         report = compositing.report(found)
         largest = max(one.largest_outside for one in found)
         return io.NodeOutput(images, weights, report, largest, ui=host.told(cls, report))

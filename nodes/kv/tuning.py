@@ -41,6 +41,8 @@ def tune(
     )
     model, state = host.single_device(model), TuningState(mask=tuning_mask(mask, trajectory.pictures))
     require_whole_pictures(positive, negative)
+    levels, guidance = trajectory.sigmas, settings.run_guidance
+    inputs.require_active(model, levels, guidance, positive=positive, negative=negative)
     with torch.inference_mode(False):
         controlled = any("control" in extra for _, extra in (*positive, *(negative or ())))
         patched, prefix = with_tuned_attention(model, layers, state, controlled)
