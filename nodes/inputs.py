@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
@@ -9,6 +11,32 @@ from comfy_api.latest import io
 from . import host, sockets
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+def optional_widgets(*needed: str) -> Callable[[Callable[[Any], io.Schema]], Callable[[Any], io.Schema]]:
+    """Decorator of define_schema: widgets with a default are optional inputs, except those `needed`.
+
+    The host refuses a graph of the API that leaves a required input out, whatever its default; an optional one reaches
+    the node as the default of its settings. Needed are sockets, and what only a person can say: a prompt, a file.
+    """
+
+    def decorated(define_schema: Callable[[Any], io.Schema]) -> Callable[[Any], io.Schema]:
+        @functools.wraps(define_schema)
+        def lenient(cls: Any) -> io.Schema:
+            schema = define_schema(cls)
+            for entry in schema.inputs:
+                if has_default(entry) and entry.id not in needed:
+                    entry.optional = True
+            return schema
+
+        return lenient
+
+    return decorated
+
+
+def has_default(entry: Any) -> bool:
+    """Whether an input is a widget that shows a value in a new graph."""
+    return getattr(entry, "default", None) is not None or bool(getattr(entry, "options", None))
 
 
 def percents(start: str, end: str, default_start: float = 0.0, **more: Any) -> list[io.Float.Input]:
@@ -27,7 +55,7 @@ def seed(tooltip: str, **more: Any) -> io.Int.Input:
     return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip=tooltip, **more)
 
 
-def guidance(tooltip: str, default: float = 3.0, **more: Any) -> io.Float.Input:
+def guidance(tooltip: str, default: float = 7.5, **more: Any) -> io.Float.Input:
     """The guidance (cfg) of a run; `require_negative` is its check."""
     return io.Float.Input("guidance", default=default, min=0.0, max=30.0, step=0.1, tooltip=tooltip, **more)
 

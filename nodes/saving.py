@@ -48,6 +48,7 @@ def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: 
             io.String.Input(
                 "filename",
                 default=kept.filename,
+                optional=True,
                 tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores.",
             ),
             *extra,
@@ -58,9 +59,9 @@ def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: 
     )
 
 
-def save(node: Any, kept: Kept, thing: Any, filename: str, **extra: Any) -> io.NodeOutput:
-    """Save under the next free number, and say where."""
-    path = kept.shelf.new_path(filename)
+def save(node: Any, kept: Kept, thing: Any, filename: str | None = None, **extra: Any) -> io.NodeOutput:
+    """Save under the next free number, and say where. filename None: the default."""
+    path = kept.shelf.new_path(kept.filename if filename is None else filename)
     kept.save(thing, path, **extra)
     said = f"{path.name}, {path.stat().st_size / 1e6:.1f} MB"
     return io.NodeOutput(path.name, ui=host.told(node, said))

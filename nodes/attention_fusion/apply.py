@@ -13,6 +13,8 @@ from .fusion import TECHNIQUE, Fusion, attach_fusion
 from .prompts import Prompts, read_prompts
 from .recording import CROSS, SELF
 
+FATEZERO_LAYERS = "all but the finest"
+
 
 @dataclass(frozen=True)
 class FusionSettings(Settings):
@@ -26,7 +28,7 @@ class FusionSettings(Settings):
     blend_threshold: float = 0.3
     new_words: str = "their own attention"
     emphasis: float = 1.0
-    layers: str = "all"
+    layers: str = FATEZERO_LAYERS
     fuse_negative: bool = False
     source_features: str = host.AUTO
 

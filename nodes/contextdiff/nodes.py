@@ -32,6 +32,7 @@ class ContextSampler(io.ComfyNode):
     """ContextDiff's sampling (arXiv:2402.16627, eq. 7 and 11) for the host's custom sampling."""
 
     @classmethod
+    @inputs.optional_widgets()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestContextSampler",
@@ -141,6 +142,7 @@ class SaveContextAdapter(io.ComfyNode):
                 io.Combo.Input(
                     "precision",
                     options=list(files.PRECISIONS),
+                    optional=True,
                     tooltip="float32 (default): exact, for training on. float16: half the file, pictures differ by "
                     "rounding only.",
                 ),
@@ -148,7 +150,7 @@ class SaveContextAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, context_adapter, filename, precision) -> io.NodeOutput:
+    def execute(cls, context_adapter, filename=None, precision="float32") -> io.NodeOutput:
         return saving.save(cls, ADAPTERS, context_adapter, filename, precision=precision)
 
 

@@ -68,7 +68,7 @@ class SamplerSettings(Settings):
     start_percent: float = 0.0
     end_percent: float = 1.0
     limit: float = 0.0
-    inversion_refinements: int = 0
+    inversion_refinements: int = 2
 
 
 @dataclass(frozen=True)

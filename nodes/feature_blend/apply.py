@@ -35,7 +35,7 @@ class BlendSettings(Settings):
     layers: str = "output, out"
     start_percent: float = 0.0
     end_percent: float = 1.0
-    blend_latents_until: float = 0.8
+    blend_latents_until: float = 0.5
     source_latents: str = "trajectory"
     source_features: str = "auto"
     released_code: bool = False

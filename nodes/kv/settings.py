@@ -65,12 +65,12 @@ class TuneSettings(Settings):
 
     PRESETS: ClassVar = {PAPER: PAPER_TUNING}
 
-    guidance: float = 3.0
+    guidance: float = 7.5
     tune_with: str = GUIDED
     layers: str = "decoder"
     start_percent: float = 0.0
     inner_steps: int = 10
-    learning_rate: float = 0.1
+    learning_rate: float = 0.01
     tolerance: float = 1e-5
     warm_start: bool = True
     keep_source: bool = True
@@ -142,8 +142,8 @@ class ApplySettings(Settings):
 
     mode: str = "extend"
     strength: float = 1.0
-    source_guidance: float = 10.0
-    start_percent: float = 0.0
+    source_guidance: float = 3.0
+    start_percent: float = 0.1
     end_percent: float = 1.0
     layers: str = "all"
     look_ahead: float = 0.0

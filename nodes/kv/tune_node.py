@@ -19,6 +19,7 @@ class TuneKV(io.ComfyNode):
     """Stage 2 of KV Inversion: fit K_hat, V_hat, lambda and gamma so that sampling rebuilds the picture."""
 
     @classmethod
+    @inputs.optional_widgets()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTuneKV",
@@ -40,7 +41,7 @@ class TuneKV(io.ComfyNode):
                 io.Combo.Input("preset", options=[AS_SET, *TuneSettings.PRESETS], tooltip=PRESET_TOOLTIP),
                 inputs.guidance(
                     tooltip="The guidance you will edit with: the picture is learned so that it comes back at this "
-                    "value. 3 for the pocket model, 4 to 7.5 for SD 1.5 and SDXL; lower keeps more of the picture.",
+                    "value. 7.5 (default) is the paper's; 4 to 7.5, lower keeps more of the picture.",
                 ),
                 io.Combo.Input(
                     "tune_with",
@@ -74,12 +75,13 @@ class TuneKV(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "learning_rate",
-                    default=0.1,
+                    default=0.01,
                     min=0.0001,
                     max=10.0,
                     step=0.001,
                     round=0.0001,
-                    tooltip="Size of a learning step. 0.05 to 0.2 for few iterations; lower is slower and smoother.",
+                    tooltip="Size of a learning step. 0.01 (default) is null-text inversion's; up to 0.1 where few "
+                    "iterations do not rebuild the picture. Lower is slower and smoother.",
                 ),
                 io.Float.Input(
                     "tolerance",
@@ -133,8 +135,8 @@ class TuneKV(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Keeps keys and values as thin factors of this rank, and the source at four times it: "
-                    "smaller files, fine texture may soften. 0: in full. 32 for SD 1.5 and SDXL (a fifth and a ninth "
-                    "of the size), 4 to 8 for the pocket model (a tenth and a fifth).",
+                    "smaller files, fine texture may soften. 0: in full. 32: a fifth of the size for SD 1.5, a "
+                    "ninth for SDXL.",
                 ),
                 io.Int.Input(
                     "keyframes",

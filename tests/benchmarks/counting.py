@@ -28,6 +28,7 @@ from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.inversion import ddim as inversion
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 from palimpsest.nodes.kv.settings import CONDITIONAL
+from pocket import settings
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -339,13 +340,8 @@ def sampling_step(model: Any, family: Family, guidance: float) -> Cost:
 
 
 def widgets(node: Any, **chosen: Any) -> dict:
-    """A node's widget values as a new graph has them, except those chosen."""
-    found = {}
-    for entry in node.define_schema().inputs:
-        options = getattr(entry, "options", None)
-        if getattr(entry, "default", None) is not None or options:
-            found[entry.id] = entry.default if entry.default is not None else options[0]
-    return found | chosen
+    """A node's widget values for the pocket model, except those chosen."""
+    return settings.widgets(node, **chosen)
 
 
 def without_cache(model: Any) -> Any:

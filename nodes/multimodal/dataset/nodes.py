@@ -21,6 +21,7 @@ class BuildMultimodalDataset(io.ComfyNode):
     """Crops bound to caption words, as MUMU bootstraps its training data (arXiv:2406.18790, section 4)."""
 
     @classmethod
+    @inputs.optional_widgets()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestBuildMultimodalDataset",
@@ -196,7 +197,7 @@ class BuildMultimodalDataset(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, captions, words, masks=None, boxes=None, depth=None, **chosen) -> io.NodeOutput:
+    def execute(cls, images, captions, words=("",), masks=None, boxes=None, depth=None, **chosen) -> io.NodeOutput:
         """Every input is a list, as the host gives it to such nodes."""
         settings = DatasetSettings.of({name: values[0] for name, values in chosen.items()})
         pictures = lists.one_by_one(images)

@@ -15,11 +15,14 @@ from . import files, plot
 from .settings import CLIP_TEXT, LEARNED, ZEROS, TrainSettings
 from .training import describe, train
 
+NAME = "connector"
+
 
 class TrainMultimodal(io.ComfyNode):
     """MUMU's training (arXiv:2406.18790, section 5) on the host's own U-Net."""
 
     @classmethod
+    @inputs.optional_widgets()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTrainMultimodal",
@@ -126,7 +129,7 @@ class TrainMultimodal(io.ComfyNode):
                 ),
                 io.String.Input(
                     "name",
-                    default="connector",
+                    default=NAME,
                     tooltip="Name of the files in models/palimpsest_connectors, models/loras and "
                     "models/palimpsest_trainings, to which a number is added.",
                 ),
@@ -268,7 +271,17 @@ class TrainMultimodal(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, multimodal_encoder, folder, resume, name, keep_state, dataset=None, clip=None, **chosen
+        cls,
+        model,
+        vae,
+        multimodal_encoder,
+        folder=dataset_files.CONNECTED,
+        resume=files.NEW,
+        name=NAME,
+        keep_state=True,
+        dataset=None,
+        clip=None,
+        **chosen,
     ) -> io.NodeOutput:
         import comfy.sd
 
