@@ -13,23 +13,27 @@ from . import host, sockets
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
-def optional_widgets(*needed: str) -> Callable[[Callable[[Any], io.Schema]], Callable[[Any], io.Schema]]:
-    """Decorator of define_schema: widgets with a default are optional inputs, except those `needed`.
+def completed(*needed: str) -> Callable[[Callable[..., io.Schema]], Callable[..., io.Schema]]:
+    """Decorator of define_schema, for what all our schemas have in common.
 
-    The host refuses a graph of the API that leaves a required input out, whatever its default; an optional one reaches
-    the node as the default of its settings. Needed are sockets, and what only a person can say: a prompt, a file.
+    Widgets with a default are optional inputs, except those `needed`: the host refuses a graph of the API that leaves
+    a required input out, whatever its default; one that is left out has the default of the node's settings. Needed is
+    what only a person can say: a prompt, a file. What a node tells is in the history of every prompt, also of those
+    for which the host takes the node from its cache (from 0.24 on).
     """
 
-    def decorated(define_schema: Callable[[Any], io.Schema]) -> Callable[[Any], io.Schema]:
+    def decorated(define_schema: Callable[..., io.Schema]) -> Callable[..., io.Schema]:
         @functools.wraps(define_schema)
-        def lenient(cls: Any) -> io.Schema:
-            schema = define_schema(cls)
+        def complete(*args: Any, **kwargs: Any) -> io.Schema:
+            schema = define_schema(*args, **kwargs)
             for entry in schema.inputs:
                 if has_default(entry) and entry.id not in needed:
                     entry.optional = True
+            if schema.hidden and hasattr(schema, "has_intermediate_output"):
+                schema.has_intermediate_output = True
             return schema
 
-        return lenient
+        return complete
 
     return decorated
 

@@ -35,6 +35,7 @@ class Kept:
     filename: str
 
 
+@inputs.completed()
 def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: tuple = ()) -> io.Schema:
     """The schema of a Save node; extra: inputs behind the file name, which go to `save` by name."""
     return io.Schema(
@@ -48,7 +49,6 @@ def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: 
             io.String.Input(
                 "filename",
                 default=kept.filename,
-                optional=True,
                 tooltip="Name of the file; a number is added. Letters, digits, blanks, dashes and underscores.",
             ),
             *extra,
@@ -67,6 +67,7 @@ def save(node: Any, kept: Kept, thing: Any, filename: str | None = None, **extra
     return io.NodeOutput(path.name, ui=host.told(node, said))
 
 
+@inputs.completed("file")
 def load_schema(kept: Kept, description: str, search_aliases: list[str], more_outputs: tuple = ()) -> io.Schema:
     """The schema of a Load node; more_outputs stand behind the thing and its report."""
     return io.Schema(

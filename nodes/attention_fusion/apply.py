@@ -56,11 +56,12 @@ def apply(
     *,
     mask: Tensor | None = None,
     callback: Any = None,
+    remarks: host.Remarks | None = None,
 ) -> Applied:
     """A clone of the model that fuses. With both fractions 0 it is the model, bit for bit.
 
-    callback hears of the recording, where there is one. Raises ValueError for other architectures, unusable masks, and
-    memory that is not there.
+    callback hears of the recording, where there is one, remarks of sampling runs that do not go the trajectory's way.
+    Raises ValueError for other architectures, unusable masks, and memory that is not there.
     """
     prompts = read_prompts(
         clip,
@@ -85,6 +86,9 @@ def apply(
         smaller=", or layers to 'all but the finest'",
         callback=callback,
     )
+    if remarks is not None:
+        apart = "each step takes what was recorded at the nearest noise level"
+        host.compare_runs(patched, host.Recorded.of(trajectory, apart), remarks)
     attach_fusion(patched, fusion, source)
     return Applied(patched, prompts.edit, f"{prompts.report}; {how}{note}")
 

@@ -15,7 +15,7 @@ class AttentionFusion(io.ComfyNode):
     """FateZero's attention fusion (arXiv:2303.09535), as the ContextDiff paper edits clips with it."""
 
     @classmethod
-    @inputs.optional_widgets("source_text", "edit_text")
+    @inputs.completed("source_text", "edit_text")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestAttentionFusion",
@@ -154,6 +154,7 @@ class AttentionFusion(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, trajectory, clip, mask=None, **chosen) -> io.NodeOutput:
+        remarks = host.Remarks.of(cls)
         applied = fusion_apply.apply(
             model,
             trajectory,
@@ -161,8 +162,11 @@ class AttentionFusion(io.ComfyNode):
             fusion_apply.FusionSettings.of(chosen),
             mask=mask,
             callback=latent_preview.prepare_callback(model, trajectory.steps),
+            remarks=remarks,
         )
-        return io.NodeOutput(applied.model, applied.positive, applied.report, ui=host.told(cls, applied.report))
+        return io.NodeOutput(
+            applied.model, applied.positive, applied.report, ui=host.told(cls, applied.report, remarks)
+        )
 
 
 NODES = [AttentionFusion]

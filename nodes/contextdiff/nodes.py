@@ -32,7 +32,7 @@ class ContextSampler(io.ComfyNode):
     """ContextDiff's sampling (arXiv:2402.16627, eq. 7 and 11) for the host's custom sampling."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestContextSampler",
@@ -142,7 +142,6 @@ class SaveContextAdapter(io.ComfyNode):
                 io.Combo.Input(
                     "precision",
                     options=list(files.PRECISIONS),
-                    optional=True,
                     tooltip="float32 (default): exact, for training on. float16: half the file, pictures differ by "
                     "rounding only.",
                 ),

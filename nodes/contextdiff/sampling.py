@@ -82,6 +82,11 @@ class ContextSampling:
     adapter: ContextAdapter
     settings: SamplerSettings
 
+    @property
+    def adds_noise(self) -> bool:
+        """Whether fresh noise comes in at every step, as host.agreement asks."""
+        return self.settings.mode == DDPM or self.settings.eta > 0
+
     @torch.no_grad()
     def __call__(
         self,

@@ -22,7 +22,7 @@ class TrainContextAdapter(io.ComfyNode):
     """ContextDiff's training (arXiv:2402.16627, eq. 6) of the adapter r_phi."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTrainContextAdapter",

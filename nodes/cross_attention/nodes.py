@@ -25,7 +25,7 @@ class CrossAttentionMask(io.ComfyNode):
     """Cross-attention masking, as the paper writes it and as PFB-Diff's authors built it."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestCrossAttentionMask",

@@ -23,7 +23,7 @@ class EditReport(io.ComfyNode):
     """Numbers of an edit, of any technique."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestEditReport",

@@ -26,7 +26,7 @@ class FeatureBlend(io.ComfyNode):
     """Progressive feature blending: eq. 1 of the founding paper and PFB-Diff's masks in one formula."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestFeatureBlend",
@@ -142,6 +142,7 @@ class FeatureBlend(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, trajectory, positive, mask=None, blend_weights=None, **chosen) -> io.NodeOutput:
+        remarks = host.Remarks.of(cls)
         applied = feature_apply.apply(
             model,
             trajectory,
@@ -150,16 +151,17 @@ class FeatureBlend(io.ComfyNode):
             mask=mask,
             weights=blend_weights,
             callback=latent_preview.prepare_callback(model, trajectory.steps),
+            remarks=remarks,
         )
         report = applied.report + inputs.prompt_note(trajectory, positive)
-        return io.NodeOutput(applied.model, report, ui=host.told(cls, report))
+        return io.NodeOutput(applied.model, report, ui=host.told(cls, report, remarks))
 
 
 class TuneFeatureBlend(io.ComfyNode):
     """Learn one blending weight a feature for a picture and an edit."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTuneFeatureBlend",

@@ -1,5 +1,6 @@
 """All that knows ComfyUI: its models, options and dictionaries. Techniques import this front, as `host`."""
 
+from .agreement import Recorded, Remarks, compare_runs
 from .areas import Area, whole_grid
 from .attention import (
     attention_dtype,
@@ -62,6 +63,8 @@ __all__ = [
     "Place",
     "ProgressText",
     "Prompt",
+    "Recorded",
+    "Remarks",
     "Run",
     "SameStep",
     "Source",
@@ -77,6 +80,7 @@ __all__ = [
     "chosen_self_attention",
     "chosen_source",
     "chunk_rows",
+    "compare_runs",
     "conditioning_fingerprint",
     "cross_attention_layers",
     "each_run",

@@ -21,10 +21,16 @@ def node_id(node: Any) -> Any:
     return getattr(node.hidden, "unique_id", None)
 
 
-def told(node: Any, report: str) -> dict[str, list[str]]:
-    """Show a report under the node that runs, and give what its `ui` hands on: the history has it, and so the API."""
+def told(node: Any, report: str, remarks: Any = None) -> dict[str, list]:
+    """Show a report under the node that runs, and give what its `ui` hands on: the history has it, and so the API.
+
+    remarks: agreement.Remarks, whose entries come while others sample.
+    """
     show_text(node_id(node), report)
-    return {"text": [report]}
+    if remarks is None:
+        return {"text": [report]}
+    remarks.text = report
+    return {"text": [report], "remarks": [remarks.entries]}
 
 
 class ProgressText:

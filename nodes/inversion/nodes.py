@@ -15,7 +15,7 @@ class Invert(io.ComfyNode):
     """DDIM inversion (stage 1 of KV Inversion): the latents a picture passes through on its way to noise."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestInvert",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import inputs, sockets
+from .. import host, inputs, sockets
 from ..settings import AS_SET
 from .modes import MODES
-from .sampling import apply
+from .sampling import apply, how_to_sample
 from .settings import PRESET_TOOLTIP, ApplySettings
 
 
@@ -15,7 +15,7 @@ class ApplyKV(io.ComfyNode):
     """Stage 3 of KV Inversion: sample with the tuned keys and values in self-attention."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestApplyKV",
@@ -92,8 +92,13 @@ class ApplyKV(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the source's keys and values.")],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
     def execute(cls, model, kv, mask=None, source_mask=None, **chosen) -> io.NodeOutput:
-        return io.NodeOutput(apply(model, kv, ApplySettings.of(chosen), mask, source_mask))
+        """Patch a clone; what does not fit the tuning is told when it samples."""
+        report = how_to_sample(kv)
+        remarks = host.Remarks.of(cls)
+        patched = apply(model, kv, ApplySettings.of(chosen), mask, source_mask, remarks)
+        return io.NodeOutput(patched, ui=host.told(cls, report, remarks))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...kernels import low_rank
 from ...kernels.kv_inversion import between_keyframes
 from .. import host
+from .settings import GUIDED
 
 SCALARS = ("lambda_k", "gamma_k", "lambda_v", "gamma_v")
 LEARNED, SOURCE = "learned", "source"
@@ -110,6 +111,13 @@ class KVEmbeddings:
     def latent(self) -> tuple[int, int, int]:
         """(channels, height, width) of the source's latent."""
         return tuple(self.noise.shape[1:])
+
+    @property
+    def guidance(self) -> float | None:
+        """The guidance at which edits should be sampled: the tuning's, where it was tuned with one; else None."""
+        guidance = self.info.get("guidance")
+        guided = self.info.get("tune_with", GUIDED) == GUIDED
+        return float(guidance) if guided and isinstance(guidance, int | float) else None
 
     @property
     def bytes(self) -> int:

@@ -71,7 +71,7 @@ class PromptLines(io.ComfyNode):
     """One prompt per line, as a list: everything behind it runs once for each."""
 
     @classmethod
-    @inputs.optional_widgets("lines")
+    @inputs.completed("lines")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestPromptLines",

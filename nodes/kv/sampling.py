@@ -235,11 +235,17 @@ class SourceGuidance:
 
 
 def apply(
-    model: Any, kv: KVEmbeddings, settings: ApplySettings, mask: Tensor | None = None, source_mask: Tensor | None = None
+    model: Any,
+    kv: KVEmbeddings,
+    settings: ApplySettings,
+    mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    remarks: host.Remarks | None = None,
 ) -> Any:
     """A clone of the model that attends to the tuned keys and values. At strength 0 it is the model, bit for bit.
 
-    mask: where in the edited picture the source acts; source_mask: which part of the source may be looked at.
+    mask: where in the edited picture the source acts; source_mask: which part of the source may be looked at. remarks
+    hear of sampling runs that do not go the tuning's way.
     Raises ValueError if the model's layers are not those the embeddings were tuned in, or an input is not usable.
     """
     mode = MODES[settings.mode]
@@ -264,10 +270,30 @@ def apply(
         mask=mask,
         source_mask=source_mask,
     )
+    if remarks is not None:
+        host.compare_runs(patched, recorded(kv, whole=mask is None), remarks)
     install(patched, source)
     if settings.source_guidance != 1.0:
         patched.set_model_sampler_post_cfg_function(SourceGuidance(source, settings.source_guidance))
     return patched
+
+
+def recorded(kv: KVEmbeddings, whole: bool) -> host.Recorded:
+    """How the picture was tuned. whole: its source acts everywhere; else other noise may lie beside the picture's."""
+    return host.Recorded(
+        how="tuned",
+        sigmas=kv.sigmas,
+        start=lambda model: model.process_latent_in(kv.noise),
+        apart="each step takes what was learned at the nearest noise level",
+        guidance=kv.guidance,
+        from_start=whole,
+    )
+
+
+def how_to_sample(kv: KVEmbeddings) -> str:
+    """What the sampler should be told, in a line."""
+    guidance = "" if kv.guidance is None else f", cfg {kv.guidance:g}"
+    return f"sample from the picture's noise, add_noise disabled: {len(kv.sigmas) - 1} steps{guidance}, euler"
 
 
 def install(patched: Any, source: Source) -> None:

@@ -19,7 +19,7 @@ class TuneKV(io.ComfyNode):
     """Stage 2 of KV Inversion: fit K_hat, V_hat, lambda and gamma so that sampling rebuilds the picture."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTuneKV",

@@ -21,7 +21,7 @@ class LoadMultimodalEncoder(io.ComfyNode):
     """Read a vision-language model and its connector."""
 
     @classmethod
-    @inputs.optional_widgets("folder")
+    @inputs.completed("folder")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestLoadMultimodalEncoder",
@@ -123,7 +123,7 @@ class MultimodalPrompt(io.ComfyNode):
     """MUMU's prompts (arXiv:2406.18790): a <image1> man and his <image2> dog."""
 
     @classmethod
-    @inputs.optional_widgets("text")
+    @inputs.completed("text")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestMultimodalPrompt",

@@ -98,7 +98,7 @@ def widgets(node) -> dict[str, object]:
 @pytest.mark.parametrize("name", OURS)
 def test_every_widget_with_a_default_is_optional(name):
     required = {entry.id for entry in widgets(OURS[name]).values() if not entry.optional}
-    assert required <= SAID.keys(), "put @inputs.optional_widgets() on define_schema"
+    assert required <= SAID.keys(), "put @inputs.completed() on define_schema"
 
 
 @pytest.mark.parametrize("name", OURS)

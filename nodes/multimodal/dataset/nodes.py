@@ -21,7 +21,7 @@ class BuildMultimodalDataset(io.ComfyNode):
     """Crops bound to caption words, as MUMU bootstraps its training data (arXiv:2406.18790, section 4)."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestBuildMultimodalDataset",

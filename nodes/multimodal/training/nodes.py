@@ -22,7 +22,7 @@ class TrainMultimodal(io.ComfyNode):
     """MUMU's training (arXiv:2406.18790, section 5) on the host's own U-Net."""
 
     @classmethod
-    @inputs.optional_widgets()
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTrainMultimodal",
