@@ -64,7 +64,7 @@ def save(node: Any, kept: Kept, thing: Any, filename: str | None = None, **extra
     path = kept.shelf.new_path(kept.filename if filename is None else filename)
     kept.save(thing, path, **extra)
     said = f"{path.name}, {path.stat().st_size / 1e6:.1f} MB"
-    return io.NodeOutput(path.name, ui=host.told(node, said))
+    return io.NodeOutput(path.name, ui=host.told(node, said, saved=[path.name]))
 
 
 @inputs.completed("file")
@@ -80,7 +80,7 @@ def load_schema(kept: Kept, description: str, search_aliases: list[str], more_ou
             io.Combo.Input(
                 "file",
                 options=kept.shelf.listed(),
-                tooltip=f"A file in models/{kept.shelf.folder}. Refresh (R) lists new ones.",
+                tooltip=f"A file in models/{kept.shelf.folder}. Refresh (R) lists those that others put there.",
             )
         ],
         outputs=[

@@ -223,7 +223,7 @@ class BuildMultimodalDataset(io.ComfyNode):
             sheet = overview(dataset)
             plots.to_image(sheet[0]).save(folder / SHEET, quality=90)
         report = f"{folder.name}: {describe_dataset(dataset, counted)}"
-        return io.NodeOutput(dataset, sheet, report, ui=host.told(cls, report))
+        return io.NodeOutput(dataset, sheet, report, ui=host.told(cls, report, saved=[folder.name]))
 
 
 def chosen_detector(settings: DatasetSettings, words: list[tuple[str, ...]]) -> ByDetector | None:

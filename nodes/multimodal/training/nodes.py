@@ -301,9 +301,8 @@ class TrainMultimodal(io.ComfyNode):
         changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model
         seconds = time.monotonic() - began
         report = f"{describe(trained)}; {seconds:.0f} s; written: {', '.join(written)}"
-        return io.NodeOutput(
-            trained.encoder, changed, trained.samples, plot.draw(trained.history), report, ui=host.told(cls, report)
-        )
+        shown = host.told(cls, report, saved=written)
+        return io.NodeOutput(trained.encoder, changed, trained.samples, plot.draw(trained.history), report, ui=shown)
 
 
 def previews(model, steps: int):
