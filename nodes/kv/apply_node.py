@@ -98,7 +98,6 @@ class ApplyKV(io.ComfyNode):
     @classmethod
     def execute(cls, model, kv, mask=None, source_mask=None, **chosen) -> io.NodeOutput:
         """Patch a clone; what does not fit the tuning is told when it samples."""
-        report = how_to_sample(kv)
         remarks = host.Remarks.of(cls)
-        patched = apply(model, kv, ApplySettings.of(chosen), mask, source_mask, remarks)
-        return io.NodeOutput(patched, ui=host.told(cls, report, remarks))
+        patched = apply(model, kv, ApplySettings.of(chosen), mask, source_mask, remarks=remarks)
+        return io.NodeOutput(patched, ui=host.told(cls, how_to_sample(kv), remarks))

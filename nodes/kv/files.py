@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import inversion
 from ..files import Shelf
 from .embeddings import LEARNED, MATRICES, SOURCE, KVEmbeddings, TunedLayer
+from .modes import served
 
 SHELF = Shelf(
     folder="palimpsest_kv",
@@ -103,5 +104,5 @@ def describe_kv(kv: KVEmbeddings) -> str:
     rank = f"rank {kv.rank}, " if kv.rank else ""
     return (
         f"{kv.pictures} picture(s) of {width * 8} x {height * 8}, {len(kv.sigmas) - 1} steps, {len(kv.layers)} layers, "
-        f"{rank}{kv.bytes / 1e6:.1f} MB{error}"
+        f"{rank}{kv.bytes / 1e6:.1f} MB{error}; modes {', '.join(served(kv))}"
     )

@@ -13,7 +13,7 @@ from ...kernels.kv_inversion import source_guidance
 from .. import host
 from ..host.streaming import PieceStream
 from .embeddings import SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer
-from .modes import MODES, Mode, Shown
+from .modes import MODES, Mode, Shown, served
 from .settings import ApplySettings, chosen_layers
 from .tokens import Tokens
 
@@ -252,10 +252,7 @@ def apply(
     window = host.Window.of(model, settings.start_percent, settings.end_percent)
     require_masks(kv, mask, source_mask)
     require_layers(model, kv)
-    if SOURCE in mode.needs and not kv.keeps_source:
-        raise ValueError(
-            f"mode {settings.mode!r} needs the source's own keys and values: tune again with keep_source on."
-        )
+    require_mode(kv, settings.mode)
     patched = model.clone()
     if settings.strength == 0.0:
         return patched
@@ -318,6 +315,18 @@ def require_layers(model: Any, kv: KVEmbeddings) -> None:
                 + (f"has with {present[layer.key].channels}." if layer.key in present else "does not have.")
                 + " Load the checkpoint family they were tuned on (SD 1.5 or SDXL), or tune again."
             )
+
+
+def require_mode(kv: KVEmbeddings, mode: str) -> None:
+    """Raise ValueError for a mode that reads what the embeddings do not hold."""
+    if mode in served(kv):
+        return
+    if not kv.keeps_source:
+        raise ValueError(f"mode {mode!r} needs the source's own keys and values: tune again with keep_source on.")
+    raise ValueError(
+        f"mode {mode!r} shows what was learned, and these KV embeddings were recorded without learning: take mode "
+        f"{' or '.join(served(kv))}, or tune with inner_steps above 0."
+    )
 
 
 def require_masks(kv: KVEmbeddings, mask: Tensor | None, source_mask: Tensor | None) -> None:

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from .. import host, inputs, inversion, sockets
 from ..settings import AS_SET
 from . import auto
+from .recording import record
 from .settings import CONDITIONAL, EVERYTHING, GUIDED, LAYERS, PRESET_TOOLTIP, WEIGHTS, TuneSettings
 from .tuning import tune
 
@@ -71,7 +72,8 @@ class TuneKV(io.ComfyNode):
                     min=0,
                     max=1000,
                     tooltip="Learning iterations at every step, at most. 5 to 30. Each costs about 3 model calls: 10 "
-                    "over 20 steps take about as long as 30 ordinary samplings of 20 steps.",
+                    "over 20 steps take about as long as 30 ordinary samplings of 20 steps. 0 learns nothing and "
+                    "records what Apply KV's mode extend shows, in one model call a step.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -187,6 +189,8 @@ class TuneKV(io.ComfyNode):
     def execute(cls, model, trajectory, positive, negative=None, vae=None, mask=None, **chosen) -> io.NodeOutput:
         """Fit, then report how near the reconstruction came."""
         settings, began = TuneSettings.of(chosen), time.monotonic()
+        if settings.record_only:
+            return cls.recorded(model, trajectory, positive, settings)
         inputs.require_negative(settings.run_guidance, negative)
         shown, choice = host.ProgressText(host.node_id(cls)), ""
         if settings.auto_layers:
@@ -207,6 +211,28 @@ class TuneKV(io.ComfyNode):
         ) + inputs.prompt_note(trajectory, positive)
         report += f"; {choice}" if choice else ""
         return io.NodeOutput(kv, {"samples": rebuilt}, report, ui=host.told(cls, report))
+
+    @classmethod
+    def recorded(cls, model, trajectory, positive, settings: TuneSettings) -> io.NodeOutput:
+        """Record the source, learn nothing. Raises ValueError for auto_layers, which tries what is learned."""
+        if settings.auto_layers:
+            raise ValueError("auto_layers compares what is learned: set inner_steps above 0, or auto_layers off.")
+        began, shown = time.monotonic(), host.ProgressText(host.node_id(cls))
+        kv = record(
+            model,
+            trajectory,
+            positive,
+            settings,
+            report=lambda done, of: shown.update(f"step {done} of {of}, recording"),
+            callback=latent_preview.prepare_callback(model, len(settings.recorded(trajectory.steps))),
+        )
+        kv.info.update(settings.named())
+        source = model.model.process_latent_out(trajectory.latents[-1].clone())
+        report = (
+            f"source recorded, nothing learned, for mode extend; {kv.bytes / 1e6:.1f} MB, "
+            f"{time.monotonic() - began:.0f} s"
+        ) + inputs.prompt_note(trajectory, positive)
+        return io.NodeOutput(kv, {"samples": source}, report, ui=host.told(cls, report))
 
 
 def with_best_layers(

@@ -424,10 +424,10 @@ class Calls:
     def applied(self, **chosen: Any) -> Any:
         """The model behind Apply KV. Its embeddings hold the one step that sampling_step passes."""
         if self.kv is None:
-            self.kv, _ = self.tune(self.model, 1, inner_steps=0)
+            self.kv, _ = self.tune(self.model, 1, inner_steps=1)
         with torch.inference_mode(), meta_host():
             return ApplyKV.execute(self.model, self.kv, **widgets(ApplyKV, **chosen)).args[0]
 
     def bytes(self, **chosen: Any) -> int:
         """Bytes of a picture's embeddings for a whole run."""
-        return self.tune(self.model, 1, inner_steps=0, **chosen)[0].bytes * STEPS
+        return self.tune(self.model, 1, inner_steps=1, **chosen)[0].bytes * STEPS
