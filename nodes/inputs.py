@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,6 +11,36 @@ from comfy_api.latest import io
 from . import host, sockets
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+def completed(*needed: str) -> Callable[[Callable[..., io.Schema]], Callable[..., io.Schema]]:
+    """Decorator of define_schema, for what all our schemas have in common.
+
+    Widgets with a default are optional inputs, except those `needed`: the host refuses a graph of the API that leaves
+    a required input out, whatever its default; one that is left out has the default of the node's settings. Needed is
+    what only a person can say: a prompt, a file. What a node tells is in the history of every prompt, also of those
+    for which the host takes the node from its cache (from 0.24 on).
+    """
+
+    def decorated(define_schema: Callable[..., io.Schema]) -> Callable[..., io.Schema]:
+        @functools.wraps(define_schema)
+        def complete(*args: Any, **kwargs: Any) -> io.Schema:
+            schema = define_schema(*args, **kwargs)
+            for entry in schema.inputs:
+                if has_default(entry) and entry.id not in needed:
+                    entry.optional = True
+            if schema.hidden and hasattr(schema, "has_intermediate_output"):
+                schema.has_intermediate_output = True
+            return schema
+
+        return complete
+
+    return decorated
+
+
+def has_default(entry: Any) -> bool:
+    """Whether an input is a widget that shows a value in a new graph."""
+    return getattr(entry, "default", None) is not None or bool(getattr(entry, "options", None))
 
 
 def percents(start: str, end: str, default_start: float = 0.0, **more: Any) -> list[io.Float.Input]:
@@ -28,7 +59,7 @@ def seed(tooltip: str, **more: Any) -> io.Int.Input:
     return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip=tooltip, **more)
 
 
-def guidance(tooltip: str, default: float = 3.0, **more: Any) -> io.Float.Input:
+def guidance(tooltip: str, default: float = 7.5, **more: Any) -> io.Float.Input:
     """The guidance (cfg) of a run; `require_negative` is its check."""
     return io.Float.Input("guidance", default=default, min=0.0, max=30.0, step=0.1, tooltip=tooltip, **more)
 

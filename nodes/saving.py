@@ -36,6 +36,7 @@ class Kept:
     filename: str
 
 
+@inputs.completed()
 def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: tuple = ()) -> io.Schema:
     """The schema of a Save node; extra: inputs behind the file name, which go to `save` by name."""
     return io.Schema(
@@ -61,16 +62,16 @@ def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: 
     )
 
 
-def save(node: Any, kept: Kept, thing: Any, filename: str, **extra: Any) -> io.NodeOutput:
-    """Save under the next free number, and say where."""
-    path = None
+def save(node: Any, kept: Kept, thing: Any, filename: str | None = None, **extra: Any) -> io.NodeOutput:
+    """Save under the next free number, and say where. filename None: the default."""
+    prefix, path = kept.filename if filename is None else filename, None
     while path is None:
-        found = kept.shelf.new_path(filename)
+        found = kept.shelf.new_path(prefix)
         with contextlib.suppress(FileExistsError):  # another ComfyUI took this number meanwhile
             kept.save(thing, found, **extra)
             path = found
     name = kept.shelf.name(path)
-    return io.NodeOutput(name, ui=host.told(node, f"{name}, {path.stat().st_size / 1e6:.1f} MB"))
+    return io.NodeOutput(name, ui=host.told(node, f"{name}, {path.stat().st_size / 1e6:.1f} MB", saved=[name]))
 
 
 def checked(name: str | None, attempt: Callable[[str], Any]) -> bool | str:
@@ -86,6 +87,7 @@ def checked(name: str | None, attempt: Callable[[str], Any]) -> bool | str:
     return True
 
 
+@inputs.completed("file")
 def load_schema(kept: Kept, description: str, search_aliases: list[str], more_outputs: tuple = ()) -> io.Schema:
     """The schema of a Load node; more_outputs stand behind the thing and its report."""
     return io.Schema(
@@ -98,7 +100,7 @@ def load_schema(kept: Kept, description: str, search_aliases: list[str], more_ou
             io.Combo.Input(
                 "file",
                 options=kept.shelf.listed(),
-                tooltip=f"A file in models/{kept.shelf.folder}. Refresh (R) lists new ones.",
+                tooltip=f"A file in models/{kept.shelf.folder}. Refresh (R) lists those that others put there.",
             )
         ],
         outputs=[

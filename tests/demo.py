@@ -1,7 +1,8 @@
 """The demo: edit one picture in a running ComfyUI over its HTTP API, and lay the results side by side.
 
 `python dev.py demo` starts the host and calls this. Without options it edits a drawn scene whose ideal edit is known,
-so the edit can be scored; with --image, --checkpoint, --source-prompt and --prompt it edits your own picture.
+so the edit can be scored; with --image, --checkpoint, --source-prompt and --prompt it edits your own picture. Values
+that are not given are the pocket model's with its checkpoint, and the nodes' defaults with yours.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from api import ApiClient, ApiError
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pocket import judge as judging
 from pocket import metrics, world
+from pocket import settings as pocket_settings
 
 TESTS = Path(__file__).resolve().parent
 POCKET = "palimpsest_pocket.safetensors"
 EXAMPLE = {"seed": 77, "number": 138, "pose": "sitting"}  # a held-out scene and its edit
+OF_MODELS = {  # the nodes' defaults, which the sampler's values follow
+    "steps": 50, "guidance": 7.5, "learning_rate": 0.01, "source_guidance": 3.0, "start_percent": 0.1,
+}  # fmt: skip
 TILES = {
     "source": "source",
     "ideal": "ideal edit (drawn)",
@@ -62,7 +67,7 @@ def graph(image: str, checkpoint: str, source_prompt: str, prompt: str, options:
             "PalimpsestTuneKV", model=["checkpoint", 0], trajectory=["invert", 0], positive=["was", 0],
             negative=["nothing", 0], vae=["checkpoint", 2], preset="as set below", guidance=options.guidance,
             tune_with="with guidance", layers=options.layers, start_percent=0.0, inner_steps=options.inner_steps,
-            learning_rate=0.1, tolerance=1e-5, warm_start=True, keep_source=True,
+            learning_rate=options.learning_rate, tolerance=1e-5, warm_start=True, keep_source=True,
         ),
         "apply": node(
             "PalimpsestApplyKV", model=["checkpoint", 0], kv=["tune", 0], preset="as set below", mode=options.mode,
@@ -176,6 +181,19 @@ def run(options: argparse.Namespace) -> dict:
     return report
 
 
+def with_values_of_the_model(options: argparse.Namespace) -> argparse.Namespace:
+    """Options with the values that were not given."""
+    values = OF_MODELS if options.checkpoint != POCKET else values_of_the_pocket()
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    return argparse.Namespace(**vars(options) | values | given)
+
+
+def values_of_the_pocket() -> dict:
+    """OF_MODELS for the pocket model."""
+    kinds = ("PalimpsestInvert", "PalimpsestTuneKV", "PalimpsestApplyKV")
+    return {name: value for kind in kinds for name, value in pocket_settings.POCKET[kind].items()}
+
+
 def main() -> int:
     """Parse, run, print a short table and where the sheet is."""
     parser = argparse.ArgumentParser(prog="python dev.py demo", description=__doc__.splitlines()[0])
@@ -188,15 +206,16 @@ def main() -> int:
     add("--checkpoint", default=POCKET, help="a checkpoint by the name the host lists")
     add("--source-prompt", help="what the picture shows")
     add("--prompt", help="what it should show")
-    add("--steps", type=int, default=20, help="steps of inversion and sampling")
-    add("--guidance", type=float, default=3.0, help="guidance of the edit")
+    add("--steps", type=int, help="steps of inversion and sampling")
+    add("--guidance", type=float, help="guidance of the edit")
     add("--inner-steps", type=int, default=10, help="learning iterations a step")
+    add("--learning-rate", type=float, help="size of a learning step")
     add("--layers", default="decoder", help="which self-attention layers learn")
     add("--mode", default="extend", help="how the source acts on the edit")
-    add("--source-guidance", type=float, default=10.0, help="how hard to insist on the source's look")
+    add("--source-guidance", type=float, help="how hard to insist on the source's look")
     add("--strength", type=float, default=1.0, help="how much of the source is used")
-    add("--start-percent", type=float, default=0.0, help="when the source begins to act")
-    options = parser.parse_args()
+    add("--start-percent", type=float, help="when the source begins to act")
+    options = with_values_of_the_model(parser.parse_args())
     try:
         report = run(options)
     except (ApiError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pocket import settings
 
 SD15 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
@@ -154,9 +155,10 @@ def lora(model, seed: int = 5, rank: int = 2) -> dict:
 
 
 def execute(node, **values) -> tuple:
-    """Run a node of the host's old or new kind, with its schema's defaults for what is not given: its outputs.
+    """Run a node of the host's old or new kind, with the values of pocket.settings for what is not given: its outputs.
 
-    One of ours runs behind its border, as the host is given it.
+    One of ours runs behind its border, as the host is given it. What neither says is left out, as a graph of the API
+    may: the node's settings have its defaults.
     """
     if not hasattr(node, "define_schema"):
         return getattr(node(), node.FUNCTION)(**values)
@@ -170,5 +172,5 @@ def execute(node, **values) -> tuple:
             default = socket.options[0]
         if default is not None and not socket.optional:
             values.setdefault(socket.id, default)
-    outputs = node.execute(**values)
+    outputs = node.execute(**settings.of(node) | values)
     return tuple(getattr(outputs, "args", outputs))

@@ -13,6 +13,8 @@ from .fusion import TECHNIQUE, Fusion, attach_fusion
 from .prompts import Prompts, read_prompts
 from .recording import CROSS, SELF
 
+FATEZERO_LAYERS = "all but the finest"
+
 
 @dataclass(frozen=True)
 class FusionSettings(Settings):
@@ -26,7 +28,7 @@ class FusionSettings(Settings):
     blend_threshold: float = 0.3
     new_words: str = "their own attention"
     emphasis: float = 1.0
-    layers: str = "all"
+    layers: str = FATEZERO_LAYERS
     fuse_negative: bool = False
     source_features: str = host.AUTO
 
@@ -54,11 +56,12 @@ def apply(
     *,
     mask: Tensor | None = None,
     callback: Any = None,
+    remarks: host.Remarks | None = None,
 ) -> Applied:
     """A clone of the model that fuses. With both fractions 0 it is the model, bit for bit.
 
-    callback hears of the recording, where there is one. Raises ValueError for other architectures, unusable masks, and
-    memory that is not there.
+    callback hears of the recording, where there is one, remarks of sampling runs that do not go the trajectory's way.
+    Raises ValueError for other architectures, unusable masks, and memory that is not there.
     """
     prompts = read_prompts(
         clip,
@@ -84,6 +87,9 @@ def apply(
         smaller=", or layers to 'all but the finest'",
         callback=callback,
     )
+    if remarks is not None:
+        apart = "each step takes what was recorded at the nearest noise level"
+        host.compare_runs(patched, host.Recorded.of(trajectory, apart), remarks)
     attach_fusion(patched, fusion, source)
     return Applied(patched, prompts.edit, f"{prompts.report}; {how}{note}")
 

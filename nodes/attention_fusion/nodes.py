@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from .. import host, inputs
 from . import apply as fusion_apply
+from .apply import FATEZERO_LAYERS
 from .prompts import NEW_WORDS
 
 
@@ -14,6 +15,7 @@ class AttentionFusion(io.ComfyNode):
     """FateZero's attention fusion (arXiv:2303.09535), as the ContextDiff paper edits clips with it."""
 
     @classmethod
+    @inputs.completed("source_text", "edit_text")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestAttentionFusion",
@@ -112,8 +114,9 @@ class AttentionFusion(io.ComfyNode):
                 io.Combo.Input(
                     "layers",
                     options=list(host.SELF_ATTENTION),
-                    tooltip="Where attention is fused. all: everywhere. all but the finest: as FateZero, which keeps "
-                    "maps up to 32 x 32; leaves texture to the edit and halves SD 1.5's memory.",
+                    default=FATEZERO_LAYERS,
+                    tooltip="Where attention is fused. all: everywhere. all but the finest (default): as FateZero, "
+                    "which keeps maps up to 32 x 32; leaves texture to the edit and halves SD 1.5's memory.",
                 ),
                 io.Boolean.Input(
                     "fuse_negative",
@@ -151,6 +154,7 @@ class AttentionFusion(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, trajectory, clip, mask=None, **chosen) -> io.NodeOutput:
+        remarks = host.Remarks.of(cls)
         applied = fusion_apply.apply(
             model,
             trajectory,
@@ -158,8 +162,11 @@ class AttentionFusion(io.ComfyNode):
             fusion_apply.FusionSettings.of(chosen),
             mask=mask,
             callback=latent_preview.prepare_callback(model, trajectory.steps),
+            remarks=remarks,
         )
-        return io.NodeOutput(applied.model, applied.positive, applied.report, ui=host.told(cls, applied.report))
+        return io.NodeOutput(
+            applied.model, applied.positive, applied.report, ui=host.told(cls, applied.report, remarks)
+        )
 
 
 NODES = [AttentionFusion]

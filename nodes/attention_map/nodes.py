@@ -16,6 +16,7 @@ class AttentionMap(io.ComfyNode):
     """Record during sampling where words act."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestAttentionMap",
@@ -71,6 +72,7 @@ class FindWords(io.ComfyNode):
     """Ask the model where words are in a picture that was inverted."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestFindWords",
@@ -126,6 +128,7 @@ class ReadAttentionMap(io.ComfyNode):
     """Read a record as heat maps, mask and leakage."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestReadAttentionMap",

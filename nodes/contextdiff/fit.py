@@ -33,7 +33,7 @@ class TrainSettings(Settings):
     formula: str = PAPER
     train_on: str = PREDICTED
     steps: int = 200
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-4
     batch_size: int = 2
     train_unet: str = FROZEN
     lora_rank: int = 8

@@ -32,6 +32,7 @@ class ContextSampler(io.ComfyNode):
     """ContextDiff's sampling (arXiv:2402.16627, eq. 7 and 11) for the host's custom sampling."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestContextSampler",
@@ -152,7 +153,7 @@ class SaveContextAdapter(io.ComfyNode):
         return saving.checked(filename, files.SHELF.try_new)
 
     @classmethod
-    def execute(cls, context_adapter, filename, precision) -> io.NodeOutput:
+    def execute(cls, context_adapter, filename=None, precision="float32") -> io.NodeOutput:
         return saving.save(cls, ADAPTERS, context_adapter, filename, precision=precision)
 
 

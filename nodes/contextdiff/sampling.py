@@ -68,7 +68,7 @@ class SamplerSettings(Settings):
     start_percent: float = 0.0
     end_percent: float = 1.0
     limit: float = 0.0
-    inversion_refinements: int = 0
+    inversion_refinements: int = 2
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ class ContextSampling:
 
     adapter: ContextAdapter
     settings: SamplerSettings
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether fresh noise comes in at every step, as host.agreement asks."""
+        return self.settings.mode == DDPM or self.settings.eta > 0
 
     @torch.no_grad()
     def __call__(

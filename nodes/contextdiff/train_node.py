@@ -15,11 +15,14 @@ from .network import SIZES
 from .objective import FORWARD, SEEN
 from .training import describe, train
 
+RESCUED = "context_rescued"
+
 
 class TrainContextAdapter(io.ComfyNode):
     """ContextDiff's training (arXiv:2402.16627, eq. 6) of the adapter r_phi."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTrainContextAdapter",
@@ -89,13 +92,14 @@ class TrainContextAdapter(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "learning_rate",
-                    default=0.0005,
+                    default=0.0001,
                     min=0.0000001,
                     max=0.1,
                     step=0.00001,
                     round=False,
-                    tooltip="Size of the first steps; it falls to a hundredth until the end. 0.0003 to 0.002; lower "
-                    "needs more steps, too high burns spots into the pictures.",
+                    tooltip="Size of the first steps; it falls to a hundredth until the end. 0.0001 (default) is usual "
+                    "for a small network beside a large one; up to 0.002 in few steps. Lower needs more steps, too "
+                    "high burns spots into the pictures.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -154,7 +158,7 @@ class TrainContextAdapter(io.ComfyNode):
                 ),
                 io.String.Input(
                     "rescue_filename",
-                    default="context_rescued",
+                    default=RESCUED,
                     advanced=True,
                     tooltip="If the training is cancelled or fails, what it learned so far is saved under this name in "
                     "models/palimpsest_context, for Load Context Adapter, and its LoRA in models/loras; tried before "
@@ -192,7 +196,7 @@ class TrainContextAdapter(io.ComfyNode):
         return saving.checked(name, files.SHELF.try_new)
 
     @classmethod
-    def execute(cls, model, latent, positive, rescue_filename, context_adapter=None, **chosen) -> io.NodeOutput:
+    def execute(cls, model, latent, positive, rescue_filename=RESCUED, context_adapter=None, **chosen) -> io.NodeOutput:
         settings, began = TrainSettings.of(chosen), time.monotonic()
         shown, kept = host.ProgressText(host.node_id(cls)), None
         if rescue_filename.strip():

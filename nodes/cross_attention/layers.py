@@ -18,6 +18,7 @@ def in_pfb_diff_object(place: host.Place) -> bool:
 
 
 CUSTOM, EXAMPLE = "custom", "input 1-4, middle, output 3"
+PFB_OBJECT = "input 7-8, middle, output 3-7"  # PFB-Diff's layers for an object, in SD 1.5
 PRESETS: dict[str, Callable[[host.Place], bool]] = {
     "all": lambda place: True,
     "PFB-Diff object": in_pfb_diff_object,

@@ -13,7 +13,7 @@ from .. import host
 from ..settings import Settings
 from ..words import ChosenWords
 from .attention import NAME, attach
-from .layers import choose_layers
+from .layers import PFB_OBJECT, choose_layers
 from .regions import MODES, Region
 
 INSIDE, OUTSIDE = "inside", "outside"
@@ -28,7 +28,7 @@ class MaskSettings(Settings):
     strength: float = 1.0
     feather: float = 0.0
     layers: str = "all"
-    custom_layers: str = ""
+    custom_layers: str = PFB_OBJECT
     mask_negative: bool = True
     start_percent: float = 0.0
     end_percent: float = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .. import inputs, sockets
-from .layers import LAYERS
+from .layers import LAYERS, PFB_OBJECT
 from .masking import INSIDE, OUTSIDE, MaskSettings, mask_words
 from .regions import MODES
 
@@ -25,6 +25,7 @@ class CrossAttentionMask(io.ComfyNode):
     """Cross-attention masking, as the paper writes it and as PFB-Diff's authors built it."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestCrossAttentionMask",
@@ -68,7 +69,7 @@ class CrossAttentionMask(io.ComfyNode):
                 io.Combo.Input("layers", options=LAYERS, tooltip=LAYERS_TOOLTIP),
                 io.String.Input(
                     "custom_layers",
-                    default="input 7-8, middle, output 3-7",
+                    default=PFB_OBJECT,
                     advanced=True,
                     tooltip="For layers custom: input, middle or output, each with a block number or a range, with "
                     "commas between them; output 3.1 is one of several layers in a block of SDXL. A name that the "

@@ -23,6 +23,7 @@ class EditReport(io.ComfyNode):
     """Numbers of an edit, of any technique."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestEditReport",
@@ -95,7 +96,7 @@ class EditReport(io.ComfyNode):
     def execute(cls, source, edited, mask=None, ideal=None, clip_vision=None, clip=None, **chosen) -> io.NodeOutput:
         if clip is not None and clip_vision is None:
             raise ValueError("clip compares the prompt with what clip_vision sees: connect clip_vision, too.")
-        if chosen["is_clip"] and len(edited) < 2:
+        if chosen.get("is_clip") and len(edited) < 2:
             raise ValueError("is_clip is on, but edited is a single picture: connect all frames as one batch.")
         pictures, size = len(edited), tuple(source.shape[1:3])
         edited, resized = measuring.matched(edited, pictures, size, "edited")

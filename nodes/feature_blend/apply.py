@@ -35,7 +35,7 @@ class BlendSettings(Settings):
     layers: str = "output, out"
     start_percent: float = 0.0
     end_percent: float = 1.0
-    blend_latents_until: float = 0.8
+    blend_latents_until: float = 0.5
     source_latents: str = "trajectory"
     source_features: str = "auto"
     released_code: bool = False
@@ -119,12 +119,13 @@ def apply(
     mask: Tensor | None = None,
     weights: BlendWeights | None = None,
     callback: Any = None,
+    remarks: host.Remarks | None = None,
 ) -> Applied:
     """A clone of the model into whose features the source's are blended. With both alphas 1, the model bit for bit.
 
     prompt describes the source. mask: white where the edit acts. weights replace layers and both alphas. callback hears
-    of the recording, where there is one. Raises ValueError for other architectures, masks that are missing or unusable,
-    and memory that is not there.
+    of the recording, where there is one; remarks, of sampling runs that do not go the trajectory's way. Raises
+    ValueError for other architectures, masks that are missing or unusable, and memory that is not there.
     """
     check(model, trajectory, mask)
     check_weights(model, settings, mask, weights)
@@ -134,6 +135,9 @@ def apply(
     if not layers and (mask is None or settings.blend_latents_until == 0.0):
         return Applied(patched, "both alphas are 1: nothing is blended")
     host.source_prompt(prompt)  # refuses one that is limited to an area
+    if remarks is not None:
+        apart = "between its noise levels the source is a straight line"
+        host.compare_runs(patched, host.Recorded.of(trajectory, apart, from_start=False, exact=False), remarks)
     if mask is not None:
         mask = grown(mask, settings.grow_mask, trajectory.latents.shape[-2:])
     source = SOURCE_LATENTS[settings.source_latents](trajectory, settings.seed)

@@ -26,6 +26,7 @@ class FeatureBlend(io.ComfyNode):
     """Progressive feature blending: eq. 1 of the founding paper and PFB-Diff's masks in one formula."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestFeatureBlend",
@@ -76,12 +77,13 @@ class FeatureBlend(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "blend_latents_until",
-                    default=0.8,
+                    default=0.5,
                     min=0.0,
                     max=1.0,
                     step=0.05,
                     tooltip="Share of the sampling for which the latent outside of the mask is held to the source. "
-                    "1: it ends as the source's, seams may show. 0.5 to 0.8: the last steps mend seams. 0: never.",
+                    "1: it ends as the source's, seams may show. 0.5 (default, PFB-Diff's for objects) to 0.8: the "
+                    "last steps mend seams. 0: never.",
                 ),
                 io.Combo.Input(
                     "source_latents",
@@ -140,6 +142,7 @@ class FeatureBlend(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, trajectory, positive, mask=None, blend_weights=None, **chosen) -> io.NodeOutput:
+        remarks = host.Remarks.of(cls)
         applied = feature_apply.apply(
             model,
             trajectory,
@@ -148,15 +151,17 @@ class FeatureBlend(io.ComfyNode):
             mask=mask,
             weights=blend_weights,
             callback=latent_preview.prepare_callback(model, trajectory.steps),
+            remarks=remarks,
         )
         report = applied.report + inputs.prompt_note(trajectory, positive)
-        return io.NodeOutput(applied.model, report, ui=host.told(cls, report))
+        return io.NodeOutput(applied.model, report, ui=host.told(cls, report, remarks))
 
 
 class TuneFeatureBlend(io.ComfyNode):
     """Learn one blending weight a feature for a picture and an edit."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTuneFeatureBlend",
@@ -193,9 +198,7 @@ class TuneFeatureBlend(io.ComfyNode):
                     round=0.0001,
                     tooltip="Size of a learning step. 0.05 to 0.2; lower needs more steps.",
                 ),
-                inputs.guidance(
-                    "The guidance you will sample the edit with. 3 for the pocket model, 5 to 7.5 for SD 1.5 and SDXL."
-                ),
+                inputs.guidance("The guidance you will sample the edit with. 7.5 (default) is PFB-Diff's; 5 to 7.5."),
                 io.Float.Input(
                     "keep_edit",
                     default=1.0,
@@ -290,7 +293,7 @@ class SaveBlendWeights(io.ComfyNode):
         return saving.checked(filename, files.SHELF.try_new)
 
     @classmethod
-    def execute(cls, blend_weights, filename) -> io.NodeOutput:
+    def execute(cls, blend_weights, filename=None) -> io.NodeOutput:
         return saving.save(cls, KEPT, blend_weights, filename)
 
 

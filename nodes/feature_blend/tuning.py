@@ -35,7 +35,7 @@ class TuneSettings(Settings):
     layers: str = "output, out"
     steps: int = 100
     learning_rate: float = 0.1
-    guidance: float = 3.0
+    guidance: float = 7.5
     keep_edit: float = 1.0
     adversarial: float = 0.0
     seed: int = 0

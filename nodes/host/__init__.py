@@ -1,5 +1,6 @@
 """All that knows ComfyUI: its models, options and dictionaries. Techniques import this front, as `host`."""
 
+from .agreement import Recorded, Remarks, compare_runs
 from .areas import Area, whole_grid
 from .attention import (
     attention_dtype,
@@ -24,6 +25,7 @@ from .model import (
     cross_attention_layers,
     layout_fingerprint,
     places,
+    require_one_gpu,
     require_unet,
     same_layout,
     self_attention_layers,
@@ -65,6 +67,8 @@ __all__ = [
     "Place",
     "ProgressText",
     "Prompt",
+    "Recorded",
+    "Remarks",
     "Run",
     "SameStep",
     "Source",
@@ -80,6 +84,7 @@ __all__ = [
     "chosen_self_attention",
     "chosen_source",
     "chunk_rows",
+    "compare_runs",
     "conditioning_fingerprint",
     "cross_attention_layers",
     "each_run",
@@ -99,6 +104,7 @@ __all__ = [
     "require_active",
     "require_channels",
     "require_inside",
+    "require_one_gpu",
     "require_readable",
     "require_span",
     "require_unet",

@@ -120,13 +120,18 @@ def conditioning_fingerprint(conditioning: list) -> str:
     return digest.hexdigest()[:16]
 
 
+def require_one_gpu(model: Any) -> None:
+    """Raise ValueError for a model spread over several GPUs."""
+    if getattr(model, "get_additional_models_with_key", lambda _: [])("multigpu"):
+        raise ValueError("tuning runs on one GPU: connect the model from before the multi-GPU node.")
+
+
 def single_device(model: Any) -> Any:
     """The model in the form that a backward pass can use: on one GPU, weights in ordinary memory.
 
-    Raises ValueError for a model spread over several GPUs.
+    Raises ValueError as require_one_gpu does.
     """
-    if getattr(model, "get_additional_models_with_key", lambda _: [])("multigpu"):
-        raise ValueError("tuning runs on one GPU: connect the model from before the multi-GPU node.")
+    require_one_gpu(model)
     return model.get_non_dynamic_delegate() if getattr(model, "is_dynamic", bool)() else model
 
 

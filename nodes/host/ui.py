@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -25,10 +26,18 @@ def node_id(node: Any) -> Any:
     return getattr(node.hidden, "unique_id", None)
 
 
-def told(node: Any, report: str) -> dict[str, list[str]]:
-    """Show a report under the node that runs, and give what its `ui` hands on: the history has it, and so the API."""
+def told(node: Any, report: str, remarks: Any = None, saved: Iterable[str] = ()) -> dict[str, list]:
+    """Show a report under the node that runs, and give what its `ui` hands on: the history has it, and so the API.
+
+    remarks: agreement.Remarks, whose entries come while others sample. saved: names of files and folders that loaders
+    list from now on, for the editor (web/js/refresh_lists.js).
+    """
     show_text(node_id(node), report)
-    return {"text": [report]}
+    shown = {"text": [report]}
+    if remarks is not None:
+        remarks.text = report
+        shown["remarks"] = [remarks.entries]
+    return shown | ({"palimpsest_saved": [*saved]} if saved else {})
 
 
 class ProgressText:

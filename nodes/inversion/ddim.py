@@ -22,7 +22,7 @@ CURRENT_LEVEL = "current noise level"
 class InvertSettings(Settings):
     """How a picture is inverted; see PalimpsestInvert for what each does."""
 
-    steps: int = 20
+    steps: int = 50
     guidance: float = 1.0
     scheduler: str = "normal"
     predict_at: str = NEXT_LEVEL

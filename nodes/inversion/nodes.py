@@ -15,6 +15,7 @@ class Invert(io.ComfyNode):
     """DDIM inversion (stage 1 of KV Inversion): the latents a picture passes through on its way to noise."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestInvert",
@@ -41,11 +42,11 @@ class Invert(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps",
-                    default=20,
+                    default=50,
                     min=1,
                     max=1000,
-                    tooltip="Steps between picture and noise. 20 to 50: more follow the picture closer and cost in "
-                    "proportion (one model call a step). Edit with the same number.",
+                    tooltip="Steps between picture and noise. 50 (default) is the papers'; 30 to 50: more follow the "
+                    "picture closer and cost in proportion (one model call a step). Edit with the same number.",
                 ),
                 inputs.guidance(
                     default=1.0,

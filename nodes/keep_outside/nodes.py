@@ -16,6 +16,7 @@ class KeepOutside(io.ComfyNode):
     """The finisher after any edit model: composite by mask, with proof."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestKeepOutside",

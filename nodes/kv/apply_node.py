@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import inputs, sockets
+from .. import host, inputs, sockets
 from ..settings import AS_SET
 from .modes import MODES
-from .sampling import apply
+from .sampling import apply, how_to_sample
 from .settings import PRESET_TOOLTIP, ApplySettings
 
 
@@ -15,6 +15,7 @@ class ApplyKV(io.ComfyNode):
     """Stage 3 of KV Inversion: sample with the tuned keys and values in self-attention."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestApplyKV",
@@ -45,19 +46,20 @@ class ApplyKV(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "source_guidance",
-                    default=10.0,
+                    default=3.0,
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="How hard to insist on the source's look, as guidance does for the prompt. 1: off. 8 to 12 "
-                    "suit small models such as the pocket model; begin at 2 to 4 with SD 1.5 and SDXL. More brings "
-                    "coat, collar and colours back, too much burns them in. Half as much time again a step.",
+                    tooltip="How hard to insist on the source's look, as guidance does for the prompt. 1: off. 2 to 4; "
+                    "small models take more. More brings coat, collar and colours back, too much burns them in. Half "
+                    "as much time again a step.",
                 ),
                 *inputs.percents(
                     start="When the source begins to act, as a share of the sampling. 0 to 0.4: later lets the prompt "
-                    "lay out a new pose first.",
+                    "lay out a new pose first. 0.1 (default): MasaCtrl's, which begins after 4 of 50 steps.",
                     end="When the source stops acting. 1 keeps the finest texture; earlier lets the model finish on "
                     "its own.",
+                    default_start=0.1,
                 ),
                 io.Combo.Input(
                     "layers",
@@ -90,8 +92,12 @@ class ApplyKV(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the source's keys and values.")],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
     def execute(cls, model, kv, mask=None, source_mask=None, **chosen) -> io.NodeOutput:
-        return io.NodeOutput(apply(model, kv, ApplySettings.of(chosen), mask, source_mask))
+        """Patch a clone; what does not fit the tuning is told when it samples."""
+        remarks = host.Remarks.of(cls)
+        patched = apply(model, kv, ApplySettings.of(chosen), mask, source_mask, remarks=remarks)
+        return io.NodeOutput(patched, ui=host.told(cls, how_to_sample(kv), remarks))

@@ -11,9 +11,11 @@ from torch import Tensor
 from ...kernels import low_rank
 from ...kernels.kv_inversion import between_keyframes
 from .. import host
+from .settings import GUIDED
 
 SCALARS = ("lambda_k", "gamma_k", "lambda_v", "gamma_v")
-LEARNED, SOURCE = "learned", "source"
+LEARNED, SOURCE, WEIGHTS = "learned", "source", "weights"
+HOLDS = "holds"  # in the info: which of the three there are; weights alone act on the source's K, V
 MATRICES = {LEARNED: 2, SOURCE: 1}  # matrices a layer: K_hat and V_hat; the tokens that K and V are made of
 
 
@@ -112,6 +114,13 @@ class KVEmbeddings:
         return tuple(self.noise.shape[1:])
 
     @property
+    def guidance(self) -> float | None:
+        """The guidance at which edits should be sampled: the tuning's, where it was tuned with one; else None."""
+        guidance = self.info.get("guidance")
+        guided = self.info.get("tune_with", GUIDED) == GUIDED and not self.recorded_only
+        return float(guidance) if guided and isinstance(guidance, int | float) else None
+
+    @property
     def bytes(self) -> int:
         """Size of the embeddings in memory and on disk, without the header."""
         return sum(t.numel() * t.element_size() for t in (*self.learned, *self.source) if t is not None)
@@ -122,9 +131,14 @@ class KVEmbeddings:
         return any(t is not None for t in self.source)
 
     @property
+    def recorded_only(self) -> bool:
+        """Whether nothing was learned, and there are the source's own keys and values alone."""
+        return self.keeps_source and self.info.get(HOLDS) == [SOURCE]
+
+    @property
     def weights_only(self) -> bool:
         """Whether only lambda and gamma were learned, K_hat and V_hat being the source's K and V."""
-        return self.keeps_source and all(t is None for t in self.learned)
+        return self.keeps_source and not self.recorded_only and all(t is None for t in self.learned)
 
     def at(self, sigma: float) -> int:
         """The step whose noise level is nearest to sigma: the rule when another schedule samples than tuned."""

@@ -14,6 +14,7 @@ from .. import inversion
 from ..files import Shelf
 from ..headers import Header, Tensors, shown
 from .embeddings import LEARNED, MATRICES, SCALARS, SOURCE, KVEmbeddings, TunedLayer
+from .modes import served
 
 BLOCKS, SIZES = ("input", "middle", "output"), ("height", "width", "channels")
 USED = {"latent_rmse": float, "pixel_psnr": float}  # of what the tuning wrote about itself, in the report
@@ -139,5 +140,5 @@ def describe_kv(kv: KVEmbeddings) -> str:
     rank = f"rank {kv.rank}, " if kv.rank else ""
     return (
         f"{kv.pictures} picture(s) of {width * 8} x {height * 8}, {len(kv.sigmas) - 1} steps, {len(kv.layers)} layers, "
-        f"{rank}{kv.bytes / 1e6:.1f} MB{error}"
+        f"{rank}{kv.bytes / 1e6:.1f} MB{error}; modes {', '.join(served(kv))}"
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.kv_inversion import content_preserving_folded
-from .embeddings import LEARNED, SOURCE, LayerEmbeddings
+from .embeddings import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings
 from .tokens import Part, Tokens
 
 
@@ -141,6 +141,14 @@ class Frozen(Mode):
 
 
 MODES: dict[str, Mode] = {"extend": Extend(), "recompute": Recompute(), "frozen": Frozen()}
+
+
+def served(kv: KVEmbeddings) -> list[str]:
+    """The modes for which embeddings hold what is read; of weights alone, the source's K, V stand for K_hat, V_hat."""
+    held = {SOURCE} if kv.keeps_source else set()
+    if not kv.recorded_only:
+        held.add(LEARNED)
+    return [name for name, mode in MODES.items() if held.issuperset(mode.needs)]
 
 
 def product(tensor: Tensor, *weights: Tensor | None) -> Tensor:

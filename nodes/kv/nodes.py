@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import saving, sockets
+from .. import inputs, saving, sockets
 from .apply_node import ApplyKV
 from .files import SHELF, describe_kv, load_kv, save_kv
 from .tune_node import TuneKV
@@ -41,7 +41,7 @@ class SaveKV(io.ComfyNode):
         return saving.checked(filename, SHELF.try_new)
 
     @classmethod
-    def execute(cls, kv, filename) -> io.NodeOutput:
+    def execute(cls, kv, filename=None) -> io.NodeOutput:
         return saving.save(cls, KEPT, kv, filename)
 
 
@@ -75,6 +75,7 @@ class PromptLines(io.ComfyNode):
     """One prompt per line, as a list: everything behind it runs once for each."""
 
     @classmethod
+    @inputs.completed("lines")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestPromptLines",
@@ -105,7 +106,7 @@ class PromptLines(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lines, template) -> io.NodeOutput:
+    def execute(cls, lines, template="{}") -> io.NodeOutput:
         """Fill the template with every line."""
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}}: write it where each line should go, or {{}} alone.")

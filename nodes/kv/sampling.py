@@ -13,7 +13,7 @@ from ...kernels.kv_inversion import source_guidance
 from .. import host
 from ..host.streaming import PieceStream
 from .embeddings import SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer
-from .modes import MODES, Mode, Shown
+from .modes import MODES, Mode, Shown, served
 from .settings import ApplySettings, chosen_layers
 from .tokens import Tokens
 
@@ -235,21 +235,24 @@ class SourceGuidance:
 
 
 def apply(
-    model: Any, kv: KVEmbeddings, settings: ApplySettings, mask: Tensor | None = None, source_mask: Tensor | None = None
+    model: Any,
+    kv: KVEmbeddings,
+    settings: ApplySettings,
+    mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    remarks: host.Remarks | None = None,
 ) -> Any:
     """A clone of the model that attends to the tuned keys and values. At strength 0 it is the model, bit for bit.
 
-    mask: where in the edited picture the source acts; source_mask: which part of the source may be looked at.
+    mask: where in the edited picture the source acts; source_mask: which part of the source may be looked at. remarks
+    hear of sampling runs that do not go the tuning's way.
     Raises ValueError if the model's layers are not those the embeddings were tuned in, or an input is not usable.
     """
     mode = MODES[settings.mode]
     window = host.Window.of(model, settings.start_percent, settings.end_percent)
     require_masks(kv, mask, source_mask)
     require_layers(model, kv)
-    if SOURCE in mode.needs and not kv.keeps_source:
-        raise ValueError(
-            f"mode {settings.mode!r} needs the source's own keys and values: tune again with keep_source on."
-        )
+    require_mode(kv, settings.mode)
     patched = model.clone()
     if settings.strength == 0.0:
         return patched
@@ -264,10 +267,30 @@ def apply(
         mask=mask,
         source_mask=source_mask,
     )
+    if remarks is not None:
+        host.compare_runs(patched, recorded(kv, whole=mask is None), remarks)
     install(patched, source)
     if settings.source_guidance != 1.0:
         patched.set_model_sampler_post_cfg_function(SourceGuidance(source, settings.source_guidance))
     return patched
+
+
+def recorded(kv: KVEmbeddings, whole: bool) -> host.Recorded:
+    """How the picture was tuned. whole: its source acts everywhere; else other noise may lie beside the picture's."""
+    return host.Recorded(
+        how="tuned",
+        sigmas=kv.sigmas,
+        start=lambda model: model.process_latent_in(kv.noise),
+        apart="each step takes what was learned at the nearest noise level",
+        guidance=kv.guidance,
+        from_start=whole,
+    )
+
+
+def how_to_sample(kv: KVEmbeddings) -> str:
+    """What the sampler should be told, in a line."""
+    guidance = "" if kv.guidance is None else f", cfg {kv.guidance:g}"
+    return f"sample from the picture's noise, add_noise disabled: {len(kv.sigmas) - 1} steps{guidance}, euler"
 
 
 def install(patched: Any, source: Source) -> None:
@@ -292,6 +315,18 @@ def require_layers(model: Any, kv: KVEmbeddings) -> None:
                 + (f"has with {present[layer.key].channels}." if layer.key in present else "does not have.")
                 + " Load the checkpoint family they were tuned on (SD 1.5 or SDXL), or tune again."
             )
+
+
+def require_mode(kv: KVEmbeddings, mode: str) -> None:
+    """Raise ValueError for a mode that reads what the embeddings do not hold."""
+    if mode in served(kv):
+        return
+    if not kv.keeps_source:
+        raise ValueError(f"mode {mode!r} needs the source's own keys and values: tune again with keep_source on.")
+    raise ValueError(
+        f"mode {mode!r} shows what was learned, and these KV embeddings were recorded without learning: take mode "
+        f"{' or '.join(served(kv))}, or tune with inner_steps above 0."
+    )
 
 
 def require_masks(kv: KVEmbeddings, mask: Tensor | None, source_mask: Tensor | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..settings import Settings
@@ -65,12 +65,12 @@ class TuneSettings(Settings):
 
     PRESETS: ClassVar = {PAPER: PAPER_TUNING}
 
-    guidance: float = 3.0
+    guidance: float = 7.5
     tune_with: str = GUIDED
     layers: str = "decoder"
     start_percent: float = 0.0
     inner_steps: int = 10
-    learning_rate: float = 0.1
+    learning_rate: float = 0.01
     tolerance: float = 1e-5
     warm_start: bool = True
     keep_source: bool = True
@@ -95,6 +95,15 @@ class TuneSettings(Settings):
     def needs_source(self) -> bool:
         """Whether what the source feeds to_k and to_v is stored."""
         return self.keep_source or self.weights_only
+
+    @property
+    def record_only(self) -> bool:
+        """Whether nothing is learned: the source's keys and values are recorded, for mode extend."""
+        return self.inner_steps == 0
+
+    def recorded(self, steps: int) -> list[int]:
+        """The steps at which the source is recorded: all of the span, or its keyframes."""
+        return [group[-1] for group in replace(self, batch_steps=1).groups(*self.span(steps))]
 
     @property
     def source_rank(self) -> int:
@@ -142,8 +151,8 @@ class ApplySettings(Settings):
 
     mode: str = "extend"
     strength: float = 1.0
-    source_guidance: float = 10.0
-    start_percent: float = 0.0
+    source_guidance: float = 3.0
+    start_percent: float = 0.1
     end_percent: float = 1.0
     layers: str = "all"
     look_ahead: float = 0.0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels import low_rank
 from .. import host
-from .embeddings import KVEmbeddings, TunedLayer, pack
+from .embeddings import LEARNED, SOURCE, WEIGHTS, KVEmbeddings, TunedLayer, pack
 from .psi import Psi
 from .settings import TuneSettings
 from .tuned_attention import TuningState
@@ -52,12 +52,22 @@ class FinishedSteps:
                 for layer, gamma in zip(self.layers, gammas, strict=True)
             )
         if self.settings.needs_source:
-            rank, inputs = self.settings.source_rank, {layer: state.inputs[layer.key] for layer in self.layers}
-            self.source[step] = pack(
-                [low_rank.factorise(tokens, rank) if layer.factored(rank) else (tokens,)]
-                for layer, tokens in inputs.items()
-            )
+            self.keep_source(step, state)
         self.scalars[step] = weights.transpose(1, 2).cpu()
+
+    def keep_source(self, step: int, state: TuningState) -> None:
+        """Store what the source feeds to_k and to_v at a step."""
+        rank, inputs = self.settings.source_rank, {layer: state.inputs[layer.key] for layer in self.layers}
+        self.source[step] = pack(
+            [low_rank.factorise(tokens, rank) if layer.factored(rank) else (tokens,)]
+            for layer, tokens in inputs.items()
+        )
+
+    @property
+    def holds(self) -> list[str]:
+        """What there is of learned keys and values, weights of the source's, and the source."""
+        learned = LEARNED if any(t is not None for t in self.learned) else WEIGHTS
+        return [learned, SOURCE] if any(t is not None for t in self.source) else [learned]
 
     def embeddings(self, trajectory: host.Trajectory, noise: Tensor, info: dict[str, Any]) -> KVEmbeddings:
         """All steps. noise: the latent that the tuning began with."""

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from .. import host, inputs, inversion, sockets
 from ..settings import AS_SET
 from . import auto
+from .recording import record
 from .settings import CONDITIONAL, EVERYTHING, GUIDED, LAYERS, PRESET_TOOLTIP, WEIGHTS, TuneSettings
 from .tuning import tune
 
@@ -19,6 +20,7 @@ class TuneKV(io.ComfyNode):
     """Stage 2 of KV Inversion: fit K_hat, V_hat, lambda and gamma so that sampling rebuilds the picture."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTuneKV",
@@ -40,7 +42,7 @@ class TuneKV(io.ComfyNode):
                 io.Combo.Input("preset", options=[AS_SET, *TuneSettings.PRESETS], tooltip=PRESET_TOOLTIP),
                 inputs.guidance(
                     tooltip="The guidance you will edit with: the picture is learned so that it comes back at this "
-                    "value. 3 for the pocket model, 4 to 7.5 for SD 1.5 and SDXL; lower keeps more of the picture.",
+                    "value. 7.5 (default) is the paper's; 4 to 7.5, lower keeps more of the picture.",
                 ),
                 io.Combo.Input(
                     "tune_with",
@@ -70,16 +72,18 @@ class TuneKV(io.ComfyNode):
                     min=0,
                     max=1000,
                     tooltip="Learning iterations at every step, at most. 5 to 30. Each costs about 3 model calls: 10 "
-                    "over 20 steps take about as long as 30 ordinary samplings of 20 steps.",
+                    "over 20 steps take about as long as 30 ordinary samplings of 20 steps. 0 learns nothing and "
+                    "records what Apply KV's mode extend shows, in one model call a step.",
                 ),
                 io.Float.Input(
                     "learning_rate",
-                    default=0.1,
+                    default=0.01,
                     min=0.0001,
                     max=10.0,
                     step=0.001,
                     round=0.0001,
-                    tooltip="Size of a learning step. 0.05 to 0.2 for few iterations; lower is slower and smoother.",
+                    tooltip="Size of a learning step. 0.01 (default) is null-text inversion's; up to 0.1 where few "
+                    "iterations do not rebuild the picture. Lower is slower and smoother.",
                 ),
                 io.Float.Input(
                     "tolerance",
@@ -133,8 +137,8 @@ class TuneKV(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Keeps keys and values as thin factors of this rank, and the source at four times it: "
-                    "smaller files, fine texture may soften. 0: in full. 32 for SD 1.5 and SDXL (a fifth and a ninth "
-                    "of the size), 4 to 8 for the pocket model (a tenth and a fifth).",
+                    "smaller files, fine texture may soften. 0: in full. 32: a fifth of the size for SD 1.5, a "
+                    "ninth for SDXL.",
                 ),
                 io.Int.Input(
                     "keyframes",
@@ -185,6 +189,8 @@ class TuneKV(io.ComfyNode):
     def execute(cls, model, trajectory, positive, negative=None, vae=None, mask=None, **chosen) -> io.NodeOutput:
         """Fit, then report how near the reconstruction came."""
         settings, began = TuneSettings.of(chosen), time.monotonic()
+        if settings.record_only:
+            return cls.recorded(model, trajectory, positive, settings)
         inputs.require_negative(settings.run_guidance, negative)
         shown, choice = host.ProgressText(host.node_id(cls)), ""
         if settings.auto_layers:
@@ -205,6 +211,28 @@ class TuneKV(io.ComfyNode):
         ) + inputs.prompt_note(trajectory, positive)
         report += f"; {choice}" if choice else ""
         return io.NodeOutput(kv, {"samples": rebuilt}, report, ui=host.told(cls, report))
+
+    @classmethod
+    def recorded(cls, model, trajectory, positive, settings: TuneSettings) -> io.NodeOutput:
+        """Record the source, learn nothing. Raises ValueError for auto_layers, which tries what is learned."""
+        if settings.auto_layers:
+            raise ValueError("auto_layers compares what is learned: set inner_steps above 0, or auto_layers off.")
+        began, shown = time.monotonic(), host.ProgressText(host.node_id(cls))
+        kv = record(
+            model,
+            trajectory,
+            positive,
+            settings,
+            report=lambda done, of: shown.update(f"step {done} of {of}, recording"),
+            callback=latent_preview.prepare_callback(model, len(settings.recorded(trajectory.steps))),
+        )
+        kv.info.update(settings.named())
+        source = model.model.process_latent_out(trajectory.latents[-1].clone())
+        report = (
+            f"source recorded, nothing learned, for mode extend; {kv.bytes / 1e6:.1f} MB, "
+            f"{time.monotonic() - began:.0f} s"
+        ) + inputs.prompt_note(trajectory, positive)
+        return io.NodeOutput(kv, {"samples": source}, report, ui=host.told(cls, report))
 
 
 def with_best_layers(

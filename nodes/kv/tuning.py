@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import host, inputs
 from ..host import gradient
-from .embeddings import KVEmbeddings
+from .embeddings import HOLDS, KVEmbeddings
 from .fitting import FitTrajectory, Report
 from .settings import TuneSettings, chosen_layers
 from .store import FinishedSteps
@@ -61,7 +61,7 @@ def tune(
             guidance=settings.run_guidance,
             callback=callback,
         ).cpu()
-    info = {"iterations": fitting.iterations, "losses": [float(loss) for loss in fitting.losses]}
+    info = {HOLDS: finished.holds, "iterations": fitting.iterations, "losses": [float(loss) for loss in fitting.losses]}
     return finished.embeddings(trajectory, start, info), rebuilt
 
 

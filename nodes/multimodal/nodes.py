@@ -21,6 +21,7 @@ class LoadMultimodalEncoder(io.ComfyNode):
     """Read a vision-language model and its connector."""
 
     @classmethod
+    @inputs.completed("folder")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestLoadMultimodalEncoder",
@@ -101,7 +102,7 @@ class LoadMultimodalEncoder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder, connector, lora, **_) -> str:
+    def fingerprint_inputs(cls, folder, connector=NONE, lora=NONE, **_) -> str:
         """Read again when a file changed."""
         import folder_paths
 
@@ -123,6 +124,7 @@ class MultimodalPrompt(io.ComfyNode):
     """MUMU's prompts (arXiv:2406.18790): a <image1> man and his <image2> dog."""
 
     @classmethod
+    @inputs.completed("text")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestMultimodalPrompt",

@@ -12,6 +12,7 @@ class VideoAttention(io.ComfyNode):
     """Sparse-causal attention (Tune-A-Video, arXiv:2212.11565) for an image model, without training."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestVideoAttention",

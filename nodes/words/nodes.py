@@ -12,6 +12,7 @@ class SelectWords(io.ComfyNode):
     """Encode a prompt and note which of its tokens some words are."""
 
     @classmethod
+    @inputs.completed("text", "words")
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestSelectWords",

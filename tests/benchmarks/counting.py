@@ -28,6 +28,7 @@ from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.inversion import ddim as inversion
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 from palimpsest.nodes.kv.settings import CONDITIONAL
+from pocket import settings
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -339,13 +340,8 @@ def sampling_step(model: Any, family: Family, guidance: float) -> Cost:
 
 
 def widgets(node: Any, **chosen: Any) -> dict:
-    """A node's widget values as a new graph has them, except those chosen."""
-    found = {}
-    for entry in node.define_schema().inputs:
-        options = getattr(entry, "options", None)
-        if getattr(entry, "default", None) is not None or options:
-            found[entry.id] = entry.default if entry.default is not None else options[0]
-    return found | chosen
+    """A node's widget values for the pocket model, except those chosen."""
+    return settings.widgets(node, **chosen)
 
 
 def without_cache(model: Any) -> Any:
@@ -428,10 +424,10 @@ class Calls:
     def applied(self, **chosen: Any) -> Any:
         """The model behind Apply KV. Its embeddings hold the one step that sampling_step passes."""
         if self.kv is None:
-            self.kv, _ = self.tune(self.model, 1, inner_steps=0)
+            self.kv, _ = self.tune(self.model, 1, inner_steps=1)
         with torch.inference_mode(), meta_host():
             return ApplyKV.execute(self.model, self.kv, **widgets(ApplyKV, **chosen)).args[0]
 
     def bytes(self, **chosen: Any) -> int:
         """Bytes of a picture's embeddings for a whole run."""
-        return self.tune(self.model, 1, inner_steps=0, **chosen)[0].bytes * STEPS
+        return self.tune(self.model, 1, inner_steps=1, **chosen)[0].bytes * STEPS

@@ -14,7 +14,7 @@ from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv import nodes as kv_nodes
 from PIL import Image, ImageDraw, ImageFont
 from pocket import judge as judging
-from pocket import metrics, world
+from pocket import metrics, settings, world
 
 import nodes as host_nodes
 
@@ -144,13 +144,8 @@ def drawn(scenes: list) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def defaults(node) -> dict:
-    """A node's widget values as a new graph has them."""
-    chosen = {}
-    for entry in node.define_schema().inputs:
-        options = getattr(entry, "options", None)
-        if getattr(entry, "default", None) is not None or options:
-            chosen[entry.id] = entry.default if entry.default is not None else options[0]
-    return chosen
+    """A node's widget values for the pocket model."""
+    return settings.widgets(node)
 
 
 def texture_similarity(judge, pictures, ideals, ideal_masks, size: int = 7, directions: int = 48) -> torch.Tensor:

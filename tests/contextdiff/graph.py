@@ -20,6 +20,7 @@ from graphs.parts import (
     save,
     text,
 )
+from pocket.settings import POCKET
 
 CLIP = "palimpsest_walk.webp"
 CLIP_SOURCE = "a brown dog standing on the left in the park"
@@ -98,7 +99,8 @@ def align() -> dict:
         "edit": text("The picture as it should be", [40, 1030], EDIT),
         "negative": text("Negative prompt", [40, 1210], ""),
         "train": {"type": "PalimpsestTrainContextAdapter", "at": [500, 80], "size": [380, 460],
-                  "widgets": {"steps": 60, "validate_every": 30, "control_after_generate": "fixed"},
+                  "widgets": POCKET["PalimpsestTrainContextAdapter"]
+                  | {"steps": 60, "validate_every": 30, "control_after_generate": "fixed"},
                   "inputs": {"model": "checkpoint.MODEL", "latent": "encode.LATENT",
                              "positive": "source.CONDITIONING"}},
         "keep": {"type": "PalimpsestSaveContextAdapter", "at": [500, 760], "size": [380, 110],
@@ -167,7 +169,7 @@ def edit_clip() -> dict:
         "invert": {**invert([480, 400]), "inputs": invert([0, 0])["inputs"] | {"model": "video.MODEL"}},
         "fusion": {"type": "PalimpsestAttentionFusion", "at": [940, 80], "size": [380, 480],
                    "widgets": {"source_text": CLIP_SOURCE, "edit_text": CLIP_EDIT, "self_attention_until": 0.8,
-                               "cross_attention_until": 0.8},
+                               "cross_attention_until": 0.8} | POCKET["PalimpsestAttentionFusion"],
                    "inputs": {"model": "video.MODEL", "trajectory": "invert.trajectory", "clip": "checkpoint.CLIP"}},
         "sample": sampler([940, 800], "fusion.MODEL", "fusion.positive", "invert.noise"),
         "decode": decode([1380, 80], "sample.LATENT"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphs.parts import RECOLOURED, blend, decode, group, note, photo, sampler, save, text
+from pocket.settings import POCKET
 
 BLEND = "palimpsest_example"  # Save Blend Weights adds _00001.safetensors
 
@@ -27,7 +28,7 @@ def learn_blend() -> dict:
         **photo(),
         "edit": text("The picture as it should be", [480, 500], RECOLOURED),
         "tune": {"type": "PalimpsestTuneFeatureBlend", "at": [940, 80], "size": [380, 380],
-                 "widgets": {"control_after_generate": "fixed"},
+                 "widgets": POCKET["PalimpsestTuneFeatureBlend"] | {"control_after_generate": "fixed"},
                  "inputs": {"model": "checkpoint.MODEL", "trajectory": "invert.trajectory",
                             "positive": "source.CONDITIONING", "target_positive": "edit.CONDITIONING",
                             "negative": "negative.CONDITIONING", "mask": "image.MASK"}},

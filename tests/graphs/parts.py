@@ -6,6 +6,8 @@ nodes' defaults.
 
 from __future__ import annotations
 
+from pocket.settings import POCKET
+
 CHECKPOINT = "palimpsest_pocket.safetensors"
 PICTURE, SECOND_PICTURE = "palimpsest_example.png", "palimpsest_example_2.png"
 TUNING = "palimpsest_example"  # Save KV adds _00001.safetensors
@@ -93,7 +95,7 @@ def words(at: list[int], value: str | None, chosen: str, title: str = "The pictu
 
 def blend(at: list[int], model: str, mask: str, weights: str | None = None, **widgets) -> dict:
     inputs = {"model": model, "trajectory": "invert.trajectory", "positive": "source.CONDITIONING", "mask": mask}
-    widgets = {"control_after_generate": "fixed", **widgets}
+    widgets = POCKET["PalimpsestFeatureBlend"] | {"control_after_generate": "fixed", **widgets}
     return {"type": "PalimpsestFeatureBlend", "at": at, "size": [380, 400], "widgets": widgets,
             "inputs": inputs | ({"blend_weights": weights} if weights else {})}  # fmt: skip
 

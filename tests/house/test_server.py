@@ -19,7 +19,7 @@ def edit(client):
     def make(seed: int = 0, **changes) -> dict:
         options = argparse.Namespace(
             steps=3, guidance=3.0, inner_steps=1, layers="decoder", mode="extend", strength=1.0,
-            source_guidance=2.0, start_percent=0.0,
+            source_guidance=2.0, start_percent=0.0, learning_rate=0.1,
         )  # fmt: skip
         vars(options).update(changes)
         nodes = demo.graph(image, demo.POCKET, world.caption(SCENE), "a red cat sitting in the snow", options)

@@ -26,6 +26,7 @@ from graphs.parts import (
     save,
     text,
 )
+from pocket.settings import POCKET
 
 START_HERE = """## Change what someone does, keep who it is
 
@@ -115,7 +116,7 @@ without a seam where the photos' backgrounds are alike. What both photos show, s
 def tune(at: list[int], inverted: str = "invert", positive: str = "source.CONDITIONING") -> dict:
     return {
         "type": "PalimpsestTuneKV", "at": at, "size": [380, 620],
-        "widgets": {"guidance": GUIDANCE},
+        "widgets": POCKET["PalimpsestTuneKV"] | {"guidance": GUIDANCE},
         "inputs": {"model": "checkpoint.MODEL", "trajectory": f"{inverted}.trajectory", "positive": positive,
                    "negative": "negative.CONDITIONING", "vae": "checkpoint.VAE"},
     }  # fmt: skip
@@ -129,7 +130,8 @@ def load_kv(at: list[int]) -> dict:
 def apply(at: list[int], kv: str, model: str = "checkpoint.MODEL", **more) -> dict:
     """Apply KV; `more`: a title, and the link of its mask."""
     inputs = {"model": model, "kv": kv} | ({"mask": more.pop("mask")} if "mask" in more else {})
-    return {"type": "PalimpsestApplyKV", "at": at, "size": [380, 300], "inputs": inputs, **more}
+    return {"type": "PalimpsestApplyKV", "at": at, "size": [380, 300],
+            "widgets": dict(POCKET["PalimpsestApplyKV"]), "inputs": inputs, **more}  # fmt: skip
 
 
 def edit_an_action() -> dict:

@@ -61,7 +61,8 @@ def test_embeddings_come_back_bit_by_bit(folder, kv):
     assert (
         report
         == kv_files.describe_kv(kv)
-        == "2 picture(s) of 48 x 32, 3 steps, 2 layers, rank 2, 0.0 MB, latent error 1.0 %"
+        == "2 picture(s) of 48 x 32, 3 steps, 2 layers, rank 2, 0.0 MB, latent error 1.0 %; modes extend, recompute, "
+        "frozen"
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from kv.runs import GUIDANCE, STEPS, apply, prompts, record, sample, start, tune
 from palimpsest.nodes import host
 from palimpsest.nodes.inversion.ddim import descend
-from palimpsest.nodes.kv import apply_node, tune_node
+from palimpsest.nodes.kv import apply_node, tune_node, tuning
 from palimpsest.nodes.kv.modes import MODES
 from palimpsest.nodes.kv.nodes import ApplyKV, PromptLines, TuneKV
 from palimpsest.nodes.kv.settings import CONDITIONAL, PAPER, WEIGHTS, ApplySettings, TuneSettings
@@ -112,7 +112,7 @@ def test_strength_0_is_the_model_itself(tuned):
 
 def test_untrained_embeddings_change_no_bit(tuned):
     model, _, trajectory, *_ = tuned
-    kv = tune(model, trajectory, inner_steps=0)[0]
+    kv, _ = tuning.tune(model, trajectory, *prompts(), TuneSettings(guidance=GUIDANCE, inner_steps=0))
     noise = start(model, trajectory)
     assert torch.equal(sample(apply(model, kv), noise), sample(model, noise))
 

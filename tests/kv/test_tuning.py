@@ -4,11 +4,11 @@ import comfy.model_management
 import pytest
 import tiny_models
 import torch
-from kv.runs import STEPS, apply, record, sample, start, tune
-from palimpsest.nodes.kv import auto
+from kv.runs import GUIDANCE, STEPS, apply, prompts, record, sample, start, tune
+from palimpsest.nodes.kv import auto, tuning
 from palimpsest.nodes.kv.embeddings import LEARNED
 from palimpsest.nodes.kv.nodes import TuneKV
-from palimpsest.nodes.kv.settings import CONDITIONAL, WEIGHTS
+from palimpsest.nodes.kv.settings import CONDITIONAL, WEIGHTS, TuneSettings
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -90,7 +90,7 @@ def test_early_steps_and_other_blocks_are_left_alone():
 def test_no_iterations_are_plain_ddim():
     model = tiny_models.unet()
     trajectory = record(model, tiny_models.latent())
-    kv, rebuilt, _ = tune(model, trajectory, inner_steps=0)
+    kv, rebuilt = tuning.tune(model, trajectory, *prompts(), TuneSettings(guidance=GUIDANCE, inner_steps=0))
     torch.testing.assert_close(rebuilt, sample(model, start(model, trajectory)), rtol=1e-4, atol=1e-4)
     assert kv.info["iterations"] == 0
 

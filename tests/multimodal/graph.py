@@ -20,6 +20,7 @@ from graphs.parts import (
     save,
 )
 from kv.graph import tune
+from pocket.settings import POCKET
 
 ENCODER, CONNECTOR, LORA = "palimpsest_pocket", "palimpsest_pocket.safetensors", "palimpsest_pocket_unet.safetensors"
 SENTENCE = "a <image1> cat sitting on the left <image2>"
@@ -162,6 +163,7 @@ def with_kv() -> dict:
                  tune([0, 0], "invert", "source.positive")["inputs"] | {
                      "model": "source.model", "negative": "source.negative"}},
         "apply": {"type": "PalimpsestApplyKV", "at": [1800, 80], "size": [380, 400],
+                  "widgets": dict(POCKET["PalimpsestApplyKV"]),
                   "inputs": {"model": "edit.model", "kv": "tune.kv"}},
         "sample": {**sampler([1800, 600], "apply.MODEL", "edit.positive", "invert.noise"), "inputs":
                    sampler([0, 0], "apply.MODEL", "edit.positive", "invert.noise")["inputs"] | {

@@ -22,6 +22,7 @@ class BuildMultimodalDataset(io.ComfyNode):
     """Crops bound to caption words, as MUMU bootstraps its training data (arXiv:2406.18790, section 4)."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestBuildMultimodalDataset",
@@ -197,7 +198,7 @@ class BuildMultimodalDataset(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, captions, words, masks=None, boxes=None, depth=None, **chosen) -> io.NodeOutput:
+    def execute(cls, images, captions, words=("",), masks=None, boxes=None, depth=None, **chosen) -> io.NodeOutput:
         """Every input is a list, as the host gives it to such nodes."""
         settings = DatasetSettings.of({name: values[0] for name, values in chosen.items()})
         pictures = lists.one_by_one(images)
@@ -222,8 +223,9 @@ class BuildMultimodalDataset(io.ComfyNode):
             )
             sheet = overview(dataset)
             plots.to_image(sheet[0]).save(folder / SHEET, quality=90)
-        report = f"{files.name_of(folder)}: {describe_dataset(dataset, counted)}"
-        return io.NodeOutput(dataset, sheet, report, ui=host.told(cls, report))
+        name = files.name_of(folder)
+        report = f"{name}: {describe_dataset(dataset, counted)}"
+        return io.NodeOutput(dataset, sheet, report, ui=host.told(cls, report, saved=[name]))
 
 
 def chosen_detector(settings: DatasetSettings, words: list[tuple[str, ...]]) -> ByDetector | None:

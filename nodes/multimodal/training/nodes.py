@@ -15,11 +15,14 @@ from . import files, plot
 from .settings import CLIP_TEXT, LEARNED, ZEROS, TrainSettings
 from .training import describe, train
 
+NAME = "connector"
+
 
 class TrainMultimodal(io.ComfyNode):
     """MUMU's training (arXiv:2406.18790, section 5) on the host's own U-Net."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTrainMultimodal",
@@ -126,7 +129,7 @@ class TrainMultimodal(io.ComfyNode):
                 ),
                 io.String.Input(
                     "name",
-                    default="connector",
+                    default=NAME,
                     tooltip="Name of the files in models/palimpsest_connectors, models/loras and "
                     "models/palimpsest_trainings, to which a number is added. Folders (mine/cats) and dates "
                     "(%date:yyyy-MM-dd%) are understood.",
@@ -274,7 +277,17 @@ class TrainMultimodal(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, multimodal_encoder, folder, resume, name, keep_state, dataset=None, clip=None, **chosen
+        cls,
+        model,
+        vae,
+        multimodal_encoder,
+        folder=dataset_files.CONNECTED,
+        resume=files.NEW,
+        name=NAME,
+        keep_state=True,
+        dataset=None,
+        clip=None,
+        **chosen,
     ) -> io.NodeOutput:
         import comfy.sd
 
@@ -295,9 +308,8 @@ class TrainMultimodal(io.ComfyNode):
         changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model
         seconds = time.monotonic() - began
         report = f"{describe(trained)}; {seconds:.0f} s; written: {', '.join(written)}"
-        return io.NodeOutput(
-            trained.encoder, changed, trained.samples, plot.draw(trained.history), report, ui=host.told(cls, report)
-        )
+        shown = host.told(cls, report, saved=written)
+        return io.NodeOutput(trained.encoder, changed, trained.samples, plot.draw(trained.history), report, ui=shown)
 
 
 def previews(model, steps: int):
