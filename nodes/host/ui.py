@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import logging
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -25,6 +27,24 @@ def told(node: Any, report: str) -> dict[str, list[str]]:
     """Show a report under the node that runs, and give what its `ui` hands on: the history has it, and so the API."""
     show_text(node_id(node), report)
     return {"text": [report]}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a node's patches have to say while a sampler runs: in the log and under the node, once a run."""
+
+    node: str
+    node_id: Any = None
+
+    def say(self, run: Any, text: str) -> None:
+        """Say it, unless this run has heard it."""
+        run.kept((self, text), lambda: self.tell(text))
+
+    def tell(self, text: str) -> bool:
+        """Say it."""
+        logging.warning("%s: %s", self.node, text)
+        show_text(self.node_id, text)
+        return True
 
 
 class ProgressText:
