@@ -69,7 +69,7 @@ def departure(x: Tensor, path: Tensor, weight: Tensor) -> Tensor:
 def farthest_departure(sigma: float, sigma_since: float) -> float:
     """How far from the source's path a latent at sigma may be that was on it at sigma_since: max(s, s_0 - s) / 4.
 
-    Two deterministic walks part by |eps - eps'| (s_0 - s), the change of the picture over its noise; noise that a sampler
+    Two deterministic walks part by |eps - eps'| (s_0 - s), the picture's change over its noise; noise that a sampler
     adds anew is of the size of s itself. Ours: measured on the pocket model, edits stay below 0.05 (s_0 - s), and
     ancestral steps go beyond 0.5 s.
     """
