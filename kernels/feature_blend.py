@@ -57,6 +57,25 @@ def straight_line_denoised(x: Tensor, x_next: Tensor, sigma: float, sigma_next: 
     return between_levels(x, x_next, sigma, sigma_next, 0.0)
 
 
+def departure(x: Tensor, path: Tensor, weight: Tensor) -> Tensor:
+    """How far a latent is from a path, root mean square over a region: sqrt(sum w (x - p)^2 / (C sum w)).
+
+    x (B, C, H, W), path (B or 1, C, H, W), weight w (B or 1, 1, H, W) in 0..1 -> (B,) in float32; 0 where w is.
+    """
+    squares = ((x.float() - path.float()).pow(2).mean(1, keepdim=True) * weight).flatten(1).sum(1)
+    return (squares / weight.float().flatten(1).sum(1).clamp_min(1e-12)).sqrt()
+
+
+def farthest_departure(sigma: float, sigma_since: float) -> float:
+    """How far from the source's path a latent at sigma may be that was on it at sigma_since: max(s, s_0 - s) / 4.
+
+    Two deterministic walks part by |eps - eps'| (s_0 - s), the picture's change over its noise; noise that a sampler
+    adds anew is of the size of s itself. Ours: measured on the pocket model, edits stay below 0.05 (s_0 - s), and
+    ancestral steps go beyond 0.5 s.
+    """
+    return max(sigma, sigma_since - sigma) / 4
+
+
 def tuning_losses(
     denoised: Tensor, source: Tensor, edit: Tensor, outside: Tensor, inside: Tensor
 ) -> tuple[Tensor, Tensor]:

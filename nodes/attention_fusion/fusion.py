@@ -45,6 +45,10 @@ class Fusion:
         """The kinds of attention that are fused at a noise level."""
         return frozenset(kind for kind, level in self.above.items() if sigma > level)
 
+    def follows(self, x: Tensor, sigma: float, run: host.Run) -> bool:
+        """Maps say what looks where, and nothing of a latent's noise: they act on any."""
+        return True
+
     def numbers(self, model: Any, sigma: float) -> int:
         """Numbers in the queries and keys of a picture; a mask from blend words is too small to count."""
         kinds, tokens = self.kinds(sigma), len(self.prompts.link)

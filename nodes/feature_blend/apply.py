@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,9 +16,11 @@ from . import layers as layering
 from .blend import Alpha, BlendFeatures, sources_of
 from .latents import SOURCE_LATENTS, HeldLatents, hold_latents
 from .layers import Feature, FeatureLayer
+from .path import INSIDE, OUTSIDE, Path
 from .weights import BlendWeights
 
 TECHNIQUE = "Feature Blend"
+SILENT_NODE = host.Notice(TECHNIQUE)  # says what it finds to the log alone
 
 # PFB-Diff's scripts (arXiv:2306.16894, authors' code): t_combine 0 and 200 of 1000, self_replace_step 0.5 and 0.8, of
 # which the complement is the share of sampling; a background's mask leaves out the object grown by 18 of 512 pixels.
@@ -120,11 +123,13 @@ def apply(
     weights: BlendWeights | None = None,
     callback: Any = None,
     remarks: host.Remarks | None = None,
+    notice: host.Notice = SILENT_NODE,
 ) -> Applied:
     """A clone of the model into whose features the source's are blended. With both alphas 1, the model bit for bit.
 
     prompt describes the source. mask: white where the edit acts. weights replace layers and both alphas. callback hears
-    of the recording, where there is one; remarks, of sampling runs that do not go the trajectory's way. Raises
+    of the recording, where there is one; remarks, of sampling runs that do not go the trajectory's way; notice, of what
+    is found while sampling. Raises
     ValueError for other architectures, masks that are missing or unusable, and memory that is not there.
     """
     check(model, trajectory, mask)
@@ -141,28 +146,52 @@ def apply(
     if mask is not None:
         mask = grown(mask, settings.grow_mask, trajectory.latents.shape[-2:])
     source = SOURCE_LATENTS[settings.source_latents](trajectory, settings.seed)
+    held = held_latents(model, source, settings, mask)
     if layers:
         sources = sources_of(layers, settings.released_code)
-        blend = BlendFeatures(source, alphas, sources, window, mask)
+        path = None if settings.released_code else path_of(source, alphas, mask, held, window, notice)
+        blend = BlendFeatures(source, alphas, sources, window, mask, path)
         features, how = features_of(model, blend, prompt, settings.source_features, callback)
         host.attach_source(patched, blend, features)
         said += [f"blends {layering.written(layers)}", how]
         said += [f"learned weights: {weights}"] if weights is not None else []
-    said += held_outside(patched, source, settings, mask)
-    return Applied(patched, "; ".join(said))
+    if settings.released_code or held is not None:
+        hold_latents(patched, held or HeldLatents(source, math.inf, None, settings.released_code))
+    return Applied(patched, "; ".join([*said, *held_in_words(settings, mask)]))
 
 
-def held_outside(patched: Any, source: host.Trajectory, settings: BlendSettings, mask: Tensor | None) -> list[str]:
-    """Hold a clone's latent to the source's outside of a mask, as the settings ask for; what is to be said of it."""
-    until = settings.blend_latents_until
-    above = patched.get_model_object("model_sampling").percent_to_sigma(until)
-    if settings.released_code or (mask is not None and until > 0):
-        hold_latents(patched, HeldLatents(source, above, mask, settings.released_code))
-    if until == 0:
+def held_latents(
+    model: Any, source: host.Trajectory, settings: BlendSettings, mask: Tensor | None
+) -> HeldLatents | None:
+    """What the latent is held to outside of a mask, as the settings ask for; None where it is not."""
+    if mask is None or settings.blend_latents_until == 0.0:
+        return None
+    above = model.get_model_object("model_sampling").percent_to_sigma(settings.blend_latents_until)
+    return HeldLatents(source, above, mask, settings.released_code)
+
+
+def held_in_words(settings: BlendSettings, mask: Tensor | None) -> list[str]:
+    """What is to be said of that."""
+    if settings.blend_latents_until == 0.0:
         return []
     if mask is None:
         return ["no mask, so latents are not blended"]
-    return [f"latents outside of the mask held for {100 * until:.0f} % of sampling"]
+    return [f"latents outside of the mask held for {100 * settings.blend_latents_until:.0f} % of sampling"]
+
+
+def path_of(
+    source: host.Trajectory,
+    alphas: Mapping[Feature, Alpha],
+    mask: Tensor | None,
+    held: HeldLatents | None,
+    window: host.Window,
+    notice: host.Notice,
+) -> Path:
+    """The source's path, to be looked at wherever something of the source's features is blended in."""
+    acts = {INSIDE: any(inside < 1 for inside, _ in alphas.values())}
+    acts[OUTSIDE] = mask is not None and any(outside < 1 for _, outside in alphas.values())
+    where = frozenset(region for region, acting in acts.items() if acting)
+    return Path(source, where, mask=mask, held=held, held_on=window.sigma_end, notice=notice)
 
 
 def features_of(model: Any, blend: BlendFeatures, prompt: list, chosen: str, callback: Any) -> tuple[host.Source, str]:

@@ -13,6 +13,7 @@ from ...kernels import feature_blend as maths
 from .. import host
 from .layers import AFTER_MIDDLE, MIDDLE, Feature, FeatureLayer, feature_layers
 from .patches import patch_features
+from .path import Followed, Path
 
 Alpha = tuple[Tensor | float, Tensor | float]  # the edit's share inside and outside of the mask
 
@@ -116,7 +117,8 @@ def crop(feature: Tensor, area: host.Area | None, size: tuple[int, int]) -> Tens
 class BlendFeatures:
     """What is blended with what, and when; host.reference.Wanted. alphas and sources are keyed by the blended features.
 
-    Without alphas nothing is. mask (1 or B, h, w): white where the first of two alphas acts.
+    Without alphas nothing is. mask (1 or B, h, w): white where the first of two alphas acts. path: what is looked at,
+    whether the latent lies where the source's features mean anything; without it they act on any.
     """
 
     trajectory: host.Trajectory
@@ -124,6 +126,7 @@ class BlendFeatures:
     sources: Mapping[Feature, Feature]
     window: host.Window
     mask: Tensor | None = None
+    path: Path | None = None
     name: str = field(default_factory=lambda: host.source_name("feature_blend"))
 
     def kinds(self, sigma: float) -> frozenset[Feature]:
@@ -143,9 +146,15 @@ class BlendFeatures:
         """For a pass of the source."""
         return Recording(self.kinds(sigma))
 
+    def follows(self, x: Tensor, sigma: float, run: host.Run) -> bool:
+        """Whether the latent lies on the source's path anywhere that features act."""
+        return self.path is None or self.path.left(x, sigma, run) != self.path.where
+
     def acting(self, sigma: float, pieces: host.Pieces, run: host.Run) -> Blending:
         """For a pass of the edit."""
-        return Blending(pieces, self.sources, self.alphas, self.mask, run.kept((self.name, "weights"), dict))
+        left = frozenset() if self.path is None else run.kept(self.path.name, Followed).left
+        alphas = self.alphas if self.path is None else self.path.alphas(self.alphas, left)
+        return Blending(pieces, self.sources, alphas, self.mask, run.kept((self.name, "weights", left), dict))
 
 
 def sources_of(layers: list[FeatureLayer], released_code: bool) -> dict[Feature, Feature]:

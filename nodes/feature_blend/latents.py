@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +21,11 @@ SOURCE_LATENTS: dict[str, Callable[[host.Trajectory, int], host.Trajectory]] = {
 
 
 class HeldRun:
-    """What one sampling run keeps: its levels, and the mask on the latent's grid."""
+    """What one sampling run keeps: its levels, down to which the latent is held longer, and masks on latents' grids."""
 
     def __init__(self) -> None:
         self.levels: list[float] = []
+        self.above = math.inf
         self.masks: dict[tuple, Tensor] = {}
 
 
@@ -41,13 +43,17 @@ class HeldLatents:
     released_code: bool = False
     name: str = field(default_factory=lambda: host.source_name("feature_blend.latents"))
 
-    def at(self, sigma: float) -> bool:
-        """Whether it is held at a noise level."""
-        return self.mask is not None and sigma > self.above
+    def at(self, sigma: float, run: host.Run) -> bool:
+        """Whether it is held at a noise level of a run."""
+        return self.mask is not None and sigma > min(self.above, self.kept(run).above)
 
-    def run(self, model_options: dict) -> HeldRun:
-        """What the run of a sampler's wrapper keeps."""
-        return host.run_of(model_options).kept(self.name, HeldRun)
+    def hold_on(self, run: host.Run, above: float) -> None:
+        """Hold it longer in this run."""
+        self.kept(run).above = above
+
+    def kept(self, run: host.Run) -> HeldRun:
+        """What a run keeps."""
+        return run.kept(self.name, HeldRun)
 
     def rows(self, x: Tensor, run: HeldRun) -> Tensor:
         """The mask on the latent's grid, (B, 1, H, W)."""
@@ -71,7 +77,8 @@ class BeginHeld:
 
     def __call__(self, executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any, **kwargs: Any) -> Any:
         callback, noise, latent_image, denoise_mask, *others = args
-        held, run = self.held, self.held.run(extra_args["model_options"])
+        held, of_run = self.held, host.run_of(extra_args["model_options"])
+        run = held.kept(of_run)
         held.trajectory.check_batch(noise)
         run.levels = sigmas.tolist()
         latent = torch.zeros_like(noise) if latent_image is None else latent_image
@@ -79,7 +86,7 @@ class BeginHeld:
             # It inverts up to t = 999 and samples from 981 on, with the latent as it is.
             latent_image = rescale_to_level(latent, *run.levels[:2])
             sigmas, run.levels = sigmas[1:], run.levels[1:]
-        elif held.at(run.levels[0]) and denoise_mask is None:  # that mask needs the picture itself
+        elif held.at(run.levels[0], of_run) and denoise_mask is None:  # that mask needs the picture itself
             mask = held.rows(noise, run)
             latent_image = maths.blend(latent, host.latents_at(held.trajectory, run.levels[0]).to(latent), mask)
             noise = noise * mask
@@ -101,9 +108,10 @@ class HoldLatents:
         self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: Any = None, **kwargs
     ) -> Tensor:
         held, (sigma, model_options) = self.held, host.noise_level(timestep, model_options)
-        if not held.at(sigma):
+        of_run = host.run_of(model_options)
+        if not held.at(sigma, of_run):
             return executor(x, timestep, model_options, seed, **kwargs)
-        run = held.run(model_options)
+        run = held.kept(of_run)
         mask = held.rows(x, run)
         here = x if held.released_code else host.latents_at(held.trajectory, sigma).to(x)
         denoised = executor(maths.blend(x, here, mask), timestep, model_options, seed, **kwargs)

@@ -49,7 +49,7 @@ from .reference import (
 )
 from .sampling import OF_A_NODE, VisitLevels, sample
 from .trajectory import Trajectory, latents_at, nearest_level, renoised
-from .ui import ProgressText, node_id, show_text, told
+from .ui import Notice, ProgressText, node_id, show_text, told
 
 __all__ = [
     "AUTO",
@@ -62,6 +62,7 @@ __all__ = [
     "Grid",
     "LayerKey",
     "ModelCall",
+    "Notice",
     "Part",
     "Pieces",
     "Place",

@@ -59,6 +59,9 @@ class Wanted(Protocol):
     def kinds(self, sigma: float) -> frozenset[Hashable]:
         """What is wanted at a noise level; empty where nothing is."""
 
+    def follows(self, x: Tensor, sigma: float, run: Run) -> bool:
+        """Whether it is wanted for the latent x (B, C, H, W) that is sampled; asked once a model call."""
+
     def numbers(self, model: Any, sigma: float) -> int:
         """How many numbers of a picture that is, before anything runs."""
 
@@ -171,8 +174,9 @@ class ActOnSource:
         self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: Any = None, **kwargs
     ) -> Tensor:
         sigma, model_options = noise_level(timestep, model_options)
-        if self.wanted.kinds(sigma):
-            run, step = run_of(model_options), Step(executor.class_obj, x, timestep, sigma, model_options)
+        run = run_of(model_options)
+        if self.wanted.kinds(sigma) and self.wanted.follows(x, sigma, run):
+            step = Step(executor.class_obj, x, timestep, sigma, model_options)
             pieces = self.source.at(self.wanted, held_of(run, self.wanted), step)
             model_options = step.options_with(self.wanted.name, self.wanted.acting(sigma, pieces, run))
         return executor(x, timestep, model_options, seed, **kwargs)

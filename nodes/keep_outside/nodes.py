@@ -38,15 +38,15 @@ class KeepOutside(io.ComfyNode):
                 "feather",
             ],
             inputs=[
+                io.Image.Input(  # first: a bypassed node hands on its first input of the output's type
+                    "edited",
+                    tooltip="What the edit model returned, of any size. A batch of edits takes one source for all of "
+                    "them, or one for each, and is worked on picture by picture.",
+                ),
                 io.Image.Input(
                     "source",
                     tooltip="The untouched picture, or a batch of them. Size, precision and transparency of the result "
                     "are taken from it.",
-                ),
-                io.Image.Input(
-                    "edited",
-                    tooltip="What the edit model returned, of any size. A batch of edits takes one source for all of "
-                    "them, or one for each, and is worked on picture by picture.",
                 ),
                 io.Mask.Input(
                     "mask",

@@ -134,6 +134,12 @@ def in_area(prompt, x, y, width, height):
     return tiny_models.execute(nodes.ConditioningSetArea, **inputs)[0]
 
 
+def beside(trajectory, i):
+    """A latent of another picture on the source's path, whose features act there: off it by a tenth of its noise."""
+    off = tiny_models.latent(seed=5)["samples"]
+    return trajectory.latents[i] + 0.1 * trajectory.sigmas[i] * off / off.std()
+
+
 def walked(model, noise, **settings):
     """Latents after every step of Euler sampling, in the model's scale."""
     found = []

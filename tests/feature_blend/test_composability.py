@@ -8,6 +8,7 @@ from feature_blend.blending import (
     BLACK,
     EVERYTHING,
     GUIDANCE,
+    beside,
     blend,
     calls,
     differs,
@@ -39,7 +40,7 @@ def test_models_that_look_at_a_picture_show_the_same_one_to_the_source(family):
     shown = [[tensor, extra | seen] for tensor, extra in prompt]
     positive, negative = ([[tensor, extra | seen] for tensor, extra in p] for p in edits(family))
     trajectory, _ = invert(model, tiny_models.latent(), shown)
-    x, sigma = tiny_models.latent(seed=5)["samples"], trajectory.sigmas[0]
+    x, sigma = beside(trajectory, 0), trajectory.sigmas[0]
     expected = trajectory.latents[0] - calls(model, trajectory.latents[0], sigma, shown)
     for source, features in ((prompt, "auto"), (shown, "same step"), (shown, "cached")):
         patched = blend(model, trajectory, source, layers=EVERYTHING, alpha_inside=0.0, source_features=features)

@@ -104,3 +104,19 @@ def test_where_edit_and_source_agree_the_tuning_losses_stay_finite():
 def test_the_hinge_game_by_hand():
     assert maths.discriminator_loss(torch.tensor([0.5, 2.0]), torch.tensor([-2.0, 1.0])).item() == 0.25 + 1.0
     assert maths.generator_loss(torch.tensor([0.5, 1.5])).item() == -1.0
+
+
+def test_departure_is_a_root_mean_square_over_the_region_of_each_picture():
+    path, x = torch.zeros(1, 2, 1, 3), torch.zeros(2, 2, 1, 3)
+    x[0, 0, 0, 0], x[1, :, 0, 2] = 3.0, 100.0
+    weight = torch.tensor([1.0, 0.5, 0.0]).view(1, 1, 1, 3)
+    expected = torch.tensor([(9 / 2 / 1.5) ** 0.5, 0.0])
+    torch.testing.assert_close(maths.departure(x, path, weight), expected)
+    torch.testing.assert_close(maths.departure(x.half(), path.half(), weight.half()), expected, rtol=1e-3, atol=1e-3)
+    assert maths.departure(x, path, torch.zeros(1, 1, 1, 3)).tolist() == [0.0, 0.0]
+
+
+def test_a_quarter_of_the_noise_or_of_the_way_is_allowed():
+    assert maths.farthest_departure(8.0, 8.0) == 2.0
+    assert maths.farthest_departure(1.0, 9.0) == 2.0
+    assert maths.farthest_departure(0.0, 0.4) == pytest.approx(0.1)

@@ -14,6 +14,7 @@ from feature_blend.blending import (
     STEPS,
     SeenInputs,
     acting,
+    beside,
     blend,
     cached,
     calls,
@@ -102,8 +103,8 @@ def test_with_alpha_0_everywhere_the_noise_is_the_sources_own(family, features):
     model, prompt = tiny_models.unet(family), original(family)
     trajectory, _ = invert(model, tiny_models.latent(), prompt)
     patched = blend(model, trajectory, prompt, layers=EVERYTHING, alpha_inside=0.0, source_features=features)
-    edit = tiny_models.latent(seed=5)["samples"]
     for i in range(STEPS):
+        edit = beside(trajectory, i)
         sigma, x = trajectory.sigmas[i], trajectory.latents[i]
         expected = x - calls(model, x, sigma, prompt)
         noise = edit - calls(patched, edit, sigma, *edits(family), GUIDANCE)
@@ -120,7 +121,7 @@ def test_a_feature_is_the_input_of_its_block_and_skips_stay_the_edits(inverted, 
     model, trajectory, _ = inverted
     (layer,) = layering.parse(name, layering.feature_layers(model))
     patched = blend(model, trajectory, layers=name, alpha_inside=0.25, source_features=features)
-    x, sigma = tiny_models.latent(seed=5)["samples"], trajectory.sigmas[1]
+    x, sigma = beside(trajectory, 1), trajectory.sigmas[1]
     with SeenInputs(model) as looked:
         calls(model, trajectory.latents[1], sigma, original())
         calls(model, x, sigma, *edits(), GUIDANCE)
@@ -141,7 +142,7 @@ def test_the_mask_weighs_the_two_alphas(inverted, side, value):
     model, trajectory, _ = inverted
     mask = half(side, value)
     patched = blend(model, trajectory, layers="output 3", alpha_inside=0.75, alpha_outside=0.125, mask=mask)
-    x, sigma = tiny_models.latent(seed=5)["samples"], trajectory.sigmas[0]
+    x, sigma = beside(trajectory, 0), trajectory.sigmas[0]
     with SeenInputs(model) as looked:
         calls(model, trajectory.latents[0], sigma, original())
         calls(model, x, sigma, *edits(), GUIDANCE)
@@ -328,7 +329,7 @@ def test_a_prompt_in_an_area_is_given_its_part_of_source_and_mask(inverted, feat
     model, trajectory, _ = inverted
     mask = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(2))
     patched = blend(model, trajectory, layers="output 3", mask=mask, source_features=features)
-    x, sigma = tiny_models.latent(seed=5)["samples"], trajectory.sigmas[0]
+    x, sigma = beside(trajectory, 0), trajectory.sigmas[0]
     area = in_area(edits()[0], 32, 8, 24, 40)
     with SeenInputs(model) as looked:
         calls(model, trajectory.latents[0], sigma, original())

@@ -54,6 +54,32 @@ def test_numbers_are_bounded(schema):
             assert item.min <= item.default <= item.max, item.id
 
 
+# Nodes with several sockets of the type of an output: what a bypassed node is to hand on.
+HANDED_ON = {
+    ("PalimpsestKeepOutside", "image"): "edited",
+    ("PalimpsestEditReport", "picture"): "edited",
+    ("PalimpsestBuildMultimodalDataset", "contact_sheet"): "images",
+}
+
+
+def handed_on(schema: io.Schema, slot: int) -> str:
+    """What the editor takes in place of an output of a bypassed node: the input of its slot or type, the first."""
+    kind = schema.outputs[slot].io_type
+    order = [*schema.inputs[slot : slot + 1], *schema.inputs]
+    return next(item.id for item in order if item.io_type == kind)
+
+
+def test_a_bypassed_node_hands_on_the_edit(schema):
+    for slot, output in enumerate(schema.outputs):
+        same = [item.id for item in schema.inputs if item.io_type == output.io_type and not is_widget(item)]
+        if len(same) > 1:
+            assert handed_on(schema, slot) == HANDED_ON[schema.node_id, output.display_name], same
+
+
+def is_widget(item: io.Input) -> bool:
+    return isinstance(item, io.Int.Input | io.Float.Input | io.String.Input | io.Boolean.Input | io.Combo.Input)
+
+
 # ------------------------------------------------------------------------------------------------------ the languages
 
 
