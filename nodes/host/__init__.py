@@ -9,10 +9,24 @@ from .attention import (
     replace_attention,
     run_attention,
 )
-from .call import ModelCall, Prompt, Run, Window, acts, call_of, each_run, noise_level, observe, require_span, run_of
+from .call import (
+    ModelCall,
+    Prompt,
+    Run,
+    Window,
+    acts,
+    call_of,
+    each_run,
+    frames_of,
+    noise_level,
+    observe,
+    require_span,
+    run_of,
+)
+from .frames import EVERY, Frames
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
-from .masks import picture_rows
+from .masks import picture_rows, rows_of_frames
 from .model import (
     AttentionLayer,
     Grid,
@@ -29,6 +43,7 @@ from .model import (
     single_device,
     transformer_parts,
 )
+from .others import guiding_nodes, patching_nodes, refused_by_name
 from .reference import (
     AUTO,
     SAME_STEP,
@@ -48,12 +63,14 @@ from .ui import ProgressText, node_id, show_text, told
 
 __all__ = [
     "AUTO",
+    "EVERY",
     "OF_A_NODE",
     "SAME_STEP",
     "SELF_ATTENTION",
     "SOURCE_FEATURES",
     "Area",
     "AttentionLayer",
+    "Frames",
     "Grid",
     "LayerKey",
     "ModelCall",
@@ -80,6 +97,8 @@ __all__ = [
     "conditioning_fingerprint",
     "cross_attention_layers",
     "each_run",
+    "frames_of",
+    "guiding_nodes",
     "latents_at",
     "layer_key",
     "layout_fingerprint",
@@ -87,13 +106,16 @@ __all__ = [
     "node_id",
     "noise_level",
     "observe",
+    "patching_nodes",
     "picture_rows",
     "places",
     "read_parts",
+    "refused_by_name",
     "renoised",
     "replace_attention",
     "require_span",
     "require_unet",
+    "rows_of_frames",
     "run_attention",
     "run_of",
     "sample",

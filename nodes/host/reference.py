@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .call import Run, noise_level, observe, run_of
+from .frames import in_one_window
 from .sampling import sample
 from .streaming import PieceStream
 from .trajectory import Trajectory, latents_at, nearest_level
@@ -218,7 +219,7 @@ class SameStep:
 
         recorder = wanted.recorder(step.sigma)
         x = latents_at(wanted.trajectory, step.sigma).to(step.x)
-        options = step.options_with(wanted.name, recorder, alone=True)
+        options = in_one_window(step.options_with(wanted.name, recorder, alone=True))
         with torch.no_grad():
             level = step.timestep[:1].expand(len(x))
             comfy.samplers.calc_cond_batch(step.guider.inner_model, [held.prompt], x, level, options)
@@ -314,7 +315,7 @@ def record(model: Any, wanted: Wanted, prompt: list, callback: Any = None) -> Ca
     wanted.patch(patched)
     start = model.model.process_latent_out(wanted.trajectory.latents[0].clone())
     levels = torch.tensor([*source_levels(wanted), 0.0])
-    sample(patched, function, start, sigmas=levels, positive=source_prompt(prompt), callback=callback)
+    sample(patched, function, start, sigmas=levels, positive=source_prompt(prompt), callback=callback, unguided=True)
     return Cached(tuple(function.levels))
 
 

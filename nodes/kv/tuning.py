@@ -39,9 +39,10 @@ def tune(
     inputs.require_same_layout(
         model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
     )
-    model, state = host.single_device(model), TuningState(mask=tuning_mask(mask, trajectory.pictures))
+    model = host.single_device(model)
+    state = TuningState(mask=tuning_mask(mask, trajectory.pictures), others=host.patching_nodes(model))
     require_whole_pictures(positive, negative)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), host.refused_by_name(model, "Tune KV"):
         controlled = any("control" in extra for _, extra in (*positive, *(negative or ())))
         patched, prefix = with_tuned_attention(model, layers, state, controlled)
         if controlled:
@@ -58,6 +59,7 @@ def tune(
             negative=negative,
             guidance=settings.run_guidance,
             callback=callback,
+            unguided=True,
         ).cpu()
     info = {"iterations": fitting.iterations, "losses": [float(loss) for loss in fitting.losses]}
     return finished.embeddings(trajectory, start, info), rebuilt
