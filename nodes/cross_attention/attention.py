@@ -123,6 +123,7 @@ class CrossAttention:
     recorders: tuple[Callable, ...] = ()
     previous: Any = None
 
+    @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         mask = self.mask(query, key, options)
         plain = partial(host.run_attention, options, None, query, key)

@@ -23,6 +23,7 @@ from .call import (
     require_span,
     run_of,
 )
+from .compiled import not_compiled, uncompiled
 from .frames import EVERY, Frames
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
@@ -105,6 +106,7 @@ __all__ = [
     "nearest_level",
     "node_id",
     "noise_level",
+    "not_compiled",
     "observe",
     "patching_nodes",
     "picture_rows",
@@ -128,6 +130,7 @@ __all__ = [
     "source_prompt",
     "told",
     "transformer_parts",
+    "uncompiled",
     "whole_grid",
     "with_fixed_controls",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compiled import uncompiled
 from .model import AttentionLayer, blocks
 from .others import guiding_nodes
 
@@ -65,9 +66,13 @@ AGAIN = "palimpsest_tuning.again"  # in the options of a pass that another node'
 
 @dataclass
 class PassesOfACall:
-    """PREDICT_NOISE and CALC_COND_BATCH wrappers: tell passes that other nodes' guidance adds from the call's own."""
+    """PREDICT_NOISE and CALC_COND_BATCH wrappers: tell passes that other nodes' guidance adds from the call's own.
+
+    whole: whether a gradient may go through every layer.
+    """
 
     model: Any
+    whole: bool
     passes: int = 0
 
     def begin(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -78,8 +83,8 @@ class PassesOfACall:
     def count(
         self, executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict, **kwargs: Any
     ) -> Any:
-        """A pass of it. Raises ValueError where one stands on the result of another: no weight behind it is aliased."""
-        if x.requires_grad:
+        """A pass of it. Raises ValueError where one stands on the result of another and not every layer is ready."""
+        if self.passes and x.requires_grad and not self.whole:
             raise ValueError(
                 "another node on this model runs the network on what it has just drawn, and no gradient goes through "
                 f"both: {guiding_nodes(self.model)}. Connect the model from before that node; it may act while the "
@@ -167,6 +172,7 @@ def prepare(model: Any, first: AttentionLayer, cache: bool) -> tuple[Any, Cached
     from comfy.patcher_extension import WrappersMP
 
     patched = model.clone()
+    uncompiled(patched)
     options = patched.model_options["transformer_options"] = patched.model_options["transformer_options"].copy()
     foreign = any(options.get("patches", {}).values()) or any(options.get("patches_replace", {}).values())
     network = model.model.diffusion_model
@@ -179,7 +185,7 @@ def prepare(model: Any, first: AttentionLayer, cache: bool) -> tuple[Any, Cached
     for name in set(names) - set(plain):
         patched.add_weight_wrapper(name, ordinary)
     unprefixed = [name.removeprefix("diffusion_model.") for name in plain]
-    passes = PassesOfACall(model)
+    passes = PassesOfACall(model, whole=first.key[:2] == ("input", 0))
     for kind, wrapper in (
         (WrappersMP.DIFFUSION_MODEL, AliasWeights(unprefixed)),
         (WrappersMP.PREDICT_NOISE, passes.begin),

@@ -195,6 +195,7 @@ class SourceAttention:
     sources: tuple[Source, ...]
     previous: Any = None
 
+    @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         layer = host.layer_key(options)
         acting = [source for source in self.sources if layer in source.layers and source.acts_in(options)]

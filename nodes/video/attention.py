@@ -83,6 +83,7 @@ class FrameAttention:
     length: int = 0
     previous: Any = None
 
+    @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         frames, shown = self.frames(key, options), host.frames_of(options).shown
         attend = partial(host.run_attention, options, self.previous, query)
