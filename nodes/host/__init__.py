@@ -24,7 +24,7 @@ from .call import (
     run_of,
 )
 from .compiled import not_compiled, uncompiled
-from .frames import EVERY, Frames
+from .frames import EVERY, Frames, windows_part_prompts
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import picture_rows, rows_of_frames
@@ -132,5 +132,6 @@ __all__ = [
     "transformer_parts",
     "uncompiled",
     "whole_grid",
+    "windows_part_prompts",
     "with_fixed_controls",
 ]

@@ -21,12 +21,10 @@ class Frames:
     """What the rows of each prompt are in one model call: all of the batch, in order, or some frames of a clip.
 
     shown: the frame in every row, None for all. clip: how many frames the clip has, where they are not all shown.
-    extra: rows in front that are only looked at: the host throws away what the model makes of them.
     """
 
     shown: tuple[int, ...] | None = None
     clip: int = 0
-    extra: int = 0
 
     def rows(self, of_frames: Tensor) -> Tensor:
         """Of what is known of every frame (clip, ...), or of all alike (1, ...), the part for this call's rows."""
@@ -59,14 +57,13 @@ def shown_frames(model_options: dict, x: Tensor) -> Frames:
             f"the host's context windows cut along dimension {window.dim}, which is no frame of a clip but a part of "
             "the picture: set dim to 0 in Context Windows, where the frames of a batch are, or take that node out."
         )
-    before = getattr(window, "causal_anchor_index", None)
-    in_front = [] if before is None or before < 0 else [before]
-    shown = [*in_front, *window.index_list]
+    before = getattr(window, "causal_anchor_index", None)  # a frame in front whose result the host throws away
+    shown = [*([] if before is None or before < 0 else [before]), *window.index_list]
     for frame in getattr(handler, "latent_retain_index_list", ()):  # the host puts frame n in the n-th place
         shown[frame] = frame % window.total_frames
     if len(shown) != len(x):  # the options still name the window of an earlier call
         return EVERY
-    return Frames(tuple(shown), window.total_frames, len(in_front))
+    return Frames(tuple(shown), window.total_frames)
 
 
 class WholeClip:
@@ -82,3 +79,9 @@ class WholeClip:
 def in_one_window(model_options: dict) -> dict:
     """Options under which the host samples a clip as a whole."""
     return model_options | {HANDLER: WholeClip()} if HANDLER in model_options else model_options
+
+
+def windows_part_prompts(model_options: dict, frames: int) -> bool:
+    """Whether windows of a clip are sampled with one each of several prompts, instead of with all of them."""
+    handler = model_options.get(HANDLER)
+    return getattr(handler, "split_conds_to_windows", False) and frames > handler.context_length
