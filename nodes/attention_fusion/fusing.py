@@ -43,15 +43,22 @@ class Fusing:
         if not rows:
             return attend(query, key, value)
         chunks, pictures = host.chunk_rows(options, len(query))
-        grid, areas = tuple(options["activations_shape"][-2:]), host.call_of(options).areas
+        grid, call = tuple(options["activations_shape"][-2:]), host.call_of(options)
+        areas = call.areas
+        if call.frames.shown is not None and key.shape[1] != query.shape[1]:
+            raise ValueError(
+                "in the host's context windows a frame of the edit looks at other frames than one of the source: put "
+                "Video Attention, or what else joins frames on this model, before this node, or take Context Windows "
+                "out."
+            )
 
         def of_source(part: str, tensor: Tensor) -> Tensor:
             name = SELF, host.layer_key(options), part
             own = tensor.chunk(chunks)
-            return torch.cat([self.fetch(name, own[i], areas[i], grid) if i in rows else own[i] for i in range(chunks)])
+            return torch.cat([self.fetch(name, own[i], call, i, grid) if i in rows else own[i] for i in range(chunks)])
 
         out = attend(of_source("query", query), of_source("key", key), value)
-        masks = self.free(pictures, grid, areas)
+        masks = self.free(pictures, grid, areas, call.frames)
         if masks is None:
             return out
         free = torch.cat([mask if chunk in rows else torch.ones_like(mask) for chunk, mask in enumerate(masks)])
@@ -76,10 +83,10 @@ class Fusing:
 
     def from_source(self, chunk: int, query: Tensor, linked: Tensor, options: dict) -> Tensor:
         """A_source U for one chunk of rows, with the edit's linked values U."""
-        grid, area = tuple(options["activations_shape"][-2:]), host.call_of(options).areas[chunk]
+        grid, call = tuple(options["activations_shape"][-2:]), host.call_of(options)
         name = CROSS, host.layer_key(options)
-        asked = self.fetch((*name, "query"), query, area, grid)
-        keys = self.pieces[(*name, "key")].expand(len(asked), -1, -1).to(query)
+        asked = self.fetch((*name, "query"), query, call, chunk, grid)
+        keys = call.frames.rows(self.pieces[(*name, "key")]).expand(len(asked), -1, -1).to(query)
         return host.run_attention(options, None, asked, keys, linked)
 
     def rows(self, kind: str, query: Tensor, options: dict) -> dict[int, int]:
@@ -103,12 +110,13 @@ class Fusing:
             self.run.offsets[prompt] = self.fusion.prompts.offset(prompt.text)
         return self.run.offsets[prompt]
 
-    def fetch(self, name: tuple, like: Tensor, area: host.Area | None, grid: host.Grid) -> Tensor:
+    def fetch(self, name: tuple, like: Tensor, call: host.ModelCall, chunk: int, grid: host.Grid) -> Tensor:
         """The source's queries or keys for the rows of one prompt (B, M, C), cropped as its area is.
 
         Keys may be those of several frames, one after another. Raises ValueError where they are not the edit's.
         """
-        found = self.pieces[name].expand(len(like), -1, -1).to(like)
+        area = call.areas[chunk]
+        found = call.frames.rows(self.pieces[name]).expand(len(like), -1, -1).to(like)
         if area is not None:
             whole = host.whole_grid(area, grid)
             frames = found.unflatten(1, (-1, whole[0] * whole[1]))
@@ -120,15 +128,17 @@ class Fusing:
             )
         return found
 
-    def free(self, pictures: int, grid: host.Grid, areas: tuple[host.Area | None, ...]) -> list[Tensor] | None:
+    def free(
+        self, pictures: int, grid: host.Grid, areas: tuple[host.Area | None, ...], frames: host.Frames
+    ) -> list[Tensor] | None:
         """For every chunk of rows the share of the edit's own self-attention, (B, N, 1); None where it is 0."""
         given = self.fusion.mask if self.fusion.mask is not None else self.pieces.get((MASK,))
         if given is None:
             return None
-        name = (pictures, grid, areas)
+        name = (pictures, grid, areas, frames)
         if name not in self.masks:
             # the layers' mask is scaled to the nearest, as the published code does; a person's own is averaged
-            scale = partial(nearest_rows, given) if self.fusion.mask is None else partial(averaged_rows, given)
+            scale = partial(nearest_rows if self.fusion.mask is None else averaged_rows, given, frames)
             self.masks[name] = [scale(area, pictures, grid).flatten(1)[..., None] for area in areas]
         return self.masks[name]
 
@@ -155,12 +165,12 @@ def copies_of_prompts(key: Tensor, options: dict) -> list[range]:
     return [range(0, joined, length) for length in lengths]
 
 
-def averaged_rows(mask: Tensor, area: host.Area | None, pictures: int, grid: host.Grid) -> Tensor:
+def averaged_rows(mask: Tensor, frames: host.Frames, area: host.Area | None, pictures: int, grid: host.Grid) -> Tensor:
     """A mask (1 or B, h, w), cropped, at a layer's grid: (B, 1, h, w)."""
-    return host.picture_rows(mask if area is None else area.crop(mask), pictures, *grid)
+    return host.rows_of_frames(mask if area is None else area.crop(mask), frames, pictures, *grid)
 
 
-def nearest_rows(mask: Tensor, area: host.Area | None, pictures: int, grid: host.Grid) -> Tensor:
+def nearest_rows(mask: Tensor, frames: host.Frames, area: host.Area | None, pictures: int, grid: host.Grid) -> Tensor:
     """The same by the nearest cell."""
-    mask = (mask if area is None else area.crop(mask))[:, None].float()
+    mask = frames.rows(mask if area is None else area.crop(mask))[:, None].float()
     return torch.nn.functional.interpolate(mask, size=grid, mode="nearest").expand(pictures, -1, -1, -1)

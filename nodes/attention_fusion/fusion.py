@@ -96,6 +96,7 @@ class FusedSelfAttention:
     name: str
     previous: Any = None
 
+    @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         attend, step = partial(host.run_attention, options, self.previous), options.get(self.name)
         return attend(query, key, value) if step is None else step.self_attention(attend, query, key, value, options)
@@ -108,6 +109,7 @@ class FusedCrossAttention:
     name: str
     previous: Any = None
 
+    @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         attend, step = partial(host.run_attention, options, self.previous), options.get(self.name)
         return attend(query, key, value) if step is None else step.cross_attention(attend, query, key, value, options)

@@ -24,22 +24,28 @@ Starts = tuple[tuple[int, ...], ...]  # for every prompt of a call, the keys at 
 
 
 class Sums:
-    """The maps of a run in the making, on the device: by grid, sums (T, B, W, h, w) and how often places were seen."""
+    """The maps of a run in the making, on the device: by grid, sums (T, B, W, h w) and how often places were seen."""
 
     def __init__(self, sigmas: Tensor):
         self.sigmas = tuple(float(s) for s in sigmas[:-1])
         self.sums: dict[host.Grid, Tensor] = {}
         self.counts: dict[host.Grid, Tensor] = {}
 
-    def add(self, sigma: float, mass: Tensor, grid: host.Grid, tokens: Tensor | None) -> None:
-        """One layer's mass (B, W, n) of one prompt: on some tokens of the grid, or on all of it."""
+    def add(self, call: host.ModelCall, mass: Tensor, grid: host.Grid, tokens: Tensor | None) -> None:
+        """One layer's mass (B, W, n) of one prompt of a call: on some tokens of the grid, or on all of it."""
         if grid not in self.sums:
-            shape = (len(self.sigmas), *mass.shape[:2], grid[0] * grid[1])
-            self.sums[grid], self.counts[grid] = mass.new_zeros(shape), mass.new_zeros(shape[0], 1, 1, shape[-1])
+            shape = (len(self.sigmas), call.clip, mass.shape[1], grid[0] * grid[1])
+            self.sums[grid], self.counts[grid] = mass.new_zeros(shape), mass.new_zeros(*shape[:2], 1, shape[-1])
         where = slice(None) if tokens is None else tokens.to(mass.device)
-        step = host.nearest_level(self.sigmas, sigma)
-        self.sums[grid][step, ..., where] += mass.to(self.sums[grid])
-        self.counts[grid][step, ..., where] += 1
+        step = host.nearest_level(self.sigmas, call.sigma)
+        sums, counts, mass = self.sums[grid][step], self.counts[grid][step], mass.to(self.sums[grid])
+        if call.frames.shown is None:
+            sums[..., where] += mass
+            counts[..., where] += 1
+            return
+        for frame, of_frame in zip(call.frames.shown, mass, strict=True):
+            sums[frame, :, where] += of_frame
+            counts[frame, :, where] += 1
 
     def maps(self) -> dict[host.Grid, Tensor]:
         """RecordedRun.levels. Places that no prompt covered, next to some that one did, count as 0."""
@@ -108,7 +114,7 @@ class RecordWords:
         for chunk, area in ((chunk, call.areas[chunk]) for chunk in range(chunks) if starts[chunk]):
             whole = grid if area is None else host.whole_grid(area, grid)
             tokens = None if area is None else area.tokens(whole, *grid)
-            sums.add(call.sigma, mass[chunk].mT, whole, tokens)
+            sums.add(call, mass[chunk].mT, whole, tokens)
 
     def starts(self, call: host.ModelCall, keys: int) -> Starts:
         """Where the words' prompt begins in each copy of every prompt that the host made."""

@@ -150,7 +150,14 @@ class ContextSampling:
             )
         self.adapter.refuse_mismatch(guider.inner_model)
         self.adapter.load()
-        return replace(bias, prompts=prompts_of(guider))
+        prompts = prompts_of(guider)
+        if len(prompts) > 1 and host.windows_part_prompts(guider.model_options, len(x)):
+            raise ValueError(
+                f"the context-aware sampler reads all {len(prompts)} positive prompts for every frame, and the host's "
+                "context windows give each window one of them: turn split_conds_to_windows of Context Windows off, or "
+                "sample with one prompt."
+            )
+        return replace(bias, prompts=prompts)
 
     def refuse_unsound(self, guider: Any, levels: list[float], step: Step) -> None:
         """Raise ValueError for a stochastic step up, or on a flow model."""

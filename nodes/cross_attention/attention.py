@@ -96,7 +96,7 @@ def token_weights(
         target = before if region.mode.renormalise else after
         for chunk, (row, area) in enumerate(zip(rows, call.areas, strict=True)):
             columns = [column for column, token in enumerate(tokens) if token in row]
-            weights = region.weights(area, size.pictures, size.height, size.width)
+            weights = region.weights(area, size.pictures, size.height, size.width, call.frames)
             target[chunk, ..., columns] *= weights[..., None].cpu()
     return before, after
 
@@ -123,6 +123,7 @@ class CrossAttention:
     recorders: tuple[Callable, ...] = ()
     previous: Any = None
 
+    @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         mask = self.mask(query, key, options)
         plain = partial(host.run_attention, options, None, query, key)
@@ -143,7 +144,8 @@ class CrossAttention:
         if not active:
             return None
         size = LayerSize.of(query, key, options)
-        name = (NAME, tuple(region.name for region in active), call.prompts, call.areas, size)
+        frames = call.frames if any(len(region.mask) > 1 for region in active) else None
+        name = (NAME, tuple(region.name for region in active), call.prompts, call.areas, frames, size)
         return call.run.kept(name, lambda: layer_mask(active, call, size))
 
 

@@ -48,10 +48,13 @@ class Region:
     window: host.Window
     mask_negative: bool
 
-    def weights(self, area: host.Area | None, pictures: int, height: int, width: int) -> Tensor:
+    def weights(
+        self, area: host.Area | None, pictures: int, height: int, width: int, frames: host.Frames = host.EVERY
+    ) -> Tensor:
         """The words' weight at each of a layer's height x width places, (pictures or 1, height * width) in float32."""
         mask = self.mask if area is None else area.crop(self.mask)
-        grid = host.picture_rows(mask, pictures, height, width)[: len(mask)].flatten(1)
+        rows = host.rows_of_frames(mask, frames, pictures, height, width)
+        grid = (rows if len(mask) > 1 else rows[:1]).flatten(1)
         return weight((grid >= 0.5).float() if self.mode.cut else grid, self.strength, self.outside)
 
     def tokens(self, call: host.ModelCall, keys: int) -> list[set[int]]:

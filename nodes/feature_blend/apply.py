@@ -129,8 +129,8 @@ def apply(
 
     prompt describes the source. mask: white where the edit acts. weights replace layers and both alphas. callback hears
     of the recording, where there is one; remarks, of sampling runs that do not go the trajectory's way; notice, of what
-    is found while sampling. Raises
-    ValueError for other architectures, masks that are missing or unusable, and memory that is not there.
+    is found while sampling. Raises ValueError for other architectures, masks that are missing or unusable, and memory
+    that is not there.
     """
     check(model, trajectory, mask)
     check_weights(model, settings, mask, weights)

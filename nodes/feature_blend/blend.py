@@ -65,7 +65,8 @@ class Blending:
         if key not in self.alphas:
             return h
         chunks, pictures = host.chunk_rows(options, len(h))
-        rows, areas, feature = h.unflatten(0, (chunks, pictures)), areas_of(options), self.features[self.sources[key]]
+        rows, areas, frames = h.unflatten(0, (chunks, pictures)), areas_of(options), host.frames_of(options)
+        feature = frames.rows(self.features[self.sources[key]])
         source = joined([crop(feature, area, h.shape[-2:]) for area in areas])
         if source.shape[2:] != rows.shape[2:]:
             raise ValueError(
@@ -73,18 +74,20 @@ class Blending:
                 f"{tuple(rows.shape[2:])}: another node resizes features in one of the two (a downscale patch?); put "
                 "it before this node, or set source_features to 'same step'."
             )
-        weights = [self.weight(key, area, pictures, h) for area in areas]
+        weights = [self.weight(key, area, frames, pictures, h) for area in areas]
         weight = weights[0] if self.mask is None else joined(weights)
         return maths.blend(rows, source.to(h), weight).flatten(0, 1)
 
-    def weight(self, key: Feature, area: host.Area | None, pictures: int, like: Tensor) -> Tensor | float:
+    def weight(
+        self, key: Feature, area: host.Area | None, frames: host.Frames, pictures: int, like: Tensor
+    ) -> Tensor | float:
         """The edit's share of a feature or of a crop of it, a number or (pictures, 1, h, w); made once a run."""
         if self.mask is None:
             return maths.blend_weight(None, *self.alphas[key])
-        name = (key, area, pictures, like.shape[-2:], like.dtype, like.device)
+        name = (key, area, frames if len(self.mask) > 1 else None, pictures, like.shape[-2:], like.dtype, like.device)
         if name not in self.weights:
             mask = self.mask if area is None else area.crop(self.mask)
-            small = host.picture_rows(mask, pictures, *like.shape[-2:])
+            small = host.rows_of_frames(mask, frames, pictures, *like.shape[-2:])
             self.weights[name] = maths.blend_weight(small, *self.alphas[key]).to(like)
         return self.weights[name]
 

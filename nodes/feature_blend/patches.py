@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import host
 from .layers import MIDDLE, OUT, Feature
 
 # Each patch looks for a step under its node's name among the options, and lets step.meet(feature, h, options) have h.
@@ -21,6 +22,7 @@ class AfterInputBlock:
     name: str
     last: int
 
+    @host.not_compiled
     def __call__(self, h: Tensor, options: dict) -> Tensor:
         step = options.get(self.name)
         number = options["block"][1]
@@ -33,6 +35,7 @@ class BeforeOutputBlock:
 
     name: str
 
+    @host.not_compiled
     def __call__(self, h: Tensor, skip: Tensor, options: dict) -> tuple[Tensor, Tensor]:
         step = options.get(self.name)
         return (h if step is None else step.meet(("output", options["block"][1]), h, options)), skip
@@ -42,7 +45,7 @@ OPTIONS: ContextVar[dict | None] = ContextVar("palimpsest_feature_blend", defaul
 
 
 def share_options(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """DIFFUSION_MODEL wrapper: the module behind the last block is given no options; it finds them here."""
+    """APPLY_MODEL wrapper: the module behind the last block is given no options; it finds them here."""
     options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[5]
     token = OPTIONS.set(options)
     try:
@@ -59,10 +62,15 @@ class BlendBeforeOut(nn.Sequential):
         self.names = names
 
     def forward(self, h: Tensor) -> Tensor:
+        return super().forward(self.blended(h))
+
+    @host.not_compiled
+    def blended(self, h: Tensor) -> Tensor:
+        """The input as the steps of our nodes would have it."""
         options = OPTIONS.get() or {}
         for step in (options.get(name) for name in self.names):
             h = h if step is None else step.meet(OUT, h, options)
-        return super().forward(h)
+        return h
 
 
 def patch_features(patched: Any, name: str, met: Iterable[Feature]) -> None:
@@ -93,4 +101,4 @@ def replace_out(patched: Any, name: str) -> None:
         )
     names = (*getattr(earlier, "names", ()), name)
     patched.add_object_patch("diffusion_model.out", BlendBeforeOut(previous, names))
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, name, share_options)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, name, share_options)

@@ -222,7 +222,7 @@ def tune(
     named = {"target_positive": prompts.edit, "negative": prompts.negative}
     inputs.require_active(model, trajectory.sigmas, settings.guidance, **named)
     model = host.single_device(model)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), host.refused_by_name(model, "Tune Feature Blend"):
         alphas = LearnedAlphas(chosen, model.load_device)
         blend = BlendFeatures(trajectory, alphas, sources_of(chosen, False), host.Window.of(model, 0.0, 1.0))
         with torch.no_grad():
@@ -250,6 +250,7 @@ def fit(
         negative=negative,
         guidance=fitting.settings.guidance,
         callback=callback,
+        unguided=True,
     )
 
 

@@ -10,11 +10,26 @@ from .attention import (
     replace_attention,
     run_attention,
 )
-from .call import ModelCall, Prompt, Run, Window, acts, call_of, each_run, noise_level, observe, require_span, run_of
+from .call import (
+    ModelCall,
+    Prompt,
+    Run,
+    Window,
+    acts,
+    call_of,
+    each_run,
+    frames_of,
+    noise_level,
+    observe,
+    require_span,
+    run_of,
+)
+from .compiled import not_compiled, uncompiled
 from .finite import is_finite
+from .frames import EVERY, Frames, windows_part_prompts
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
-from .masks import picture_rows
+from .masks import picture_rows, rows_of_frames
 from .model import (
     AttentionLayer,
     Grid,
@@ -33,6 +48,7 @@ from .model import (
     single_device,
     transformer_parts,
 )
+from .others import guiding_nodes, patching_nodes, refused_by_name
 from .prompts import require_active, require_channels, require_inside, require_readable, require_width, text_width
 from .reference import (
     AUTO,
@@ -53,12 +69,14 @@ from .ui import Notice, ProgressText, node_id, show_text, told
 
 __all__ = [
     "AUTO",
+    "EVERY",
     "OF_A_NODE",
     "SAME_STEP",
     "SELF_ATTENTION",
     "SOURCE_FEATURES",
     "Area",
     "AttentionLayer",
+    "Frames",
     "Grid",
     "LayerKey",
     "ModelCall",
@@ -89,6 +107,8 @@ __all__ = [
     "conditioning_fingerprint",
     "cross_attention_layers",
     "each_run",
+    "frames_of",
+    "guiding_nodes",
     "is_finite",
     "latents_at",
     "layer_key",
@@ -96,10 +116,13 @@ __all__ = [
     "nearest_level",
     "node_id",
     "noise_level",
+    "not_compiled",
     "observe",
+    "patching_nodes",
     "picture_rows",
     "places",
     "read_parts",
+    "refused_by_name",
     "renoised",
     "replace_attention",
     "require_active",
@@ -110,6 +133,7 @@ __all__ = [
     "require_span",
     "require_unet",
     "require_width",
+    "rows_of_frames",
     "run_attention",
     "run_of",
     "same_layout",
@@ -124,6 +148,8 @@ __all__ = [
     "text_width",
     "told",
     "transformer_parts",
+    "uncompiled",
     "whole_grid",
+    "windows_part_prompts",
     "with_fixed_controls",
 ]

@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from .areas import Area
+from .frames import EVERY, Frames, shown_frames
 from .model import Grid
 
 NAME = "palimpsest"  # our key among the host's wrappers, and the call's in its options
 RUN, PROMPTS, AREAS, LEVEL = NAME + ".run", NAME + ".prompts", NAME + ".areas", NAME + ".level"
+FRAMES = NAME + ".frames"
 
 Thing = TypeVar("Thing")
 
@@ -101,19 +103,23 @@ class Run(Keeps):
         """The guider's prompts, of all names."""
         return [cond for group in self.conds.values() for cond in group]
 
-    def note(self, conds: list[list | None]) -> dict[tuple, Prompt]:
+    def note(self, conds: list[list | None], frames: Frames = EVERY) -> dict[tuple, Prompt]:
         """The prompts of a model call by (index of their group, host's id): one object for one prompt in all calls.
 
         A group is what the guider named it, which the host's copies at its end do not tell. One that the guider does
-        not know is another node's.
+        not know is another node's. A text for every frame is cut anew in every call: there the window names it.
         """
         found = {}
         for index, group in enumerate(conds):
             for cond in group or ():
                 kind = group[0].get("prompt_type") == "negative"
                 text, negative = sampled_text(cond), self.negative.get(group[0]["uuid"], kind)
-                prompt = self.prompts.setdefault((id(text), negative), Prompt(text, negative))
-                found[index, cond["uuid"]] = prompt
+                cut = frames.shown is not None and text is not None and len(text) > 1
+                name = (index, cond["uuid"], frames) if cut else id(text)
+                kept = self.prompts.get((name, negative))
+                if kept is None or (cut and not same_text(kept.text, text)):
+                    kept = self.prompts[name, negative] = Prompt(text, negative)
+                found[index, cond["uuid"]] = kept
         return found
 
 
@@ -127,14 +133,20 @@ def sampled_text(cond: dict) -> Tensor | None:
     return cond.get("cross_attn") if found is None else found.cond
 
 
+def same_text(a: Tensor, b: Tensor) -> bool:
+    """Whether two texts are equal in shape and content."""
+    return a.shape == b.shape and bool((a == b).all())
+
+
 @dataclass(frozen=True, eq=False)
 class ModelCall(Keeps):
     """One call of the host's model.
 
     sigmas (R,): noise levels. prompts, areas: one for each chunk of rows, in their order; an area is None where a
-    prompt covers the picture. pictures B: rows of a chunk, so that R = chunks * B. latent (H, W): of x, which is the
-    area's where prompts are limited to one. text_length: tokens of the text that is joined with the picture's in a
-    transformer, or attended to in a U-Net; 0 without. model: the host's BaseModel.
+    prompt covers the picture. pictures B: rows of a chunk, so that R = chunks * B; frames: which of a clip these are,
+    where the host samples it in windows. latent (H, W): of x, which is the area's where prompts are limited to one.
+    text_length: tokens of the text that is joined with the picture's in a transformer, or attended to in a U-Net; 0
+    without. model: the host's BaseModel.
     """
 
     sigmas: Tensor
@@ -145,7 +157,13 @@ class ModelCall(Keeps):
     text_length: int
     model: Any
     run: Run
+    frames: Frames = EVERY
     things: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def clip(self) -> int:
+        """Pictures that are sampled together, of which this call may hold some only."""
+        return self.pictures if self.frames.shown is None else self.frames.clip
 
     @property
     def chunks(self) -> int:
@@ -175,6 +193,12 @@ class ModelCall(Keeps):
 def call_of(options: dict) -> ModelCall | None:
     """The call that a patch acts in; None where no sampler runs the model (a node of another pack calls it bare)."""
     return options.get(NAME)
+
+
+def frames_of(options: dict) -> Frames:
+    """The frames of the call that a patch acts in."""
+    call = call_of(options)
+    return EVERY if call is None else call.frames
 
 
 def acts(window: Window, options: dict) -> bool:
@@ -230,10 +254,11 @@ class PerRun:
 def note_prompts(
     executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict, **kwargs: Any
 ) -> Any:
-    """CALC_COND_BATCH wrapper: note prompts and areas while the host still names them."""
+    """CALC_COND_BATCH wrapper: note prompts, areas and frames while the host still names them."""
     options = model_options.get("transformer_options", {})
-    run = options.get(RUN) or Run()
-    noted = {RUN: run, PROMPTS: run.note(conds), AREAS: areas_of(conds, tuple(x.shape[-2:]))}
+    run, frames = options.get(RUN) or Run(), shown_frames(model_options, x)
+    areas = areas_of(conds, tuple(x.shape[-2:]))
+    noted = {RUN: run, PROMPTS: run.note(conds, frames), AREAS: areas, FRAMES: frames}
     return executor(model, conds, x, timestep, model_options | {"transformer_options": options | noted}, **kwargs)
 
 
@@ -276,6 +301,7 @@ def described(model: Any, x: Tensor, t: Tensor, text: Tensor | None, options: di
         text_length=0 if text is None else text.shape[1],
         model=model,
         run=options.get(RUN) or Run(),
+        frames=options.get(FRAMES, EVERY),
     )
 
 

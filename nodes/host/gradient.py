@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compiled import uncompiled
 from .model import AttentionLayer, blocks
+from .others import guiding_nodes
 
 
 def alias(weight: Tensor) -> Tensor:
@@ -57,6 +59,42 @@ class AliasWeights:
             parameters = dict(network.named_parameters())
             self.aliases = {f"network.{name}": alias(parameters[name]) for name in self.names}
         return torch.func.functional_call(CallNetwork(network), self.aliases, (executor, *args), kwargs)
+
+
+AGAIN = "palimpsest_tuning.again"  # in the options of a pass that another node's guidance adds to a model call
+
+
+@dataclass
+class PassesOfACall:
+    """PREDICT_NOISE and CALC_COND_BATCH wrappers: tell passes that other nodes' guidance adds from the call's own.
+
+    whole: whether a gradient may go through every layer.
+    """
+
+    model: Any
+    whole: bool
+    passes: int = 0
+
+    def begin(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """A model call of the sampler."""
+        self.passes = 0
+        return executor(*args, **kwargs)
+
+    def count(
+        self, executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict, **kwargs: Any
+    ) -> Any:
+        """A pass of it. Raises ValueError where one stands on the result of another and not every layer is ready."""
+        if self.passes and x.requires_grad and not self.whole:
+            raise ValueError(
+                "another node on this model runs the network on what it has just drawn, and no gradient goes through "
+                f"both: {guiding_nodes(self.model)}. Connect the model from before that node; it may act while the "
+                "edit is sampled."
+            )
+        self.passes += 1
+        if self.passes > 1:
+            options = model_options.get("transformer_options", {}) | {AGAIN: True}
+            model_options = model_options | {"transformer_options": options}
+        return executor(model, conds, x, timestep, model_options, **kwargs)
 
 
 def run_layer(
@@ -134,6 +172,7 @@ def prepare(model: Any, first: AttentionLayer, cache: bool) -> tuple[Any, Cached
     from comfy.patcher_extension import WrappersMP
 
     patched = model.clone()
+    uncompiled(patched)
     options = patched.model_options["transformer_options"] = patched.model_options["transformer_options"].copy()
     foreign = any(options.get("patches", {}).values()) or any(options.get("patches_replace", {}).values())
     network = model.model.diffusion_model
@@ -146,7 +185,13 @@ def prepare(model: Any, first: AttentionLayer, cache: bool) -> tuple[Any, Cached
     for name in set(names) - set(plain):
         patched.add_weight_wrapper(name, ordinary)
     unprefixed = [name.removeprefix("diffusion_model.") for name in plain]
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "palimpsest_tuning", AliasWeights(unprefixed))
+    passes = PassesOfACall(model, whole=first.key[:2] == ("input", 0))
+    for kind, wrapper in (
+        (WrappersMP.DIFFUSION_MODEL, AliasWeights(unprefixed)),
+        (WrappersMP.PREDICT_NOISE, passes.begin),
+        (WrappersMP.CALC_COND_BATCH, passes.count),
+    ):
+        patched.add_wrapper_with_key(kind, "palimpsest_tuning", wrapper)
     return patched, prefix
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .frames import Frames
+
 
 def picture_rows(mask: Tensor, pictures: int, height: int, width: int, what: str = "mask") -> Tensor:
     """A MASK as (pictures, 1, height, width) weights in 0..1: any size in, area-averaged, batch 1 or `pictures`.
@@ -21,3 +23,11 @@ def picture_rows(mask: Tensor, pictures: int, height: int, width: int, what: str
         )
     small = torch.nn.functional.interpolate(mask.clamp(0, 1)[:, None], size=(height, width), mode="area")
     return small.expand(pictures, -1, -1, -1)
+
+
+def rows_of_frames(mask: Tensor, frames: Frames, pictures: int, height: int, width: int) -> Tensor:
+    """picture_rows of a MASK (1 or all pictures, h, w) for the `pictures` rows that a prompt has in a model call."""
+    if frames.shown is None:
+        return picture_rows(mask, pictures, height, width)
+    whole = picture_rows(mask, frames.clip if mask.ndim > 2 and len(mask) > 1 else 1, height, width)
+    return frames.rows(whole).expand(pictures, -1, -1, -1)

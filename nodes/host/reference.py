@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .call import Run, noise_level, observe, run_of
 from .finite import is_finite
+from .frames import in_one_window
 from .prompts import require_active
 from .sampling import sample
 from .streaming import PieceStream
@@ -224,7 +225,7 @@ class SameStep:
 
         recorder = wanted.recorder(step.sigma)
         x = latents_at(wanted.trajectory, step.sigma).to(step.x)
-        options = step.options_with(wanted.name, recorder, alone=True)
+        options = in_one_window(step.options_with(wanted.name, recorder, alone=True))
         with torch.no_grad():
             level = step.timestep[:1].expand(len(x))
             comfy.samplers.calc_cond_batch(step.guider.inner_model, [held.prompt], x, level, options)
@@ -326,7 +327,7 @@ def record(model: Any, wanted: Wanted, prompt: list, callback: Any = None) -> Ca
     wanted.patch(patched)
     start = model.model.process_latent_out(wanted.trajectory.latents[0].clone())
     levels = torch.tensor([*source_levels(wanted), 0.0])
-    sample(patched, function, start, sigmas=levels, positive=source_prompt(prompt), callback=callback)
+    sample(patched, function, start, sigmas=levels, positive=source_prompt(prompt), callback=callback, unguided=True)
     return Cached(tuple(function.levels))
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .frames import in_one_window
+from .others import without_guidance
+
 OF_A_NODE = "palimpsest_of_a_node"  # key in a run's options: one of our nodes runs the model, no sampler does
 
 
@@ -22,17 +25,22 @@ def sample(
     negative: list | None = None,
     guidance: float = 1.0,
     callback: Any = None,
+    unguided: bool = False,
 ) -> Tensor:
     """Run a sampler function of ours under the host's CFGGuider, so that LoRA, ControlNet, areas and hooks all act.
 
     start (B, C, H, W) enters as it would from a LATENT socket and no noise is added. Returns a LATENT tensor. Patches
-    find OF_A_NODE in the options: such a run looks at the picture as it is, often without the edit's prompt.
+    find OF_A_NODE in the options: such a run looks at the picture as it is, often without the edit's prompt. It sees
+    all frames of a clip at once, also where the edit is sampled in the host's context windows. unguided: at guidance 1
+    the guidance of other nodes is left out.
     """
     import comfy.samplers
 
     guider = comfy.samplers.CFGGuider(model)
     options = guider.model_options.get("transformer_options", {}) | {OF_A_NODE: True}
-    guider.model_options = guider.model_options | {"transformer_options": options}
+    guider.model_options = in_one_window(guider.model_options | {"transformer_options": options})
+    if unguided and guidance == 1.0:
+        guider.model_options = without_guidance(guider.model_options)
     guider.set_conds(positive, positive if negative is None else negative)
     guider.set_cfg(guidance)
     sampler = comfy.samplers.KSAMPLER(function)

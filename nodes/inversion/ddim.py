@@ -129,7 +129,7 @@ def invert(
     """
     record = RecordClimb(predict_at, float(model.get_model_object("model_sampling").sigma_min))
     prompts = {"positive": positive, "negative": negative, "guidance": guidance}
-    host.sample(model, record, latent, sigmas=torch.tensor(levels[::-1]), **prompts, callback=callback)
+    host.sample(model, record, latent, sigmas=torch.tensor(levels[::-1]), **prompts, callback=callback, unguided=True)
     return host.Trajectory(
         sigmas=levels,
         latents=torch.stack(record.latents[::-1]),

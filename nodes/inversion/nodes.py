@@ -128,6 +128,8 @@ class Invert(io.ComfyNode):
             error = measure.error_in_words(measure.reconstruction_error(rebuilt, samples, vae))
             said = f"reconstruction at guidance {strength:g}: {error}"
         report = f"{trajectory.steps} steps, {said}"
+        if 1.0 in (settings.guidance, settings.reconstruction_guidance) and (others := host.guiding_nodes(model)):
+            report += f"; at guidance 1 the guidance of other nodes was left out ({others})"
         if "noise_mask" in latent:
             report += "; the latent's mask was left out (inversion needs the whole picture)"
         return io.NodeOutput(trajectory, {"samples": noise}, {"samples": rebuilt}, report, ui=host.told(cls, report))
@@ -151,6 +153,7 @@ def reconstruction(model, noise: torch.Tensor, positive: list, negative: list | 
         negative=negative,
         guidance=guidance,
         callback=latent_preview.prepare_callback(model, len(levels) - 1),
+        unguided=True,
     ).cpu()
 
 

@@ -53,14 +53,15 @@ class Source:
         self.check(call)
         kept = call.run.kept(self, KeptOfARun)
         shown = self.fetch(call, device, kept)
-        return None if shown is None else CurrentStep(shown, call.areas if call.has_areas else None, kept.grids)
+        areas = call.areas if call.has_areas else None
+        return None if shown is None else CurrentStep(shown, areas, kept.grids, call.frames)
 
     def check(self, call: host.ModelCall) -> None:
         """Refuse a batch, or where tokens correspond a picture size, that the embeddings were not tuned to."""
         kv = self.kv
-        if kv.pictures not in (1, call.pictures):
+        if kv.pictures not in (1, call.clip):
             raise ValueError(
-                f"these KV embeddings were tuned to {kv.pictures} pictures, the sampled batch has {call.pictures}: "
+                f"these KV embeddings were tuned to {kv.pictures} pictures, the sampled batch has {call.clip}: "
                 f"sample {kv.pictures} at a time, or tune to a single picture to use it for any batch."
             )
         size = next((area.whole for area in call.areas if area), call.latent)
@@ -128,16 +129,22 @@ class KeptOfARun:
 
 @dataclass(frozen=True)
 class CurrentStep:
-    """What the layers are shown in one model call. areas: of its prompts, None where none is limited to one."""
+    """What the layers are shown in one model call. areas: of its prompts, None where none is limited to one.
+
+    layers: of all pictures; frames: which of them are in the call.
+    """
 
     layers: dict[tuple, Shown]
     areas: tuple[host.Area | None, ...] | None = None
     grids: dict[tuple, Tensor] = field(default_factory=dict)
+    frames: host.Frames = host.EVERY
 
     def rows(self, source: Source, options: dict, rows: int) -> Shown:
         """What a layer is shown, for all rows of the call; one picture is broadcast where it can be."""
         shown, layer = self.layers[host.layer_key(options)], source.layers[host.layer_key(options)]
         chunks, pictures = host.chunk_rows(options, rows)
+        if self.frames.shown is not None:
+            shown = shown.map(self.frames.rows)
         if self.areas is not None and source.mode.corresponds:
             return self.cropped(shown, layer, tuple(options["activations_shape"][-2:]), pictures)
         alike = len(shown.key) == 1 or chunks == 1
@@ -164,11 +171,12 @@ class CurrentStep:
                 f"{like.shape[1]} here because another node merges or tiles tokens (ToMe, HyperTile): take it out, or "
                 "leave the mask off."
             )
-        name = ("mask", height, width, len(like), like.dtype, self.areas)
+        name = ("mask", height, width, len(like), like.dtype, self.areas, self.frames if len(mask) > 1 else None)
         if name not in self.grids:
             chunks, pictures = host.chunk_rows(options, len(like))
+            mask = mask.reshape(-1, *mask.shape[-2:])
             parts = [
-                host.picture_rows(mask if area is None else area.crop(mask), pictures, height, width)
+                host.rows_of_frames(mask if area is None else area.crop(mask), self.frames, pictures, height, width)
                 for area in self.areas or (None,)
             ]
             weights = torch.cat(parts if self.areas else parts * chunks)
@@ -187,6 +195,7 @@ class SourceAttention:
     sources: tuple[Source, ...]
     previous: Any = None
 
+    @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         layer = host.layer_key(options)
         acting = [source for source in self.sources if layer in source.layers and source.acts_in(options)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...kernels.kv_inversion import content_preserving
 from .. import host
+from ..host import gradient
 from .psi import BetweenKeyframes, OneOfSeveral, Psi
 
 
@@ -18,7 +19,7 @@ class TuningState:
     """What the attention replacements and the tuning loop share during one run. psi None: the network as it is.
 
     Of the last pass through the network as it is, for the prompt's rows R: inputs (R, N, C) of to_k and to_v, and
-    sources, the keys and values (R, N, C).
+    sources, the keys and values (R, N, C). others: nodes that have patched the model, for errors.
     """
 
     psi: Psi | BetweenKeyframes | OneOfSeveral | None = None
@@ -26,6 +27,18 @@ class TuningState:
     inputs: dict[host.LayerKey, Tensor] = field(default_factory=dict)
     sources: dict[host.LayerKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
     mask: Tensor | None = None
+    others: str = ""
+
+    def note_grid(self, name: host.LayerKey, grid: host.Grid) -> None:
+        """Keep a layer's grid. Raises ValueError where it was another before."""
+        before = self.grids.setdefault(name, grid)
+        if before != grid:
+            raise ValueError(
+                f"layer {name[0]} {name[1]}.{name[2]} has {before[1]} x {before[0]} tokens at one step and {grid[1]} x "
+                f"{grid[0]} at another, because another node resizes it while sampling ({self.others or 'unknown'}); "
+                "learned keys and values have one size: connect the model from before that node, or let it act in all "
+                "steps (end_percent 1)."
+            )
 
     def tokens(self, height: int, width: int, rows: int) -> Tensor | None:
         """The mask's weight of every token, (rows, N, 1); None without a mask."""
@@ -44,7 +57,7 @@ class RecordInputs:
 
     def __call__(self, query: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
         name = host.layer_key(options)
-        if self.state.psi is None and name in self.keys and 0 in options["cond_or_uncond"]:
+        if self.state.psi is None and name in self.keys and is_source(options):
             if value is not None and value is not context and not torch.equal(value, context):
                 raise ValueError(
                     "another node feeds self-attention different tokens for keys and for values (a hypernetwork?): "
@@ -65,10 +78,10 @@ class TunedAttention:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         psi, name = self.state.psi, host.layer_key(options)
         if name in self.keys:
-            self.state.grids[name] = tuple(options["activations_shape"][-2:])
+            self.state.note_grid(name, tuple(options["activations_shape"][-2:]))
             if psi is not None:
                 key, value = self.blended(key, value, options)
-            elif 0 in options["cond_or_uncond"]:
+            elif is_source(options):
                 self.state.sources[name] = tuple(prompts_rows(t, options) for t in (key, value))
         return host.run_attention(options, self.previous, query, key, value)
 
@@ -87,6 +100,11 @@ class TunedAttention:
             content_preserving(key, k_hat, lambda_k, gamma_k),
             content_preserving(value, v_hat, lambda_v, gamma_v),
         )
+
+
+def is_source(options: dict) -> bool:
+    """Whether a pass has rows of the (positive) prompt, and is not one that another node's guidance adds."""
+    return 0 in options["cond_or_uncond"] and not options.get(gradient.AGAIN)
 
 
 def prompts_rows(tensor: Tensor, options: dict) -> Tensor:

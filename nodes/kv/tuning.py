@@ -39,11 +39,12 @@ def tune(
     inputs.require_same_layout(
         model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
     )
-    model, state = host.single_device(model), TuningState(mask=tuning_mask(mask, trajectory.pictures))
+    model = host.single_device(model)
+    state = TuningState(mask=tuning_mask(mask, trajectory.pictures), others=host.patching_nodes(model))
     require_whole_pictures(positive, negative)
     levels, guidance = trajectory.sigmas, settings.run_guidance
     inputs.require_active(model, levels, guidance, positive=positive, negative=negative)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), host.refused_by_name(model, "Tune KV"):
         controlled = any("control" in extra for _, extra in (*positive, *(negative or ())))
         patched, prefix = with_tuned_attention(model, layers, state, controlled)
         if controlled:
@@ -60,6 +61,7 @@ def tune(
             negative=negative,
             guidance=settings.run_guidance,
             callback=callback,
+            unguided=True,
         ).cpu()
     info = {HOLDS: finished.holds, "iterations": fitting.iterations, "losses": [float(loss) for loss in fitting.losses]}
     return finished.embeddings(trajectory, start, info), rebuilt

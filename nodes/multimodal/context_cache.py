@@ -165,6 +165,7 @@ class FindContext:
             options[NAME] = self.call(options, context)
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
+    @host.not_compiled
     def call(self, options: dict, context: Tensor) -> ContextCall:
         """What is known in this call."""
         text_patches, call = options.get("patches", {}).get("attn2_patch", ()), host.call_of(options)
@@ -181,6 +182,7 @@ class FindContext:
 class SkipProjection:
     """attn2_patch: where a layer's keys and values are kept, only one token of the context is projected."""
 
+    @host.not_compiled
     def __call__(self, n: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
         call, layer = options.get(NAME), host.layer_key(options)
         if call is None or not call.keeps(layer) or layer not in call.kept.pairs:
@@ -198,6 +200,7 @@ class KeptAttention:
 
     previous: Any = None
 
+    @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
         call, layer = options.get(NAME), host.layer_key(options)
         if call is None:

@@ -34,12 +34,45 @@ def sources(look_at: Callable[[int, int], tuple[int, ...]], frames: int, device:
         return torch.tensor([look_at(frame, frames - 1) for frame in range(frames)], device=device)
 
 
+@lru_cache(maxsize=256)
+def sources_in_window(
+    look_at: Callable[[int, int], tuple[int, ...]], shown: tuple[int, ...], length: int, device: torch.device
+) -> Tensor:
+    """(B, F) the rows that each row looks at, where a call holds some frames of a clip, or of clips of `length` frames.
+
+    In the clip's order the frames that are there are taken for the clip, whatever order the window has them in.
+    Raises ValueError where rows would look at different numbers of frames.
+    """
+    clips: dict[int, list[int]] = {}
+    for frame in sorted(set(shown)):
+        clips.setdefault(frame // length if length else 0, []).append(frame)
+    found = []
+    for frame in shown:
+        there = clips[frame // length if length else 0]
+        looked_at = look_at(there.index(frame), len(there) - 1)
+        found.append([shown.index(there[place]) for place in looked_at])
+    if len({len(rows) for rows in found}) > 1:
+        raise cut_clips(length)
+    with torch.inference_mode(False):
+        return torch.tensor(found, device=device)
+
+
+def cut_clips(length: int) -> ValueError:
+    """The error where the host's windows do not hold whole clips, and whole clips are needed."""
+    return ValueError(
+        f"the host's context windows cut the clips of {length} frames that clip_length names: give Context Windows a "
+        f"context_length that is a multiple of {length}, context_overlap 0 and the schedule batched, set clip_length "
+        "to 0, or take that node out."
+    )
+
+
 @dataclass(frozen=True)
 class FrameAttention:
     """attn1 replacement: a frame's keys and values are those of other frames of its clip, with a share over time.
 
     Every prompt of a call has the whole batch in its rows: clips of `length` frames, or one (0). What acted here before
-    is given the gathered keys and values. A single frame, and model calls outside of the window, are left alone.
+    is given the gathered keys and values. A single frame, and model calls outside of the window, are left alone. Where
+    the host samples a clip in windows, the frames of one are the clip.
     """
 
     look_at: Callable[[int, int], tuple[int, ...]]
@@ -50,29 +83,43 @@ class FrameAttention:
     length: int = 0
     previous: Any = None
 
+    @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
-        frames = self.frames(key, options)
+        frames, shown = self.frames(key, options), host.frames_of(options).shown
         attend = partial(host.run_attention, options, self.previous, query)
         if frames == 1 or host.layer_key(options) not in self.layers or not host.acts(self.window, options):
             return attend(key, value)
         tiles = len(query) // len(key)  # more rows of queries than of keys: another node tiles them
-        seen = sources(self.look_at, frames, key.device)
+        if shown is None:
+            seen = sources(self.look_at, frames, key.device)
+        else:
+            seen = sources_in_window(self.look_at, shown, self.length, key.device)
         out = attend(*(maths.gathered(t, seen, tiles) for t in (key, value))) if self.strength else attend(key, value)
         if 0.0 < self.strength < 1.0:
             out = torch.lerp(attend(key, value), out, self.strength)
         if self.temporal:
+            if shown is not None and not whole_clips(shown, self.length):
+                raise cut_clips(self.length)
             out = torch.lerp(out, over_time(query, key, value, frames, options), self.temporal)
         return out
 
     def frames(self, key: Tensor, options: dict) -> int:
-        """Frames of a clip. Raises ValueError for a batch that holds no whole number of clips."""
+        """Frames of a clip that are in a call. Raises ValueError for a batch that holds no whole number of clips."""
         _, pictures = host.chunk_rows(options, len(key))
-        if self.length and pictures % self.length:
+        frames = host.frames_of(options)
+        batch = pictures if frames.shown is None else frames.clip
+        if self.length and batch % self.length:
             raise ValueError(
-                f"the batch has {pictures} pictures, which is no whole number of clips of {self.length} frames: set "
+                f"the batch has {batch} pictures, which is no whole number of clips of {self.length} frames: set "
                 "clip_length to 0 where the batch is one clip, or to the frames of each."
             )
-        return self.length or pictures
+        return min(self.length or pictures, pictures)
+
+
+def whole_clips(shown: tuple[int, ...], length: int) -> bool:
+    """Whether frames are clips of `length` one after another, whole and in order; 0: whether they are one clip."""
+    in_order = shown == tuple(range(shown[0], shown[0] + len(shown)))
+    return not length or (in_order and shown[0] % length == len(shown) % length == 0)
 
 
 def over_time(query: Tensor, key: Tensor, value: Tensor, frames: int, options: dict) -> Tensor:
@@ -113,8 +160,7 @@ def apply(model: Any, settings: VideoSettings) -> Any:
     patched = model.clone()
     if settings.strength == settings.temporal == 0.0:
         return patched
-    if not window.always:
-        host.observe(patched)
+    host.observe(patched)
     patch = FrameAttention(
         look_at=FRAMES[settings.look_at],
         layers=frozenset(layer.key for layer in chosen),
