@@ -30,6 +30,8 @@ class AttentionFusion(io.ComfyNode):
                 "video editing",
                 "word swap",
                 "contextdiff",
+                "edit photo",
+                "replace object",
             ],
             inputs=[
                 io.Model.Input(

@@ -34,6 +34,10 @@ class KeepOutside(io.ComfyNode):
                 "color match",
                 "align",
                 "feather",
+                "keep",
+                "paste",
+                "replace background",
+                "before after",
             ],
             inputs=[
                 io.Image.Input(
