@@ -60,6 +60,7 @@ TARGETS = {
     "examples": Target((("make_pictures", "example"),), (EXAMPLES,)),
     "logo": Target((("make_logo",),), ("docs",)),
     "workflows": Target((("make_workflows",),), WORKFLOWS, ("tests/browser", *GRAPHS, *TEXTS)),
+    "blueprints": Target((("make_blueprints",),), ("subgraphs",), ("tests/browser", *TEXTS)),
     **{f"pictures/{path.parent.name}": drawing(path.parent.name) for path in sorted(TESTS.glob("*/pictures.py"))},
     "demo": Target((("make_pictures", "docs"),), ("web/docs", "workflows"), (*POCKET, EXAMPLES, "nodes", "kernels")),
     "thumbnails": Target(
