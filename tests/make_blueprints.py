@@ -12,13 +12,13 @@ import json
 import os
 import re
 import uuid
+from pathlib import Path
 
 import prepared
 from browser.editor import Editor
 from graphs import blueprints
-from make_workflows import ROOT, write
 
-SUBGRAPHS = ROOT / "subgraphs"
+SUBGRAPHS = Path(__file__).resolve().parent.parent / "subgraphs"
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 KEPT = (
     "revision",
@@ -54,10 +54,12 @@ def main() -> None:
     os.environ.update(dev.environment(place, browser))
     with (
         dev.open_host(place, "blueprints", None) as host,
-        Editor("author_workflows.mjs", host.url) as editor,
+        Editor("blueprints.mjs", host.url, "canvas") as editor,
     ):
         for name in blueprints.BLUEPRINTS:
             made = editor.ask(blueprints.described(name))
             if made["pageErrors"]:
                 raise RuntimeError(f"{name}: {made['pageErrors']}")
-            write(published(made["workflow"], name), SUBGRAPHS / f"{name}.json")
+            SUBGRAPHS.mkdir(exist_ok=True)
+            text = json.dumps(published(made["workflow"], name), indent=2, ensure_ascii=False)
+            (SUBGRAPHS / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -1,13 +1,11 @@
 """The blueprints that the pack ships: whole edits as one node, with a few inputs and a picture as their result.
 
-A blueprint is described as the workflows are. What its nodes take from outside ("checkpoint.MODEL", "image.IMAGE") and
-the widgets that it shows become its inputs, in the order of `inputs`: name -> "node.input" to which it is linked, or
-the outside source that it stands for.
+A node is a dict: type, place, size, widgets by name, inputs as "node.output". What comes from outside (such as
+"checkpoint.MODEL") and the widgets that a blueprint shows are its inputs, in the order of `inputs`: name -> the outside
+source that it stands for, or the "node.widget" that it shows. Values are those of SD 1.5 and SDXL.
 """
 
 from __future__ import annotations
-
-from graphs.parts import decode, encode, keep_outside, text
 
 MODEL = {"model": "checkpoint.MODEL", "clip": "checkpoint.CLIP", "vae": "checkpoint.VAE", "image": "image.IMAGE"}
 MASKED = {**MODEL, "mask": "image.MASK"}
@@ -19,6 +17,25 @@ LABELS = {
 EDITING, INPAINTING = (f"Image generation and editing/{kind}" for kind in ("Edit image", "Inpaint image"))
 STEPS, SCHEDULER = 30, "normal"
 SIZES = "Use photos of the size your model was trained at: 512 pixels for SD 1.5, 1024 for SDXL."
+
+
+def encode(at: list[int]) -> dict:
+    return {"type": "VAEEncode", "at": at, "size": [380, 60],
+            "inputs": {"pixels": "image.IMAGE", "vae": "checkpoint.VAE"}}  # fmt: skip
+
+
+def decode(at: list[int], latent: str) -> dict:
+    return {"type": "VAEDecode", "at": at, "size": [380, 60], "inputs": {"samples": latent, "vae": "checkpoint.VAE"}}
+
+
+def text(title: str, at: list[int], value: str) -> dict:
+    return {"type": "CLIPTextEncode", "title": title, "at": at, "size": [380, 140], "widgets": {"text": value},
+            "inputs": {"clip": "checkpoint.CLIP"}}  # fmt: skip
+
+
+def keep_outside(at: list[int], mask: str) -> dict:
+    return {"type": "PalimpsestKeepOutside", "at": at, "size": [380, 260],
+            "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE", "mask": mask}}  # fmt: skip
 
 
 def levels(at: list[int]) -> dict:
@@ -52,9 +69,9 @@ def sampling(at: list[int], model: str, positive: str, guidance: float) -> dict:
 def photo(source: str) -> dict:
     """The photo, what it shows, and its inversion."""
     return {
-        "encode": encode([0, 0], "image.IMAGE"),
-        "source": text("The photo as it is", [0, 130], source, height=140),
-        "negative": text("Negative prompt", [0, 350], "", height=120),
+        "encode": encode([0, 0]),
+        "source": text("The photo as it is", [0, 130], source),
+        "negative": text("Negative prompt", [0, 350], ""),
         "levels": levels([0, 560]),
         "invert": invert([460, 0]),
     }
@@ -63,7 +80,7 @@ def photo(source: str) -> dict:
 def change_an_action() -> dict:
     nodes = {
         **photo("a photo of a dog standing on a beach"),
-        "edit": text("The photo as it should be", [460, 430], "a photo of a dog sitting on a beach", height=140),
+        "edit": text("The photo as it should be", [460, 430], "a photo of a dog sitting on a beach"),
         "guidance": {"type": "PrimitiveFloat", "title": "Guidance, learning and editing", "at": [460, 650],
                      "size": [380, 60], "widgets": {"value": 5.0}},
         "tune": {"type": "PalimpsestTuneKV", "at": [920, 0], "size": [380, 620],
@@ -147,9 +164,9 @@ def background() -> dict:
 
 def keep_everything_else() -> dict:
     nodes = {
-        "encode": encode([0, 0], "image.IMAGE"),
-        "edit": text("The photo as it should be", [0, 130], "a photo of a woman wearing sunglasses", height=140),
-        "negative": text("Negative prompt", [0, 350], "", height=120),
+        "encode": encode([0, 0]),
+        "edit": text("The photo as it should be", [0, 130], "a photo of a woman wearing sunglasses"),
+        "negative": text("Negative prompt", [0, 350], ""),
         "limited": {"type": "SetLatentNoiseMask", "at": [460, 0], "size": [380, 60],
                     "inputs": {"samples": "encode.LATENT", "mask": "image.MASK"}},
         "sample": {"type": "KSampler", "at": [460, 130], "size": [380, 320],
@@ -181,7 +198,7 @@ BLUEPRINTS = {
 
 
 def described(name: str) -> dict:
-    """What author_workflows.mjs builds: nodes without their outside sources, and what each input is linked to."""
+    """What blueprints.mjs builds: nodes without their outside sources, and what each input is linked to."""
     given = BLUEPRINTS[name]()
     outside = {source: input for input, source in given["inputs"].items()}
     targets: dict[str, list[str]] = {input: [] for input in given["inputs"]}
@@ -198,6 +215,6 @@ def described(name: str) -> dict:
         targets[input] = targets[input] or [source]  # a widget of a node inside
     inputs = [{"name": name, "label": LABELS.get(name), "to": to} for name, to in targets.items()]
     return {
-        "nodes": nodes, "groups": [],
+        "nodes": nodes,
         "blueprint": {"name": name, "inputs": inputs, "output": {"name": "image", "from": given["output"]}},
     }  # fmt: skip
