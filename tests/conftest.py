@@ -69,7 +69,8 @@ def leave_out_what_the_browser_runs(config: pytest.Config, items: list[pytest.It
     if not os.environ.get("PALIMPSEST_CHROMIUM"):
         return
     given = [(item, getattr(item, "callspec", None)) for item in items]
-    from_browser = {spec.params["workflow"].stem for item, spec in given if item.path.parent.name == "browser" and spec}
+    in_browser = [spec.params for item, spec in given if item.path.parent.name == "browser" and spec]
+    from_browser = {params["workflow"].stem for params in in_browser if "workflow" in params}
     twice = [i for i, spec in given if i.get_closest_marker("runs_in_browser") and spec.params["name"] in from_browser]
     config.hook.pytest_deselected(items=twice)
     items[:] = [item for item in items if item not in twice]

@@ -42,7 +42,8 @@ POSES = ("sitting", "lying", "running", "jumping")
 
 CELL = 256  # pixels of one picture on a help page
 THUMBNAIL = 512
-LABEL = 26  # height of the line of text under a picture
+LABEL = 30  # height of a line of text under a picture
+LETTERS = 23  # height of the letters
 GAP = 8
 QUALITY = 88
 LARGEST = 60_000  # bytes
@@ -114,15 +115,35 @@ def enlarged(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.NEAREST if twice else Image.Resampling.LANCZOS)
 
 
-def row(pictures: list[tuple[Image.Image, str]]) -> Image.Image:
-    """Pictures side by side, each with a line of text under it."""
-    sheet = Image.new("RGB", (len(pictures) * (CELL + GAP) - GAP, CELL + LABEL), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for i, (picture, text) in enumerate(pictures):
-        left = i * (CELL + GAP)
-        sheet.paste(enlarged(picture, CELL), (left, 0))
-        draw.text((left + CELL / 2, CELL + LABEL / 2), text, fill=(30, 30, 30), font=font, anchor="mm")
+def panels(pictures: list[tuple[Image.Image, str]], columns: int = 2) -> Image.Image:
+    """Pictures in rows of `columns`, each with its text under it.
+
+    The help panel is about 300 pixels wide: two pictures a row and letters of this size can be read there.
+    """
+    font = ImageFont.load_default(LETTERS)
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    texts = [[wrapped(text, font, CELL) for _, text in cells] for cells in rows]
+    heights = [CELL + LABEL * max(map(len, lines)) + GAP for lines in texts]
+    sheet = Image.new("RGB", (min(columns, len(pictures)) * (CELL + GAP) - GAP, sum(heights) - GAP), "white")
+    draw, top = ImageDraw.Draw(sheet), 0
+    for cells, lines, height in zip(rows, texts, heights, strict=True):
+        for i, ((picture, _), parts) in enumerate(zip(cells, lines, strict=True)):
+            left = i * (CELL + GAP)
+            sheet.paste(enlarged(picture, CELL), (left, top))
+            for n, part in enumerate(parts):
+                place = (left + CELL / 2, top + CELL + LABEL * (n + 0.5))
+                draw.text(place, part, fill=(30, 30, 30), font=font, anchor="mm")
+        top += height
     return sheet
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A text in lines that are not wider than `width` pixels."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        lines[-1:] = [longer] if font.getlength(longer) <= width else [*lines[-1:], word]
+    return lines
 
 
 def strip(sheet: Image.Image) -> Image.Image:
@@ -163,7 +184,7 @@ def draw_docs(demo: Path) -> list[Path]:
     written = []
     for node, (name, cells) in PAGES.items():
         pictures = [(found[key], text) for key, text in cells.items() if key in found]
-        written.append(save(row(pictures), ROOT / "web" / "docs" / node / f"{name}.jpg"))
+        written.append(save(panels(pictures), ROOT / "web" / "docs" / node / f"{name}.jpg"))
     for name, key in THUMBNAILS.items():
         written.append(save(thumbnail(found[key], found["source"]), ROOT / "workflows" / f"{name}.jpg"))
     return written
@@ -274,7 +295,7 @@ def draw_knobs() -> list[Path]:
             "PalimpsestPromptLines/prompts": [(picture, pose) for pose, picture in poses.items()],
         }
         left, both = draw_two(studio, kv, noise)
-    written = [save(row(cells), ROOT / "web" / "docs" / f"{name}.jpg") for name, cells in rows.items()]
+    written = [save(panels(cells), ROOT / "web" / "docs" / f"{name}.jpg") for name, cells in rows.items()]
     written.append(save(three(left, source, both), ROOT / "web" / "docs" / "PalimpsestApplyKV" / "two.jpg"))
     thumbnails = {
         "Edit again from a saved tuning (KV Inversion)": thumbnail(poses["lying"], source),

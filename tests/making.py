@@ -58,7 +58,9 @@ TARGETS = {
     "locales": Target((("make_locales",),), ("locales/en",), kind="texts"),
     "object_info": Target((("make_object_info",),), ("tests/data/object_info.json",), kind="texts"),
     "examples": Target((("make_pictures", "example"),), (EXAMPLES,)),
+    "logo": Target((("make_logo",),), ("docs",)),
     "workflows": Target((("make_workflows",),), WORKFLOWS, ("tests/browser", *GRAPHS, *TEXTS)),
+    "blueprints": Target((("make_blueprints",),), ("subgraphs",), ("tests/browser", *TEXTS)),
     **{f"pictures/{path.parent.name}": drawing(path.parent.name) for path in sorted(TESTS.glob("*/pictures.py"))},
     "demo": Target((("make_pictures", "docs"),), ("web/docs", "workflows"), (*POCKET, EXAMPLES, "nodes", "kernels")),
     "thumbnails": Target(

@@ -32,6 +32,8 @@ class AttentionFusion(io.ComfyNode):
                 "video editing",
                 "word swap",
                 "contextdiff",
+                "edit photo",
+                "replace object",
             ],
             inputs=[
                 io.Model.Input(

@@ -24,7 +24,15 @@ class AttentionMap(io.ComfyNode):
             category="palimpsest/regions",
             description="Watches where words act while the picture is sampled, without changing it. Read the record "
             "with Read Attention Map behind the sampler.",
-            search_aliases=["daam", "cross attention", "heatmap", "word map", "attention visualization", "leakage"],
+            search_aliases=[
+                "daam",
+                "cross attention",
+                "heatmap",
+                "word map",
+                "attention visualization",
+                "leakage",
+                "visualize",
+            ],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -80,7 +88,18 @@ class FindWords(io.ComfyNode):
             category="palimpsest/regions",
             description="Shows where the words of a prompt are in a real picture, without sampling: the model looks at "
             "the inverted picture a few times. Read Attention Map makes the record a mask by word.",
-            search_aliases=["mask by word", "text to mask", "segment by prompt", "daam", "cross attention", "diffedit"],
+            search_aliases=[
+                "mask by word",
+                "text to mask",
+                "segment by prompt",
+                "daam",
+                "cross attention",
+                "diffedit",
+                "mask from text",
+                "segment",
+                "auto mask",
+                "find object",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model that the picture was inverted with: SD 1.x, SD 2.x or SDXL."
@@ -136,7 +155,16 @@ class ReadAttentionMap(io.ComfyNode):
             category="palimpsest/regions",
             description="Shows where words acted as a heat map over the picture, makes a mask of it, and measures how "
             "much of a word leaks out of a mask of yours.",
-            search_aliases=["daam", "heatmap", "mask by word", "text to mask", "leakage", "attention visualization"],
+            search_aliases=[
+                "daam",
+                "heatmap",
+                "mask by word",
+                "text to mask",
+                "leakage",
+                "attention visualization",
+                "mask from text",
+                "segment",
+            ],
             inputs=[
                 sockets.AttentionRecord.Input("record", tooltip="From Attention Map or Find Words in Picture."),
                 io.Latent.Input(

@@ -33,7 +33,19 @@ class CrossAttentionMask(io.ComfyNode):
             category="palimpsest/regions",
             description="Lets words of the prompt act only where you say: inside or outside a mask. Chain one for each "
             "region; the rest of the picture does not see the word.",
-            search_aliases=["cam", "regional prompt", "mask words", "attention couple", "pfb-diff", "attention mask"],
+            search_aliases=[
+                "cam",
+                "regional prompt",
+                "mask words",
+                "attention couple",
+                "pfb-diff",
+                "attention mask",
+                "recolour",
+                "recolor",
+                "change color",
+                "change colour",
+                "region",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples. Patches of other nodes stay active."),
                 io.Mask.Input(

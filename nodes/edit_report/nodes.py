@@ -31,7 +31,19 @@ class EditReport(io.ComfyNode):
             category="palimpsest/evaluate",
             description="Measures an edit: what it kept of the source, inside and outside a mask, how near it is to an "
             "ideal answer, how well it follows its prompt, and how steady a clip is.",
-            search_aliases=["metrics", "psnr", "ssim", "clip score", "structure distance", "evaluate edit", "compare"],
+            search_aliases=[
+                "metrics",
+                "psnr",
+                "ssim",
+                "clip score",
+                "structure distance",
+                "evaluate edit",
+                "compare",
+                "before after",
+                "difference",
+                "quality",
+                "score",
+            ],
             inputs=[
                 io.Image.Input("source", tooltip="The picture or frames before the edit; one, or as many as edited."),
                 io.Image.Input(

@@ -34,7 +34,18 @@ class FeatureBlend(io.ComfyNode):
             category=CATEGORY,
             description="Lets the source flow back into an edit while it is sampled: outside of a mask the model's "
             "features and the latent are the source's, so that the rest of the picture stays and both parts fit.",
-            search_aliases=["pfb-diff", "progressive feature blending", "blended diffusion", "keep background", "MGIE"],
+            search_aliases=[
+                "pfb-diff",
+                "progressive feature blending",
+                "blended diffusion",
+                "keep background",
+                "MGIE",
+                "replace background",
+                "change background",
+                "recolour",
+                "inpaint",
+                "keep",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples the edit. Patches of other nodes stay active."),
                 inputs.trajectory("The source's latents, from Invert Picture. Sample at the same picture size."),

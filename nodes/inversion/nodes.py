@@ -23,7 +23,15 @@ class Invert(io.ComfyNode):
             category="palimpsest/inversion",
             description="Finds the noise from which the model redraws your picture, and records every latent on the "
             "way. Connect the trajectory to Tune KV to make the redrawing exact and to edit by a new prompt.",
-            search_aliases=["ddim inversion", "unsampler", "null text", "real image editing", "noise from image"],
+            search_aliases=[
+                "ddim inversion",
+                "unsampler",
+                "null text",
+                "real image editing",
+                "noise from image",
+                "photo",
+                "edit photo",
+            ],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model that will edit the picture. SD 1.x, SD 2.x or SDXL, with any LoRA."

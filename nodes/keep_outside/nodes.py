@@ -36,6 +36,10 @@ class KeepOutside(io.ComfyNode):
                 "color match",
                 "align",
                 "feather",
+                "keep",
+                "paste",
+                "replace background",
+                "before after",
             ],
             inputs=[
                 io.Image.Input(  # first: a bypassed node hands on its first input of the output's type

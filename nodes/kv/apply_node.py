@@ -23,7 +23,19 @@ class ApplyKV(io.ComfyNode):
             category="palimpsest/inversion",
             description="Gives the model the learned keys and values of your picture. Sample from the inverted noise "
             "with a new prompt: the pose follows the prompt, texture and identity stay.",
-            search_aliases=["kv inversion", "masactrl", "action editing", "keep identity", "consistent edit"],
+            search_aliases=[
+                "kv inversion",
+                "masactrl",
+                "action editing",
+                "keep identity",
+                "consistent edit",
+                "pose",
+                "identity",
+                "face",
+                "person",
+                "consistent character",
+                "edit photo",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that samples the edit. Patches of other nodes stay active."),
                 sockets.KV.Input("kv", tooltip="From Tune KV or Load KV."),

@@ -28,7 +28,16 @@ class TuneKV(io.ComfyNode):
             category="palimpsest/inversion",
             description="Learns keys and values in the model's self-attention that rebuild your picture at the "
             "guidance you edit with. Tune once, save, edit many times. The model itself is not trained.",
-            search_aliases=["kv inversion", "action editing", "pose edit", "null text inversion", "real image editing"],
+            search_aliases=[
+                "kv inversion",
+                "action editing",
+                "pose edit",
+                "null text inversion",
+                "real image editing",
+                "pose",
+                "identity",
+                "character",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model the picture was inverted with."),
                 inputs.trajectory("From Invert Picture."),

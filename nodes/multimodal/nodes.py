@@ -139,6 +139,11 @@ class MultimodalPrompt(io.ComfyNode):
                 "style from picture",
                 "multimodal",
                 "ip-adapter",
+                "reference",
+                "style",
+                "subject",
+                "consistent character",
+                "face",
             ],
             inputs=[
                 io.Model.Input(

@@ -20,7 +20,15 @@ class SelectWords(io.ComfyNode):
             category="palimpsest/regions",
             description="Encodes a prompt and chooses words of it, so that other nodes can say where these words act, "
             "or show where they do.",
-            search_aliases=["token positions", "prompt words", "cross attention", "attention map", "regional prompt"],
+            search_aliases=[
+                "token positions",
+                "prompt words",
+                "cross attention",
+                "attention map",
+                "regional prompt",
+                "token",
+                "phrase",
+            ],
             inputs=[
                 io.Clip.Input(
                     "clip",

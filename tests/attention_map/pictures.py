@@ -5,7 +5,7 @@ python dev.py draw attention_map
 
 from __future__ import annotations
 
-from make_pictures import GUIDANCE, ROOT, STEPS, Studio, example_scene, row, save
+from make_pictures import GUIDANCE, LETTERS, ROOT, STEPS, Studio, example_scene, panels, save
 from PIL import Image, ImageDraw, ImageFont
 from pocket import world
 
@@ -25,25 +25,26 @@ def to_image(picture) -> Image.Image:
 
 
 def tokens_sheet(clip, words) -> Image.Image:
-    """Prompts as boxes, one for each piece, the chosen ones filled."""
-    sheet = Image.new("RGB", (760, 20 + 46 * len(CHOICES)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
+    """Prompts as boxes, one for each piece, the chosen ones filled; what was asked for stands over each."""
+    font, height = ImageFont.load_default(LETTERS), 90
+    sheet = Image.new("RGB", (520, height * len(CHOICES)), "white")
+    draw = ImageDraw.Draw(sheet)
     for line, (prompt, asked) in enumerate(CHOICES):
         chosen = words.select(clip, prompt, asked)[0].every_position
-        top, left = 14 + 46 * line, 230
-        draw.text((12, top + 15), f"words: {asked}", fill=(30, 30, 30), font=font, anchor="lm")
+        top, left = 38 + height * line, 6
+        draw.text((left, top - 18), f"words: {asked}", fill=(30, 30, 30), font=font, anchor="lm")
         for word in words.read_words(clip, prompt)["l"]:
             for piece, place in zip(word.pieces, word.positions, strict=True):
                 text = words.decoded([piece])
-                width = draw.textlength(text, font=font) + 14
+                width = draw.textlength(text, font=font) + 10
                 filled = place in chosen
                 draw.rectangle(
-                    (left, top, left + width, top + 30), fill=(224, 90, 40) if filled else (238, 238, 238),
+                    (left, top, left + width, top + 36), fill=(224, 90, 40) if filled else (238, 238, 238),
                     outline=(190, 190, 190),
                 )  # fmt: skip
-                draw.text((left + 7, top + 15), text, fill="white" if filled else (60, 60, 60), font=font, anchor="lm")
+                draw.text((left + 5, top + 18), text, fill="white" if filled else (60, 60, 60), font=font, anchor="lm")
                 left += width + 2
-            left += 8
+            left += 6
     return sheet
 
 
@@ -90,16 +91,16 @@ def main() -> None:
 
         sheets = {
             "PalimpsestSelectWords/words": tokens_sheet(studio.clip, words),
-            "PalimpsestAttentionMap/maps": row(
+            "PalimpsestAttentionMap/maps": panels(
                 [(to_image(drawn[0]), "as it is sampled")]
                 + [(read(record, drawn, words=word)[0], word) for word in ("red", "cat", "snow")]
             ),
-            "PalimpsestFindWords/found": row(
+            "PalimpsestFindWords/found": panels(
                 [(to_image(source[0]), "your picture")]
                 + [(read(found, source, words="red cat")[i], text) for i, text in ((0, "red cat"), (1, "its mask"))]
                 + [(read(found, source, words="snow")[0], "snow")]
             ),
-            "PalimpsestReadAttentionMap/reading": row(
+            "PalimpsestReadAttentionMap/reading": panels(
                 [
                     (picture, text)
                     for picture, text in zip(
@@ -107,7 +108,7 @@ def main() -> None:
                     )
                 ]
             ),
-            "PalimpsestReadAttentionMap/settings": row(
+            "PalimpsestReadAttentionMap/settings": panels(
                 [
                     (read(record, drawn, words="red cat", start_percent=0.0, end_percent=0.2)[0], "start 0, end 0.2"),
                     (read(record, drawn, words="red cat")[0], "start 0.5, end 1"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from benchmarks.scenes import defaults, drawn
 from contextdiff.benchmark import Pocket, context_aware, plain_ddim
-from make_pictures import ROOT, row, save
+from make_pictures import ROOT, panels, save
 from palimpsest.nodes.contextdiff.nodes import TrainContextAdapter
 from PIL import Image
 from pocket import world
@@ -42,5 +42,5 @@ def main() -> None:
 
         cells = [(to_image(picture), "your picture"), (redrawn(plain_ddim()), "redrawn, denoise 0.75"),
                  (redrawn(context_aware(adapter)), "with the trained adapter")]  # fmt: skip
-    print(save(row(cells), folder / "one_shot.jpg"))
+    print(save(panels(cells), folder / "one_shot.jpg"))
     print(save(to_image(plot), folder / "plot.jpg"))

@@ -6,7 +6,7 @@ python dev.py draw cross_attention
 from __future__ import annotations
 
 import make_pictures
-from make_pictures import ROOT, Studio, example_scene, row, save
+from make_pictures import ROOT, Studio, example_scene, panels, save
 from PIL import Image
 from pocket import world
 
@@ -83,7 +83,7 @@ def main() -> None:
             ],
         }
     for name, cells in rows.items():
-        path = save(row(cells), ROOT / "web" / "docs" / "PalimpsestCrossAttentionMask" / f"{name}.jpg")
+        path = save(panels(cells), ROOT / "web" / "docs" / "PalimpsestCrossAttentionMask" / f"{name}.jpg")
         print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.1f} kB")
 
 

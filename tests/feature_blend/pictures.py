@@ -6,7 +6,7 @@ python dev.py draw feature_blend
 from __future__ import annotations
 
 import torch
-from make_pictures import ROOT, Studio, example_scene, row, save
+from make_pictures import ROOT, Studio, example_scene, panels, save
 from PIL import Image
 from pocket import world
 
@@ -51,13 +51,13 @@ def main() -> None:
                 (blended(change, mask=mask), "Feature Blend"),
                 (blended(change, mask=mask, preset=preset), preset),
             ]
-            print(save(row(cells), docs / "PalimpsestFeatureBlend" / f"{name}.jpg"))
+            print(save(panels(cells), docs / "PalimpsestFeatureBlend" / f"{name}.jpg"))
         cells = [
             (blended(COLOUR, mask=animal, blend_latents_until=v), f"latents until {v:g}") for v in (0.0, 0.5, 0.8, 1.0)
         ]
-        print(save(row(cells), docs / "PalimpsestFeatureBlend" / "latents.jpg"))
+        print(save(panels(cells), docs / "PalimpsestFeatureBlend" / "latents.jpg"))
         cells = [(blended(COLOUR, mask=animal, alpha_inside=v), f"alpha_inside {v:g}") for v in (1.0, 0.9, 0.7, 0.5)]
-        print(save(row(cells), docs / "PalimpsestFeatureBlend" / "alpha.jpg"))
+        print(save(panels(cells), docs / "PalimpsestFeatureBlend" / "alpha.jpg"))
 
         chosen = studio.defaults(TuneFeatureBlend) | {"steps": TUNING_STEPS, "mask": animal}
         weights, plot, report = TuneFeatureBlend.execute(
@@ -68,9 +68,9 @@ def main() -> None:
         elsewhere = blended(OTHER_COLOUR, blend_weights=weights, mask=animal)
         cells = [(alone(COLOUR), "new prompt alone"), (blended(COLOUR, preset="paper"), "alpha 0.5, not learned"),
                  (tuned, "learned alphas")]  # fmt: skip
-        print(save(row(cells), docs / "PalimpsestTuneFeatureBlend" / "learned.jpg"))
+        print(save(panels(cells), docs / "PalimpsestTuneFeatureBlend" / "learned.jpg"))
         print(save(drawn(plot), docs / "PalimpsestTuneFeatureBlend" / "plot.jpg"))
         cells = [(source, "your picture"), (tuned, "what the file gives back")]
-        print(save(row(cells), docs / "PalimpsestSaveBlendWeights" / "save.jpg"))
+        print(save(panels(cells), docs / "PalimpsestSaveBlendWeights" / "save.jpg"))
         cells = [(tuned, "the edit it was learned for"), (elsewhere, "the same file, another edit")]
-        print(save(row(cells), docs / "PalimpsestLoadBlendWeights" / "load.jpg"))
+        print(save(panels(cells), docs / "PalimpsestLoadBlendWeights" / "load.jpg"))

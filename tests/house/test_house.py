@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import importlib.util
 import json
 import re
@@ -28,6 +29,7 @@ from house.sources import (
     top,
     tree_of,
 )
+from PIL import Image
 
 HOST_MODULES = {
     "app", "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "execution",
@@ -179,6 +181,45 @@ def test_versions_and_licence_agree():
     assert newest.group(1) == version
     assert (ROOT / project["project"]["license"]["file"]).is_file()
     assert project["project"]["dependencies"] == []
+
+
+def left_out(path: str) -> bool:
+    """Whether the registry's archive leaves a file out, by the few forms of pattern in .comfyignore."""
+    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    parts = path.split("/")
+    return any(
+        any(fnmatch.fnmatch(part, pattern.strip("/")) for part in (parts[:1] if pattern.startswith("/") else parts))
+        for pattern in patterns
+    )
+
+
+def test_the_archive_has_what_the_readme_links_to():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert any(link.endswith(".jpg") for link in linked)
+    assert [link for link in linked if left_out(link) or not (ROOT / link).is_file()] == []
+    assert left_out("tests/pocket/weights/0.bin")
+    assert left_out("dev.py")
+    assert not left_out("nodes/extension.py")
+
+
+def test_the_registry_shows_an_icon_and_a_banner():
+    """Limits of the registry: an icon of at most 400 x 400, a banner of 21 : 9."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    home = project["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com")
+    sizes = []
+    for name in ("Icon", "Banner"):
+        url = project["tool"]["comfy"][name]
+        assert url.startswith(f"{home}/main/"), "the repository's own file"
+        path = url.removeprefix(f"{home}/main/")
+        assert not left_out(path)
+        with Image.open(ROOT / path) as picture:
+            sizes.append(picture.size)
+        assert (ROOT / path).stat().st_size < 100_000
+    (side, height), (wide, high) = sizes
+    assert side == height <= 400
+    assert 9 * wide == 21 * high
 
 
 def test_no_folder_of_the_tests_hides_a_module_of_the_host():

@@ -19,6 +19,7 @@ register_folders()
 NODES = asyncio.run(Palimpsest().get_node_list())
 SCHEMAS = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in NODES}
 IDS = sorted(SCHEMAS)
+PICTURES = re.compile(r"!\[[^\]]+\]\(([^)]+)\)")
 
 
 @pytest.fixture(params=IDS)
@@ -114,7 +115,7 @@ def test_a_missing_and_a_stray_text_are_found(tmp_path, monkeypatch):
 def test_a_help_page_has_its_pictures(schema):
     page = ROOT / "web" / "docs" / f"{schema.node_id}.md"
     text = page.read_text(encoding="utf-8")
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    pictures = PICTURES.findall(text)
     assert pictures, "a help page shows at least one picture"
     for picture in pictures:
         assert picture.startswith(f"{schema.node_id}/"), "pictures are found relative to web/docs"
@@ -125,6 +126,28 @@ def test_a_help_page_names_every_input(schema):
     text = (ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
     missing = [item.id for item in schema.inputs if f"`{item.id}`" not in text]
     assert missing == []
+
+
+def test_a_help_page_is_there_in_chinese(schema):
+    """The editor asks for <NodeId>/<locale>.md; paths of pictures are relative to web/docs there, too."""
+    folder = ROOT / "web" / "docs"
+    english = (folder / f"{schema.node_id}.md").read_text(encoding="utf-8")
+    chinese = (folder / schema.node_id / "zh.md").read_text(encoding="utf-8")
+    assert [item.id for item in schema.inputs if f"`{item.id}`" not in chinese] == []
+    assert PICTURES.findall(chinese) == PICTURES.findall(english)
+    names = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))[schema.node_id]
+    assert chinese.startswith(f"# {names['display_name']}\n"), "the page's title is the node's"
+    missing = [each["name"] for each in names["inputs"].values() if f"**{each['name']}**" not in chinese]
+    assert missing == [], "inputs are named as the node names them"
+    assert len(re.findall(r"[\u4e00-\u9fff]", chinese)) > 100
+
+
+def test_tables_of_help_pages_have_two_columns(schema):
+    """The panel is about 300 pixels wide: a third column cannot be read."""
+    folder = ROOT / "web" / "docs"
+    for page in (folder / f"{schema.node_id}.md", folder / schema.node_id / "zh.md"):
+        rules = [line for line in page.read_text(encoding="utf-8").splitlines() if re.fullmatch(r"\|[-:| ]+\|", line)]
+        assert [line for line in rules if line.count("|") > 3] == [], page.name
 
 
 def test_every_node_is_in_a_workflow(schema):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from benchmarks.scenes import defaults
-from make_pictures import ROOT, row, save
+from make_pictures import ROOT, panels, save
 from palimpsest.kernels.alignment import shifted_back
 from palimpsest.nodes.keep_outside.nodes import KeepOutside
 from PIL import Image
@@ -63,4 +63,4 @@ def main() -> None:
                   (to_image(matched), "colours matched"), (to_image(result), "both, feather 4")],
     }  # fmt: skip
     for name, pictures in cells.items():
-        print(save(row(pictures), folder / f"{name}.jpg"))
+        print(save(panels(pictures), folder / f"{name}.jpg"))

@@ -9,7 +9,7 @@ import math
 
 import torch
 from benchmarks import pocket_host
-from make_pictures import CELL, GAP, ROOT, row, save
+from make_pictures import CELL, ROOT, panels, save
 from multimodal import benchmark as bench
 from palimpsest.nodes.multimodal.interleaved import cut_out, squared
 from PIL import Image, ImageDraw
@@ -53,18 +53,14 @@ def animals() -> Image.Image:
     with torch.inference_mode():
         pocket = bench.load(ROOT / "tests" / "pocket" / "models", *pocket_host.load_pocket())
         asked = bench.questions(bench.FIRST, max(ANIMALS) + 1)
-        rows = []
+        cells = []
         for question in (asked[i] for i in ANIMALS):
             shown = to_image(question.picture.movedim(-1, 1) * 2 - 1)
-            cells = [(shown, "<image1>, its animal masked")]
+            cells.append((shown, "<image1>, its animal masked"))
             for tokens in (16, 64, 256):
                 found = bench.draw(pocket, question, bench.ByPicture(tokens)(pocket, question))
                 cells.append((to_image(found.movedim(-1, 1) * 2 - 1), f"{tokens} tokens"))
-            rows.append(row(cells))
-    sheet = Image.new("RGB", (rows[0].width, sum(r.height + GAP for r in rows) - GAP), "white")
-    for i, each in enumerate(rows):
-        sheet.paste(each, (0, i * (each.height + GAP)))
-    return sheet
+    return panels(cells)
 
 
 def main() -> None:
@@ -81,5 +77,5 @@ def main() -> None:
     for name, pictures in cells.items():
         path = ROOT / "web" / "docs" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        print(save(row(pictures), path))
+        print(save(panels(pictures), path))
     print(save(animals(), ROOT / "web" / "docs" / "PalimpsestMultimodalPrompt" / "animals.jpg"))

@@ -12,7 +12,7 @@ from typing import Any
 import tiny_models
 import torch
 from benchmarks import pocket_host, walks
-from make_pictures import GUIDANCE, LABEL, ROOT, STEPS, save
+from make_pictures import GAP, GUIDANCE, LABEL, LETTERS, ROOT, STEPS, save
 from palimpsest.kernels.edit_metrics import frame_change
 from palimpsest.nodes.attention_fusion.nodes import AttentionFusion
 from palimpsest.nodes.inversion.nodes import Invert
@@ -23,7 +23,7 @@ from pocket import metrics, world
 
 import nodes as host_nodes
 
-FRAMES, CELL, LEFT = 5, 128, 190
+FRAMES, SHOWN, CELL = 5, (0, 2, 4), 168
 NOTHING: Mapping[str, Any] = {}
 DOG = world.Scene(
     species="dog", colour="brown", pose="standing", side="left", place="park", pattern="patch", second=0, phase=0.3,
@@ -89,36 +89,37 @@ class Clip:
 
 
 def sheet(rows: Mapping[str, torch.Tensor]) -> Image.Image:
-    """Labelled strips of frames, one below the other."""
-    picture = Image.new("RGB", (LEFT + FRAMES * CELL, len(rows) * (CELL + 4)), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(LABEL // 2 + 2)
+    """Strips of the first, the middle and the last frame, one below the other, each under its text."""
+    font, height = ImageFont.load_default(LETTERS), LABEL + CELL + GAP
+    picture = Image.new("RGB", (len(SHOWN) * (CELL + GAP) - GAP, len(rows) * height - GAP), "white")
+    draw = ImageDraw.Draw(picture)
     for r, (text, frames) in enumerate(rows.items()):
-        top = r * (CELL + 4)
-        draw.multiline_text((8, top + CELL / 2), text, fill=(30, 30, 30), font=font, anchor="lm", spacing=4)
-        for c, frame in enumerate((frames * 255).round().byte().numpy()):
-            picture.paste(Image.fromarray(frame).resize((CELL, CELL)), (LEFT + c * CELL, top))
+        draw.text((0, r * height + LABEL / 2), text, fill=(30, 30, 30), font=font, anchor="lm")
+        for c, frame in enumerate((frames[list(SHOWN)] * 255).round().byte().numpy()):
+            shown = Image.fromarray(frame).resize((CELL, CELL), Image.Resampling.LANCZOS)
+            picture.paste(shown, (c * (CELL + GAP), r * height + LABEL))
     return picture
 
 
 FRAMES_SEEN = {"look_at": "own, first and previous"}
 UNTIL_HALF, UNTIL_LATE = {"self_attention_until": 0.5}, {"self_attention_until": 0.8, "cross_attention_until": 0.8}
-# Help page: its picture's name, and the settings of Video Attention and Attention Fusion by what stands beside a strip
+# Help page: its picture's name, and the settings of Video Attention and Attention Fusion by what stands over a strip
 PAGES: dict[str, tuple[str, dict[str, tuple]]] = {
     "PalimpsestVideoAttention": (
         "frames",
         {
-            "brown to red,\neach frame alone": (),
-            "own, first and\nprevious frame": (FRAMES_SEEN,),
+            "brown to red, each frame alone": (),
+            "own, first and previous frame": (FRAMES_SEEN,),
             "all frames": ({"look_at": "all"},),
         },
     ),
     "PalimpsestAttentionFusion": (
         "fusion",
         {
-            "brown to red,\nnew prompt alone": (),
+            "brown to red, new prompt alone": (),
             "fused until 0.5": (NOTHING, UNTIL_HALF),
             "fused until 0.8": (NOTHING, UNTIL_LATE),
-            "until 0.8, and\nVideo Attention": (FRAMES_SEEN, UNTIL_LATE),
+            "until 0.8, and Video Attention": (FRAMES_SEEN, UNTIL_LATE),
         },
     ),
 }
@@ -133,5 +134,5 @@ def main() -> None:
             name, ways = PAGES[page]
             strips = {text: clip.edit(*way) for text, way in ways.items()}
             for text, frames in strips.items():
-                print(text.replace("\n", " "), "-", clip.numbers(frames, judge))
+                print(text, "-", clip.numbers(frames, judge))
             print(save(sheet({"the clip": clip.pictures, **strips}), ROOT / "web" / "docs" / page / f"{name}.jpg"))
