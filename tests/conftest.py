@@ -12,6 +12,7 @@ The pack is loaded by path as `palimpsest`, as the host loads packs, and its roo
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -152,3 +153,26 @@ def client(server):
     from api import ApiClient
 
     return ApiClient(server.url)
+
+
+# A file of the pocket's that the host does not like yet, and what it says of it; only where its workflows run.
+KNOWN_ERRORS = {"palimpsest_pocket_unet.safetensors": re.compile(r"^ERROR lora ")}
+LOADS_IT = re.compile(r"Multimodal|multimodal|test_pocket")
+
+
+@pytest.fixture(autouse=True)
+def _host_logs_no_error(request: pytest.FixtureRequest):
+    """A test fails where the host, while it ran, wrote a line with ERROR into its log, also if the run went well."""
+    if "server" not in request.fixturenames:
+        yield
+        return
+    log = request.getfixturevalue("server").log_path
+    before = log.stat().st_size
+    yield
+    with log.open("rb") as file:
+        file.seek(before)
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    forgiven = KNOWN_ERRORS.values() if LOADS_IT.search(request.node.nodeid) else ()
+    errors = [line for line in lines if "ERROR" in line and not any(known.search(line) for known in forgiven)]
+    if errors:
+        pytest.fail("the host's log holds\n" + "\n".join(errors[:20]), pytrace=False)
