@@ -17,6 +17,7 @@ import prepared
 from make_pictures import EXAMPLE, THUMBNAIL, enlarged, grid, save, strip, three, thumbnail
 from PIL import Image
 
+SIDE = 384  # as large as a tile of the template browser needs
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -107,5 +108,6 @@ def main() -> None:
                 for title, pictures in shown.by_title.items():
                     for number, picture in enumerate(pictures):
                         picture.save(options.folder / f"{path.stem}.{title}.{number}.png")
-            drawn = save(OTHERS.get(path.stem[:2], edit)(shown), path.with_suffix(".jpg"))
+            drawn = OTHERS.get(path.stem[:2], edit)(shown).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            drawn = save(drawn, path.with_suffix(".jpg"))
             print(f"{drawn.relative_to(ROOT)}  {drawn.stat().st_size / 1000:.1f} kB", flush=True)

@@ -171,7 +171,7 @@ def draw() -> dict:
                 "decode plain": decode("sample plain.output"),
             },
             {"save": save("With the adapter"), "save plain": save("Without", "decode plain.IMAGE")},
-            {"compare": compare("decode plain.IMAGE", title="Without and with")},
+            {"compare": compare("decode plain.IMAGE", title="Without and with (needs Nodes 2.0)")},
         ),
     )  # fmt: skip
 
@@ -211,11 +211,11 @@ def edit_clip() -> dict:
                 "save": {"type": "SaveAnimatedWEBP", "title": "The edited clip", "size": [380, 440],
                          "widgets": {"filename_prefix": "palimpsest_clip", "fps": 8.0, "lossless": True, "quality": 90,
                                      "method": "default"}, "inputs": {"images": "decode.IMAGE"}},
-                "report": {"type": "PalimpsestEditReport", "size": [380, 320],
+                "report": {"type": "PalimpsestEditReport", "size": [380, 470],
                            "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "is_clip": True},
                            "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE"}},
             },
-            {"compare": compare(title="Before and after, frame by frame")},
+            {"compare": compare(title="Before and after (needs Nodes 2.0)")},
         ),
     )  # fmt: skip
 

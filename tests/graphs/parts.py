@@ -27,7 +27,7 @@ CUP = "a photo of a red cup of coffee on a wooden table"
 BLUE_CUP = "a photo of a blue cup of coffee on a wooden table"
 STEPS, GUIDANCE, SCHEDULER = 30, 7.5, "normal"
 
-COLOURS = {"yours": "#3f789e", "learned": "#7a5a9e", "edit": "#3f7a4a"}  # of the groups
+COLOURS = {"yours": "#5fa3cf", "learned": "#a98bd0", "edit": "#6fb47c"}  # of the groups
 NODES = {  # of the nodes in them: the host's pale blue, purple and green
     "yours": {"color": "#2a363b", "bgcolor": "#3f5159"},
     "learned": {"color": "#323", "bgcolor": "#535"},
@@ -35,6 +35,7 @@ NODES = {  # of the nodes in them: the host's pale blue, purple and green
 }
 NOTE = {"color": "#432", "bgcolor": "#653"}
 WIDE = 380
+BEFORE_AND_AFTER = "Before and after (needs Nodes 2.0)"
 
 
 def graph(notes: dict[str, dict], *groups: dict) -> dict:
@@ -61,7 +62,7 @@ def negative() -> dict:
 
 
 def note(title: str, value: str, height: int) -> dict:
-    return {"type": "MarkdownNote", "title": title, "size": [440, height], "note": value, "colour": NOTE}
+    return {"type": "MarkdownNote", "title": title, "size": [440, height * 4 // 5], "note": value, "colour": NOTE}
 
 
 def checkpoint() -> dict:
@@ -112,7 +113,7 @@ def preview(title: str, images: str, height: int = 360) -> dict:
     return {"type": "PreviewImage", "title": title, "size": [WIDE, height], "inputs": {"images": images}}
 
 
-def compare(before: str = "image.IMAGE", after: str = "decode.IMAGE", title: str = "Before and after") -> dict:
+def compare(before: str = "image.IMAGE", after: str = "decode.IMAGE", title: str = BEFORE_AND_AFTER) -> dict:
     """The host's own slider; only the newer renderer (Nodes 2.0) draws it."""
     return {"type": "ImageCompare", "title": title, "size": [WIDE, 350],
             "inputs": {"image_a": before, "image_b": after}}  # fmt: skip
@@ -139,7 +140,7 @@ def keep_outside(mask: str) -> dict:
 
 
 def report(edited: str, mask: str, prompt: str, title: str = "Edit Report") -> dict:
-    return {"type": "PalimpsestEditReport", "title": title, "size": [WIDE, 320], "widgets": {"prompt": prompt},
+    return {"type": "PalimpsestEditReport", "title": title, "size": [WIDE, 470], "widgets": {"prompt": prompt},
             "inputs": {"source": "image.IMAGE", "edited": edited, "mask": mask}}  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def keep_everything_else() -> dict:
                 "before": report("decode.IMAGE", "keep.mask", BLUE_CUP, "What the edit alone keeps"),
                 "after": report("keep.image", "keep.mask", BLUE_CUP, "What is kept in the end"),
             },
-            {"compare": compare("decode.IMAGE", "keep.image", "The edit alone, and kept outside")},
+            {"compare": compare("decode.IMAGE", "keep.image", "Alone and kept outside (needs Nodes 2.0)")},
         ),
     )
 
