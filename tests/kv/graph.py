@@ -41,7 +41,7 @@ START_HERE = """## Change what someone does, keep who it is
 4. **The picture as it should be**: the same words with another action.
 5. Queue. The first run learns the photo. As long as you change only group 3, later runs only sample."""
 
-SETTINGS = """## Values for real models
+SETTINGS = """## Values for SD 1.5 and SDXL
 
 | | SD 1.5, 512 px | SDXL, 1024 px |
 |---|---|---|
@@ -141,7 +141,7 @@ def edit_an_action() -> dict:
     return graph(
         {
             "start": note("Start here", START_HERE, 300),
-            "settings": note("Values for real models", SETTINGS, 380),
+            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 380),
             "knobs": note("Not right yet?", KNOBS + KNOBS_OF_TUNING, 350),
         },
         group(
@@ -249,7 +249,7 @@ def two_subjects() -> dict:
         {
             "start": note("Start here", START_TWO, 340),
             "expect": note("What to expect", EXPECT_TWO, 380),
-            "settings": note("Values for real models", SETTINGS, 380),
+            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 380),
         },
         group(
             "1 Your pictures",
