@@ -64,6 +64,7 @@ def test_a_name_that_cannot_be_saved_under_stops_the_graph_before_it_runs(client
         client.submit(nodes)
 
 
+@pytest.mark.expects_error
 def test_a_wrong_size_is_one_sentence_in_the_editor(client, edit):
     nodes = only(edit(mode="recompute"), "kv")  # extend and frozen serve any size
     nodes["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 192, "height": 128, "batch_size": 1}}
