@@ -513,15 +513,17 @@ def start_host(
     extra_args: list[str] | tuple[str, ...] = (),
     pack: Path = ROOT,
     models: str | Path | None = MODELS,
+    examples: bool = True,
     timeout: float = 180,
 ) -> Host:
     """Start ComfyUI with only this pack in an isolated base directory; return once it answers.
 
-    port 0 takes a free one. models: a folder in ComfyUI's layout, linked into the base.
+    port 0 takes a free one. models: a folder in ComfyUI's layout, linked into the base. examples: with the tests' own
+    pictures and small models, too.
     Raises Problem when the port is taken, or when the host dies or stays silent for `timeout` seconds.
     """
     base = Path(base).absolute()
-    prepare_base(base, pack, Path(models) if models else None)
+    prepare_base(base, pack, Path(models) if models else None, examples)
     port = port or free_port()
     check_port(port)
     command = [python, ROOT / "tests" / "run_host.py", Path(comfy) / "main.py", "--port", port]
@@ -579,16 +581,16 @@ def check_port(port: int) -> None:
             raise Problem(f"Port {port} is taken or not allowed: choose another with --port") from None
 
 
-def prepare_base(base: Path, pack: Path, models: Path | None) -> None:
-    """The host's base directory: custom_nodes with this pack alone, models, input with the example pictures."""
+def prepare_base(base: Path, pack: Path, models: Path | None, examples: bool = True) -> None:
+    """The host's base directory: custom_nodes with this pack alone, models, input with the tests' pictures."""
     for name in ("custom_nodes", "models/checkpoints", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
     link_folder(pack, base / "custom_nodes" / PACK)
-    for folder in (models, ROOT / "tests" / "pocket" / "models"):
+    for folder in (models, ROOT / "tests" / "pocket" / "models" if examples else None):
         for file in folder.rglob("*") if folder else ():
             if file.is_file() and not file.name.startswith("."):
                 link_file(file, base / "models" / file.relative_to(folder))
-    for picture in (ROOT / "tests" / "data" / "input").glob("*"):
+    for picture in (ROOT / "tests" / "data" / "input").glob("*") if examples else ():
         if picture.suffix in {".png", ".jpg", ".webp"}:
             shutil.copy2(picture, base / "input" / picture.name)
 

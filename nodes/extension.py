@@ -1,9 +1,10 @@
-"""What the host is given: the nodes of every technique, and the folders where learned things live."""
+"""What the host is given: the nodes of every technique, the folders where learned things live, the pictures."""
 
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import pictures
 from .attention_fusion import nodes as attention_fusion
 from .attention_map import nodes as attention_map
 from .contextdiff import nodes as contextdiff
@@ -47,8 +48,11 @@ class Palimpsest(ComfyExtension):
     """The pack."""
 
     async def on_load(self) -> None:
-        """Register our model folders."""
+        """Register our model folders, and put the templates' pictures where Load Image finds them."""
+        import folder_paths
+
         register_folders()
+        pictures.offer(folder_paths.get_input_directory())
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node, in the order of a typical graph."""

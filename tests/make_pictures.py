@@ -1,9 +1,8 @@
-"""Draw the pictures that the pack ships: the example input, the help pages' pictures, the workflows' thumbnails.
+"""Draw the tests' input and the pictures of the help pages; make_thumbnails.py has the workflows'.
 
     python dev.py make examples         tests/data/input/*
-    python dev.py make demo             from the demo's pictures: web/docs/<NodeId>/*.jpg and workflows/*.jpg
+    python dev.py make demo             from the demo's pictures: web/docs/<NodeId>/*.jpg
     python dev.py draw kv               the same, of settings side by side
-    python dev.py make thumbnails       workflows/*.jpg except KV Inversion's, by running them in full
 
 The demo's folder holds source.png, ddim.png (sampled from the inverted noise with the source's prompt, nothing
 learned), tuned.png (the same with the tuned keys and values), prompt_swap.png (edit prompt, nothing learned), kv.png
@@ -14,11 +13,9 @@ narrow form: some minutes on two cores; it needs the environment and the host th
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 
 import numpy as np
-import prepared
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 from pocket import world
 
@@ -61,8 +58,6 @@ PAGES = {
     "PalimpsestSaveKV": ("save", {"source": "your picture", "tuned": "what the file gives back"}),
     "PalimpsestLoadKV": ("load", {"tuned": "what the file gives back", "kv": "edited from the file"}),
 }
-# Workflow: the demo's picture that fills its thumbnail; the source lies small in a corner.
-THUMBNAILS = {"Edit an action in a photo (KV Inversion)": "kv"}
 
 
 def example_scene() -> world.Scene:
@@ -155,7 +150,7 @@ def save(picture: Image.Image, path: Path) -> Path:
 
 
 def draw_docs(demo: Path) -> list[Path]:
-    """Every help page's picture and every workflow's thumbnail from the demo's results."""
+    """Every help page's picture from the demo's results."""
     found = {path.stem: Image.open(path).convert("RGB") for path in sorted(demo.glob("*.png"))}
     wanted = {name for _, cells in PAGES.values() for name in cells} - {"ideal"}
     if missing := sorted(wanted - found.keys()):
@@ -164,8 +159,6 @@ def draw_docs(demo: Path) -> list[Path]:
     for node, (name, cells) in PAGES.items():
         pictures = [(found[key], text) for key, text in cells.items() if key in found]
         written.append(save(row(pictures), ROOT / "web" / "docs" / node / f"{name}.jpg"))
-    for name, key in THUMBNAILS.items():
-        written.append(save(thumbnail(found[key], found["source"]), ROOT / "workflows" / f"{name}.jpg"))
     return written
 
 
@@ -227,7 +220,7 @@ class Studio:
 
 
 def draw_knobs() -> list[Path]:
-    """Rows of pictures that differ in one setting, and the thumbnails of the workflows that the demo does not draw."""
+    """Rows of pictures that differ in one setting."""
     studio, scene = Studio(), example_scene()
     with studio.torch.inference_mode():
         source = Image.fromarray(world.render(scene))
@@ -276,12 +269,7 @@ def draw_knobs() -> list[Path]:
         left, both = draw_two(studio, kv, noise)
     written = [save(row(cells), ROOT / "web" / "docs" / f"{name}.jpg") for name, cells in rows.items()]
     written.append(save(three(left, source, both), ROOT / "web" / "docs" / "PalimpsestApplyKV" / "two.jpg"))
-    thumbnails = {
-        "Edit again from a saved tuning (KV Inversion)": thumbnail(poses["lying"], source),
-        "Many prompts from one saved tuning (KV Inversion)": grid([source, *list(poses.values())[:3]]),
-        "Two subjects in one picture (KV Inversion)": three(left, source, both),
-    }
-    return written + [save(picture, ROOT / "workflows" / f"{name}.jpg") for name, picture in thumbnails.items()]
+    return written
 
 
 def draw_two(studio: Studio, kv, noise: dict) -> tuple[Image.Image, Image.Image]:
@@ -300,39 +288,6 @@ def draw_two(studio: Studio, kv, noise: dict) -> tuple[Image.Image, Image.Image]
     model = studio.apply(studio.tune(scene, trajectory), mask=left)
     model = studio.apply(kv, model, mask=1 - left)
     return picture, studio.draw(model, positive, {"samples": torch.cat([left_noise["samples"], noise["samples"]], -1)})
-
-
-def draw_thumbnails(everything: Path | None, of: str) -> list[Path]:
-    """Run workflows in the host, and draw what each saves first; all its pictures go into a folder, too."""
-    import api
-    import kv.graph
-    import make_workflows
-    from graphs.shipped import api_form, provide_files
-
-    written, dev = [], prepared.load_dev()
-    with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
-        client = api.ApiClient(host.url)
-        for name in (each for each in make_workflows.GRAPHS if each not in kv.graph.GRAPHS and of in each):
-            prompt = api_form(name)
-            provide_files(client, prompt)
-            entry = client.queue(prompt)
-            shown = {key: client.images(entry, key) for key in entry["outputs"]}
-            if everything is not None:
-                everything.mkdir(parents=True, exist_ok=True)
-                for key, pictures in shown.items():
-                    for i, data in enumerate(pictures):
-                        (everything / f"{name}.{prompt[key]['class_type']}.{key}.{i}.png").write_bytes(data)
-            saved = next(key for key, node in prompt.items() if node["class_type"] in ("SaveImage", "SaveAnimatedWEBP"))
-            pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in shown[saved]]
-            loaded = [node["inputs"]["image"] for node in prompt.values() if node["class_type"] == "LoadImage"]
-            if pictures[0].width > 2 * pictures[0].height:
-                drawn = strip(pictures[0])
-            else:
-                picture = grid(pictures) if len(pictures) == 4 else pictures[0].crop((0, 0, *[pictures[0].width] * 2))
-                source = Image.open(EXAMPLE.with_name(loaded[0])).convert("RGB") if loaded else None
-                drawn = thumbnail(picture, source) if source else enlarged(picture, THUMBNAIL)
-            written.append(save(drawn, ROOT / "workflows" / f"{name}.jpg"))
-    return written
 
 
 def grid(pictures: list[Image.Image]) -> Image.Image:
@@ -358,9 +313,6 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("example")
     commands.add_parser("knobs")
-    thumbnails = commands.add_parser("thumbnails")
-    thumbnails.add_argument("folder", type=Path, nargs="?")
-    thumbnails.add_argument("--of", default="", help="only workflows with this in their name")
     docs = commands.add_parser("docs")
     docs.add_argument("--demo", type=Path, default=ROOT / "output" / "demo")
     options = parser.parse_args()
@@ -368,7 +320,6 @@ def main() -> None:
         "example": draw_examples,
         "knobs": draw_knobs,
         "docs": lambda: draw_docs(options.demo),
-        "thumbnails": lambda: draw_thumbnails(options.folder, options.of),
     }
     for path in draw[options.command]():
         print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.1f} kB")

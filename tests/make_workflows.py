@@ -34,6 +34,9 @@ def main() -> None:
     dev = prepared.load_dev()
     place, browser = dev.set_up(None), dev.prepare_browser()
     os.environ.update(dev.environment(place, browser))
+    for path in [*WORKFLOWS.glob("*.json"), *API.glob("*.json")]:
+        if path.stem not in GRAPHS:
+            path.unlink()
     with (
         dev.open_host(place, "workflows", None) as host,
         Editor("author_workflows.mjs", host.url) as editor,

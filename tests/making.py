@@ -47,7 +47,7 @@ class Target:
 def drawing(folder: str) -> Target:
     """The pictures of a technique's help pages."""
     scripts = tuple((f"{folder}.{path.stem}",) for path in sorted((TESTS / folder).glob("pictures*.py")))
-    return Target(scripts, ("web/docs", "workflows"), POCKET, "pictures")
+    return Target(scripts, ("web/docs",), POCKET, "pictures")
 
 
 WORKFLOWS = ("workflows", "tests/data/api")
@@ -60,9 +60,9 @@ TARGETS = {
     "examples": Target((("make_pictures", "example"),), (EXAMPLES,)),
     "workflows": Target((("make_workflows",),), WORKFLOWS, ("tests/browser", *GRAPHS, *TEXTS)),
     **{f"pictures/{path.parent.name}": drawing(path.parent.name) for path in sorted(TESTS.glob("*/pictures.py"))},
-    "demo": Target((("make_pictures", "docs"),), ("web/docs", "workflows"), (*POCKET, EXAMPLES, "nodes", "kernels")),
+    "demo": Target((("make_pictures", "docs"),), ("web/docs",), (*POCKET, EXAMPLES, "nodes", "kernels")),
     "thumbnails": Target(
-        (("make_pictures", "thumbnails"),), ("workflows",), (*POCKET, EXAMPLES, "tests/data/api", "nodes", "kernels")
+        (("make_thumbnails",),), ("workflows",), (*POCKET, EXAMPLES, "tests/data/api", "nodes", "kernels")
     ),
 }
 

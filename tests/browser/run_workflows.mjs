@@ -2,14 +2,18 @@
 //
 //   node run_workflows.mjs <host url> <canvas|nodes2> <locale>
 //
-// Reads lines {"workflow": path, "screenshot": path, "run": true, "values": {"steps": 4}} and answers each with a report.
-// values are set in every node with a widget of that name before the run, to make it short. test_workflows.py judges.
+// Reads lines {"workflow": path, "screenshot": path, "run": true, "stand_ins": {...}} and answers each with a report.
+// stand_ins are put in the place of values before the run (graphs/pocket.py has them). test_workflows.py judges.
 
 import fs from 'node:fs';
 import { answerLines, fitView, load } from './editor.mjs';
 
 const RUN_MS = 300_000;
 const DRAWN_MS = 1_200; // the last previews and pictures are drawn after the run has ended
+const LOADED_MS = 300; // the editor looks for missing files after a load
+const WIDER_FONT =
+  'font-family: Verdana, "DejaVu Sans", sans-serif !important; letter-spacing: 0.08em !important; ' +
+  'line-height: 1.6 !important;';
 const FRONT_END_ONLY = ['Note', 'MarkdownNote', 'Reroute', 'PrimitiveNode'];
 
 /** Node types the editor does not know, the words on the nodes, and the graph as the host would get it. */
@@ -27,7 +31,7 @@ function describe(page) {
   }, FRONT_END_ONLY);
 }
 
-/** Where every node is drawn: [title, left, top, right, bottom], in the page's pixels (nodes2) or the graph's (canvas). */
+/** Where every node is drawn: [title, left, top, right, bottom], in the graph's units. */
 function boxes(page, renderer) {
   return page.evaluate((drawnAsHtml) => {
     const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
@@ -40,21 +44,52 @@ function boxes(page, renderer) {
     return nodes.flatMap((node) => {
       const element = document.querySelector(`[data-node-id="${node.id}"]`);
       if (!element) return [];
-      const { left, top, right, bottom } = element.getBoundingClientRect();
-      return [[node.title, left, top, right, bottom]];
+      const box = element.getBoundingClientRect();
+      const scale = box.width / element.offsetWidth; // of the view
+      return [[node.title, ...[box.left, box.top, box.right, box.bottom].map((edge) => edge / scale)]];
     });
   }, renderer === 'nodes2');
 }
 
-/** Set every widget of these names. */
-function setValues(page, values) {
-  return page.evaluate((wanted) => {
+/** Put other values into widgets: by type and name, by name and value, by value, and then by name. */
+function standIn(page, standIns) {
+  return page.evaluate(({ settings, numbers, strings, short }) => {
+    const other = (node, { name, value }) => {
+      const names = [[settings, `${node.type}.${name}`], [numbers, `${name}=${value}`], [strings, value]];
+      const [found, key] = names.find(([table, each]) => each in table) ?? [];
+      return name in short ? short[name] : found ? found[key] : value;
+    };
     for (const node of window.app.graph.nodes ?? window.app.graph._nodes) {
       for (const widget of node.widgets ?? []) {
-        if (widget.name in wanted) widget.value = wanted[widget.name];
+        const value = other(node, widget);
+        if (value === widget.value) continue;
+        widget.value = value;
+        if (node.type === 'LoadImage') widget.callback?.(value); // shows it
       }
     }
-  }, values);
+  }, standIns);
+}
+
+/** What the editor found missing when it opened the graph: names of models, with where it offers them from, and media. */
+function missing(page) {
+  return page.evaluate(() => {
+    const app = document.querySelector('#vue-app')?.__vue_app__;
+    const stores = app?.config.globalProperties.$pinia?._s; // the editor's own stores, by name
+    const models = stores?.get('missingModel')?.missingModelCandidates ?? [];
+    const media = stores?.get('missingMedia')?.missingMediaCandidates ?? [];
+    return {
+      stores: Boolean(stores),
+      models: models.map(({ name, url, directory }) => [name, url ?? null, directory ?? null]),
+      media: media.map(({ name }) => name),
+    };
+  });
+}
+
+/** Draw all words wider and taller, as another set of fonts would; `undo` takes it back. */
+async function widerFont(page) {
+  const style = await page.addStyleTag({ content: `[data-node-id] *, .dom-widget * { ${WIDER_FONT} }` });
+  await page.waitForTimeout(400);
+  return () => style.evaluate((element) => element.remove());
 }
 
 /** Queue the graph and wait for its end: [event, detail]. */
@@ -86,16 +121,25 @@ const [url, renderer, locale] = process.argv.slice(2);
 
 await answerLines(url, renderer, locale, async (page, question) => {
   await load(page, JSON.parse(fs.readFileSync(question.workflow, 'utf8')));
+  await page.waitForTimeout(LOADED_MS);
+  const lacking = await missing(page);
   const described = await describe(page);
   const again = await roundTrip(page);
   let outcome = { result: 'not run', detail: null };
+  if (question.stand_ins) {
+    await standIn(page, question.stand_ins);
+    outcome.ran = (await describe(page)).prompt;
+  }
   if (question.run && described.missing.length === 0) {
-    await setValues(page, question.values);
     const [result, detail] = await run(page);
-    outcome = { result, detail };
+    outcome = { ...outcome, result, detail };
     await page.waitForTimeout(DRAWN_MS);
   }
   await fitView(page);
   await page.screenshot({ path: question.screenshot });
-  return { ...outcome, ...described, again, boxes: await boxes(page, renderer) };
+  const inOurFont = await boxes(page, renderer);
+  const undo = await widerFont(page);
+  const wider = await boxes(page, renderer);
+  await undo();
+  return { ...outcome, ...described, lacking, again, boxes: inOurFont, wider };
 });

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from graphs.parts import RECOLOURED, blend, decode, group, keep_outside, kept, note, photo, report, sampler, save, words
+from graphs.parts import (
+    BLUE_CUP,
+    blend,
+    compare,
+    decode,
+    graph,
+    group,
+    invert,
+    keep_outside,
+    note,
+    photo,
+    preview,
+    report,
+    sampler,
+    save,
+    words,
+)
 
-MOVED = "a red cat standing on the right in the park"
-BOTH = "a blue cat standing on the right in the park"
-SITTING = "a red cat sitting on the right in the snow"
+ON_MARBLE = "a photo of a red cup of coffee on a marble table"
+BOTH = "a photo of a blue cup of coffee on a marble table"
 
 START_RECOLOUR = """## Give one thing another colour, by a word
 
@@ -48,92 +63,92 @@ VALUES = """## Not right yet?
 - **A seam at the mask's edge**: *feather* 8 to 32 in Cross-Attention Mask and Keep Outside.
 - **The photo's detail is lost inside**: alpha_inside 0.8 in Feature Blend lets some of it flow back.
 
-Steps and scheduler must agree between Invert Picture and the sampler. Real models: 30 to 50 steps, cfg 5 to 7.5."""
+Steps and scheduler must agree between Invert Picture and the sampler: 30 to 50 steps, cfg 5 to 7.5."""
 
 
-def mask_words(at: list[int], tokens: str, mask: str, model: str = "checkpoint.MODEL", **widgets) -> dict:
-    return {"type": "PalimpsestCrossAttentionMask", "at": at, "size": [380, 320], "widgets": widgets,
+def mask_words(tokens: str, mask: str, model: str = "checkpoint.MODEL", **widgets) -> dict:
+    return {"type": "PalimpsestCrossAttentionMask", "size": [380, 300], "widgets": widgets,
             "inputs": {"model": model, "tokens": tokens, "mask": mask}}  # fmt: skip
 
 
-def inverted_mask(at: list[int]) -> dict:
-    return {"type": "InvertMask", "title": "Everything else", "at": at, "size": [270, 40],
+def inverted_mask() -> dict:
+    return {"type": "InvertMask", "title": "Everything else", "size": [380, 40],
             "inputs": {"mask": "image.MASK"}}  # fmt: skip
 
 
+def edited(mask: str) -> tuple[dict[str, dict], ...]:
+    """Two columns: the words act in a mask, the photo flows back and is kept outside of it; and what came out."""
+    return (
+        {"mask": mask_words("words.tokens", mask), "blend": blend("mask.MODEL", mask)},
+        {"sample": sampler("blend.MODEL", "words.positive"), "decode": decode(), "keep": keep_outside(mask)},
+        {"save": save(images="keep.image"), "compare": compare(after="keep.image")},
+    )
+
+
+def notes(start: str, height: int) -> dict[str, dict]:
+    return {"start": note("Start here", start, height), "values": note("Not right yet?", VALUES, 330)}
+
+
+YOURS = "1 Your photo, and what should become of it"
+
+
 def recolour() -> dict:
-    nodes = {
-        **photo(),
-        "words": words([480, 500], RECOLOURED, "blue"),
-        "mask": mask_words([940, 80], "words.tokens", "image.MASK"),
-        "blend": blend([940, 470], "mask.MODEL", "image.MASK"),
-        "sample": sampler([1380, 80], "blend.MODEL", "words.positive", "invert.noise"),
-        "decode": decode([1380, 500], "sample.LATENT"),
-        "keep": keep_outside([1380, 630], "image.MASK"),
-        "save": kept([1820, 80]),
-        "report": report([1820, 600], "keep.image", "keep.mask", RECOLOURED),
-        "start": note("Start here", [-480, 40], [440, 420], START_RECOLOUR),
-        "values": note("Not right yet?", [-480, 520], [440, 400], VALUES),
-    }
-    groups = [
-        group("1 Your photo, and what should become of it", "yours", 0, 900),
-        group("2 The word acts in the mask", "edit", 920, 1320),
-    ]
-    return {"nodes": nodes, "groups": groups}
+    first, second, third = edited("image.MASK")
+    measured = {"report": report("keep.image", "keep.mask", BLUE_CUP)}
+    return graph(
+        notes(START_RECOLOUR, 400),
+        group(YOURS, "yours", photo(), {"words": words(BLUE_CUP, "blue"), "invert": invert()}),
+        group("2 The word acts in the mask", "edit", first, second, third | measured),
+    )
 
 
 def background() -> dict:
-    nodes = {
-        **photo(),
-        "words": words([480, 500], MOVED, "park"),
-        "rest": inverted_mask([480, 800]),
-        "mask": mask_words([940, 80], "words.tokens", "rest.MASK"),
-        "blend": blend([940, 470], "mask.MODEL", "rest.MASK"),
-        "sample": sampler([1380, 80], "blend.MODEL", "words.positive", "invert.noise"),
-        "decode": decode([1380, 500], "sample.LATENT"),
-        "keep": keep_outside([1380, 630], "rest.MASK"),
-        "save": kept([1820, 80]),
-        "start": note("Start here", [-480, 40], [440, 400], START_BACKGROUND),
-        "values": note("Not right yet?", [-480, 500], [440, 400], VALUES),
-    }
-    groups = [
-        group("1 Your photo, and what should become of it", "yours", 0, 900),
-        group("2 The new place, around what stays", "edit", 920, 1320),
-    ]
-    return {"nodes": nodes, "groups": groups}
+    other = {"words": words(ON_MARBLE, "marble"), "rest": inverted_mask(), "invert": invert()}
+    return graph(
+        notes(START_BACKGROUND, 390),
+        group(YOURS, "yours", photo(), other),
+        group("2 The new place, around what stays", "edit", *edited("rest.MASK")),
+    )
 
 
 def two_words() -> dict:
-    nodes = {
-        **photo(),
-        "prompt": {"type": "PrimitiveStringMultiline", "title": "The picture as it should be", "at": [480, 500],
-                   "size": [380, 120], "widgets": {"value": BOTH}},
-        "inside": words([480, 690], None, "blue", "Words inside the mask"),
-        "outside": words([480, 980], None, "park", "Words outside the mask"),
-        "mask": mask_words([940, 80], "inside.tokens", "image.MASK"),
-        "mask 2": mask_words([940, 470], "outside.tokens", "image.MASK", "mask.MODEL", side="outside"),
-        "look": {"type": "PalimpsestAttentionMap", "at": [940, 860], "size": [380, 120],
-                 "inputs": {"model": "mask 2.MODEL", "tokens": "inside.tokens"}},
-        "sample": sampler([1380, 80], "look.model", "inside.positive", "invert.noise"),
-        "decode": decode([1380, 500], "sample.LATENT"),
-        "read": {"type": "PalimpsestReadAttentionMap", "at": [1380, 630], "size": [380, 380],
-                 "inputs": {"record": "look.record", "samples": "sample.LATENT", "image": "decode.IMAGE",
-                            "mask": "image.MASK"}},
-        "save": save([1820, 80]),
-        "map": {"type": "PreviewImage", "title": "Where the word acted", "at": [1820, 600], "size": [380, 420],
-                "inputs": {"images": "read.heat_map"}},
-        "start": note("Start here", [-480, 40], [440, 400], START_TWO),
-        "values": note("Not right yet?", [-480, 500], [440, 400], VALUES),
-    }  # fmt: skip
-    groups = [
-        group("1 Your photo, and what should become of it", "yours", 0, 900),
-        group("2 Each word in its region", "edit", 920, 1320),
-    ]
-    return {"nodes": nodes, "groups": groups}
+    return graph(
+        notes(START_TWO, 380),
+        group(
+            YOURS,
+            "yours",
+            photo(),
+            {
+                "prompt": {"type": "PrimitiveStringMultiline", "title": "The picture as it should be",
+                           "size": [380, 110], "widgets": {"value": BOTH}},
+                "inside": words(None, "blue", "Words inside the mask"),
+                "outside": words(None, "marble", "Words outside the mask"),
+                "invert": invert(),
+            },
+        ),
+        group(
+            "2 Each word in its region",
+            "edit",
+            {
+                "mask": mask_words("inside.tokens", "image.MASK"),
+                "mask 2": mask_words("outside.tokens", "image.MASK", "mask.MODEL", side="outside"),
+                "look": {"type": "PalimpsestAttentionMap", "size": [380, 130],
+                         "inputs": {"model": "mask 2.MODEL", "tokens": "inside.tokens"}},
+            },
+            {
+                "sample": sampler("look.model", "inside.positive"),
+                "decode": decode(),
+                "read": {"type": "PalimpsestReadAttentionMap", "size": [380, 340],
+                         "inputs": {"record": "look.record", "samples": "sample.LATENT", "image": "decode.IMAGE",
+                                    "mask": "image.MASK"}},
+            },
+            {"save": save(), "map": preview("Where the word acted", "read.heat_map"), "compare": compare()},
+        ),
+    )  # fmt: skip
 
 
 GRAPHS = {
-    "Recolour one object by a word (Regions)": recolour,
-    "Replace the background by words (Regions)": background,
-    "Two words, two regions (Regions)": two_words,
+    "05 Recolour one object by a word (Regions)": recolour,
+    "06 Replace the background by words (Regions)": background,
+    "07 Two words in two regions (Regions)": two_words,
 }

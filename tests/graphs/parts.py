@@ -1,71 +1,102 @@
 """What the shipped workflows have in common: values, notes, and the nodes that most graphs hold.
 
-A node is a dict: type, place, size, widgets by name, inputs as "node.output". Values that are not given keep the
-nodes' defaults.
+A node is a dict: type, size, widgets by name, inputs as "node.output". Values that are not given keep the nodes'
+defaults; all are those of SD 1.5 and its pictures (pocket.py has what the tests put in their place). Where a node lies
+is not said: `graph` gives groups of columns, and author_workflows.mjs stacks them by the sizes that the editor finds.
 """
 
 from __future__ import annotations
 
-CHECKPOINT = "palimpsest_pocket.safetensors"
-PICTURE, SECOND_PICTURE = "palimpsest_example.png", "palimpsest_example_2.png"
+CHECKPOINT = {
+    "name": "v1-5-pruned-emaonly-fp16.safetensors",
+    "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+    "v1-5-pruned-emaonly-fp16.safetensors?download=true",
+    "directory": "checkpoints",
+}
+CAT, COFFEE, CLIP = "palimpsest_cat.webp", "palimpsest_coffee.webp", "palimpsest_coffee_clip.webp"
+MASKED_CAT, MASKED_COFFEE = "palimpsest_cat_masked.webp", "palimpsest_coffee_masked.webp"
+WIDTH, HEIGHT = 576, 384  # of these pictures
 TUNING = "palimpsest_example"  # Save KV adds _00001.safetensors
-SOURCE = "a red cat standing on the right in the snow"
-SECOND_SOURCE = "a brown dog standing on the left in the snow"
-EDIT = "a red cat sitting on the right in the snow"
-OTHER_EDIT = "a red cat lying on the right in the snow"
-SECOND_EDIT = "a brown dog sitting on the left in the snow"
-TEMPLATE, ACTIONS = "a red cat {} on the right in the snow", "sitting\nlying\nrunning\njumping"
-STEPS, GUIDANCE, SCHEDULER = 20, 3.0, "normal"
-MASKED_PICTURE = "palimpsest_example_masked.png"
-RECOLOURED = "a blue cat standing on the right in the snow"
-SIDE = 128  # of the example pictures
 
-COLOURS = {"yours": "#3f789e", "learned": "#b58b2a", "edit": "#3f7a4a"}  # of the groups
+AWAKE = "a close-up photo of a tabby cat looking ahead, eyes open"
+ASLEEP = "a close-up photo of a tabby cat sleeping, eyes closed"
+YAWNING = "a close-up photo of a tabby cat yawning, mouth open"
+ACTIONS = "sleeping, eyes closed\nyawning, mouth open\nmeowing\nlooking up"
+ANY_ACTION = "a close-up photo of a tabby cat {}"
+CUP = "a photo of a red cup of coffee on a wooden table"
+BLUE_CUP = "a photo of a blue cup of coffee on a wooden table"
+STEPS, GUIDANCE, SCHEDULER = 30, 7.5, "normal"
+
+COLOURS = {"yours": "#5fa3cf", "learned": "#a98bd0", "edit": "#6fb47c"}  # of the groups
+NODES = {  # of the nodes in them: the host's pale blue, purple and green
+    "yours": {"color": "#2a363b", "bgcolor": "#3f5159"},
+    "learned": {"color": "#323", "bgcolor": "#535"},
+    "edit": {"color": "#232", "bgcolor": "#353"},
+}
 NOTE = {"color": "#432", "bgcolor": "#653"}
+WIDE = 380
+BEFORE_AND_AFTER = "Before and after (needs Nodes 2.0)"
 
 
-def text(title: str, at: list[int], value: str | None, *, height: int = 110, source: str | None = None) -> dict:
+def graph(notes: dict[str, dict], *groups: dict) -> dict:
+    """A whole description: the notes on the left, then the groups from left to right."""
+    nodes = {key: node for each in groups for key, node in each["nodes"].items()}
+    placed = [{**{k: v for k, v in each.items() if k != "nodes"}} for each in groups]
+    return {"nodes": nodes | notes, "notes": list(notes), "groups": placed}
+
+
+def group(title: str, kind: str, *columns: dict[str, dict]) -> dict:
+    """A titled box with columns of nodes, all in its colour."""
+    nodes = {key: {**node, "colour": NODES[kind]} for column in columns for key, node in column.items()}
+    return {"title": title, "colour": COLOURS[kind], "columns": [list(column) for column in columns], "nodes": nodes}
+
+
+def text(title: str, value: str | None, *, source: str | None = None) -> dict:
     """A prompt, written here or (value None) linked from `source`."""
-    node = {
-        "type": "CLIPTextEncode", "title": title, "at": at, "size": [380, height], "inputs": {"clip": "checkpoint.CLIP"}
-    }  # fmt: skip
+    node = {"type": "CLIPTextEncode", "title": title, "size": [WIDE, 110], "inputs": {"clip": "checkpoint.CLIP"}}
     return {**node, "inputs": {**node["inputs"], "text": source}} if source else {**node, "widgets": {"text": value}}
 
 
-def note(title: str, at: list[int], size: list[int], value: str) -> dict:
-    return {"type": "MarkdownNote", "title": title, "at": at, "size": size, "note": value, "colour": NOTE}
+def negative() -> dict:
+    return text("Negative prompt", "")
 
 
-def checkpoint(at: list[int]) -> dict:
-    return {"type": "CheckpointLoaderSimple", "at": at, "size": [380, 110], "widgets": {"ckpt_name": CHECKPOINT}}
+def note(title: str, value: str, height: int) -> dict:
+    return {"type": "MarkdownNote", "title": title, "size": [440, height * 4 // 5], "note": value, "colour": NOTE}
 
 
-def load_image(at: list[int], name: str, title: str | None = None, height: int = 400) -> dict:
-    node = {"type": "LoadImage", "at": at, "size": [380, height], "widgets": {"image": name}}
+def checkpoint() -> dict:
+    """The editor offers to download what `models` names."""
+    return {"type": "CheckpointLoaderSimple", "size": [WIDE, 110], "widgets": {"ckpt_name": CHECKPOINT["name"]},
+            "models": [CHECKPOINT]}  # fmt: skip
+
+
+def load_image(name: str, title: str | None = None) -> dict:
+    node = {"type": "LoadImage", "size": [WIDE, 380], "widgets": {"image": name}}
     return {**node, "title": title} if title else node
 
 
-def encode(at: list[int], image: str) -> dict:
-    return {"type": "VAEEncode", "at": at, "size": [380, 60], "inputs": {"pixels": image, "vae": "checkpoint.VAE"}}
+def encode(image: str = "image.IMAGE") -> dict:
+    return {"type": "VAEEncode", "size": [WIDE, 60], "inputs": {"pixels": image, "vae": "checkpoint.VAE"}}
 
 
-def decode(at: list[int], latent: str) -> dict:
-    return {"type": "VAEDecode", "at": at, "size": [380, 60], "inputs": {"samples": latent, "vae": "checkpoint.VAE"}}
+def decode(latent: str = "sample.LATENT") -> dict:
+    return {"type": "VAEDecode", "size": [WIDE, 60], "inputs": {"samples": latent, "vae": "checkpoint.VAE"}}
 
 
-def invert(at: list[int], latent: str = "encode.LATENT", positive: str = "source.CONDITIONING") -> dict:
+def invert(latent: str = "encode.LATENT", positive: str = "source.CONDITIONING") -> dict:
     return {
-        "type": "PalimpsestInvert", "at": at, "size": [380, 350],
+        "type": "PalimpsestInvert", "size": [WIDE, 290],
         "widgets": {"steps": STEPS, "scheduler": SCHEDULER},
         "inputs": {"model": "checkpoint.MODEL", "latent": latent, "positive": positive,
                    "negative": "negative.CONDITIONING", "vae": "checkpoint.VAE"},
     }  # fmt: skip
 
 
-def sampler(at: list[int], model: str, positive: str, noise: str) -> dict:
+def sampler(model: str, positive: str, noise: str = "invert.noise") -> dict:
     """KSampler Advanced on noise that was found, not drawn."""
     return {
-        "type": "KSamplerAdvanced", "at": at, "size": [380, 350],
+        "type": "KSamplerAdvanced", "size": [WIDE, 350],
         "widgets": {"add_noise": "disable", "noise_seed": 0, "control_after_generate": "fixed", "steps": STEPS,
                     "cfg": GUIDANCE, "sampler_name": "euler", "scheduler": SCHEDULER, "start_at_step": 0,
                     "end_at_step": 10000, "return_with_leftover_noise": "disable"},
@@ -73,52 +104,52 @@ def sampler(at: list[int], model: str, positive: str, noise: str) -> dict:
     }  # fmt: skip
 
 
-def save(at: list[int], title: str = "The edited picture", size: tuple[int, int] = (380, 440)) -> dict:
-    return {"type": "SaveImage", "title": title, "at": at, "size": list(size),
-            "widgets": {"filename_prefix": "palimpsest_edit"}, "inputs": {"images": "decode.IMAGE"}}  # fmt: skip
+def save(title: str = "The edited picture", images: str = "decode.IMAGE", height: int = 360) -> dict:
+    return {"type": "SaveImage", "title": title, "size": [WIDE, height],
+            "widgets": {"filename_prefix": "palimpsest_edit"}, "inputs": {"images": images}}  # fmt: skip
 
 
-def group(title: str, kind: str, left: int, width: int, height: int = 1260) -> dict:
-    return {"title": title, "bounding": [left, 0, width, height], "colour": COLOURS[kind]}
+def preview(title: str, images: str, height: int = 360) -> dict:
+    return {"type": "PreviewImage", "title": title, "size": [WIDE, height], "inputs": {"images": images}}
 
 
-def words(at: list[int], value: str | None, chosen: str, title: str = "The picture as it should be") -> dict:
+def compare(before: str = "image.IMAGE", after: str = "decode.IMAGE", title: str = BEFORE_AND_AFTER) -> dict:
+    """The host's own slider; only the newer renderer (Nodes 2.0) draws it."""
+    return {"type": "ImageCompare", "title": title, "size": [WIDE, 350],
+            "inputs": {"image_a": before, "image_b": after}}  # fmt: skip
+
+
+def words(value: str | None, chosen: str, title: str = "The picture as it should be") -> dict:
     """Select Words, with its text written here or (value None) linked from the node `prompt`."""
-    node = {"type": "PalimpsestSelectWords", "title": title, "at": at, "size": [380, 220],
+    node = {"type": "PalimpsestSelectWords", "title": title, "size": [WIDE, 180],
             "widgets": {"words": chosen}, "inputs": {"clip": "checkpoint.CLIP"}}  # fmt: skip
     if value is None:
         return {**node, "inputs": {**node["inputs"], "text": "prompt.STRING"}}
     return {**node, "widgets": {"text": value, **node["widgets"]}}
 
 
-def blend(at: list[int], model: str, mask: str, weights: str | None = None, **widgets) -> dict:
+def blend(model: str, mask: str, weights: str | None = None) -> dict:
     inputs = {"model": model, "trajectory": "invert.trajectory", "positive": "source.CONDITIONING", "mask": mask}
-    widgets = {"control_after_generate": "fixed", **widgets}
-    return {"type": "PalimpsestFeatureBlend", "at": at, "size": [380, 400], "widgets": widgets,
+    return {"type": "PalimpsestFeatureBlend", "size": [WIDE, 400], "widgets": {"control_after_generate": "fixed"},
             "inputs": inputs | ({"blend_weights": weights} if weights else {})}  # fmt: skip
 
 
-def keep_outside(at: list[int], mask: str) -> dict:
-    return {"type": "PalimpsestKeepOutside", "at": at, "size": [380, 260], "widgets": {"grow": 4, "feather": 4},
+def keep_outside(mask: str) -> dict:
+    return {"type": "PalimpsestKeepOutside", "size": [WIDE, 260], "widgets": {"grow": 4, "feather": 4},
             "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE", "mask": mask}}  # fmt: skip
 
 
-def report(at: list[int], edited: str, mask: str, prompt: str, title: str = "Edit Report") -> dict:
-    return {"type": "PalimpsestEditReport", "title": title, "at": at, "size": [380, 460], "widgets": {"prompt": prompt},
+def report(edited: str, mask: str, prompt: str, title: str = "Edit Report") -> dict:
+    return {"type": "PalimpsestEditReport", "title": title, "size": [WIDE, 470], "widgets": {"prompt": prompt},
             "inputs": {"source": "image.IMAGE", "edited": edited, "mask": mask}}  # fmt: skip
 
 
-def kept(at: list[int]) -> dict:
-    return {**save(at), "inputs": {"images": "keep.image"}}
-
-
-def photo() -> dict:
-    """The first column: model, photo with its mask, the text of what it shows, and its inversion."""
+def photo(name: str = MASKED_COFFEE, prompt: str = CUP) -> dict[str, dict]:
+    """The first column: model, photo with its mask, the text of what it shows."""
     return {
-        "checkpoint": checkpoint([40, 80]),
-        "image": load_image([40, 250], MASKED_PICTURE, "Your photo, with a mask"),
-        "encode": encode([40, 720], "image.IMAGE"),
-        "source": text("The picture as it is", [40, 850], SOURCE),
-        "negative": text("Negative prompt", [40, 1030], ""),
-        "invert": invert([480, 80]),
+        "checkpoint": checkpoint(),
+        "image": load_image(name, "Your photo, with a mask"),
+        "encode": encode(),
+        "source": text("The picture as it is", prompt),
+        "negative": negative(),
     }

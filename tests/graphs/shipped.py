@@ -1,23 +1,23 @@
-"""The workflows the pack ships, for the tests: in API format, made short, and with the files they need."""
+"""The workflows the pack ships, for the tests: in API format, with the pocket's values, and the files they need."""
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 from pathlib import Path
 
 from PIL import Image
 
+from graphs.pocket import SHORT, in_place
+
 TESTS = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((TESTS.parent / "workflows").glob("*.json"))
 API = TESTS / "data" / "api"
-SHORT = {"steps": 4, "inner_steps": 2}  # set in every node that has them, so that a run takes seconds on a CPU
-MAKES_TUNING = "Edit an action in a photo (KV Inversion)"
+MAKES_TUNING = "01 Change what a subject does (KV Inversion)"
 MAKERS = {  # node that loads a file: workflow that writes it
     "PalimpsestLoadKV": MAKES_TUNING,
-    "PalimpsestLoadContextAdapter": "Align a picture with its prompt (Context)",
-    "PalimpsestLoadBlendWeights": "Learn how much of the photo flows back (Regions)",
+    "PalimpsestLoadContextAdapter": "12 Align a picture with its prompt (Context)",
+    "PalimpsestLoadBlendWeights": "09 Learn how much of the photo flows back (Regions)",
 }
 
 
@@ -26,12 +26,9 @@ def api_form(name: str) -> dict:
     return json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def shortened(prompt: dict) -> dict:
-    """The same graph with few steps."""
-    prompt = copy.deepcopy(prompt)
-    for node in prompt.values():
-        node["inputs"] |= {name: value for name, value in SHORT.items() if name in node["inputs"]}
-    return prompt
+def pocket_form(name: str, *, short: bool = False) -> dict:
+    """The same graph with the pocket's values; short: with few steps."""
+    return in_place(name, api_form(name), SHORT if short else None)
 
 
 def files_wanted(prompt: dict) -> dict[str, str]:
@@ -43,7 +40,7 @@ def provide_files(client, prompt: dict) -> None:
     """Run, where a saved file is missing on the host, the workflow that writes it."""
     for file, loader in files_wanted(prompt).items():
         if file not in listed(client, loader):
-            client.queue(shortened(api_form(MAKERS[loader])))
+            client.queue(pocket_form(MAKERS[loader], short=True))
         assert file in listed(client, loader), f"{MAKERS[loader]} does not write {file}"
 
 

@@ -28,7 +28,15 @@ from house.sources import (
 
 CODE = [*below(NODES), *below(KERNELS)]
 LONGEST_FILE, MEDIAN_FUNCTION, POSITIONAL, TWINS, COLUMNS = 400, 10, 6, 3, 120
-SHARED = {"files", "inputs", "plots", "saving", "settings", "sockets"}  # modules of nodes/ for all techniques
+SHARED = {
+    "files",
+    "inputs",
+    "pictures",
+    "plots",
+    "saving",
+    "settings",
+    "sockets",
+}  # modules of nodes/ for all techniques
 RITUALS = re.compile(r"(?i)inputs, their ranges and what each does|patch a clone of the model|^how many\.$")
 
 

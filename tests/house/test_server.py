@@ -49,6 +49,7 @@ def test_cancelling_a_tuning_restores_the_model(client, edit):
     assert [demo.picture(a).tolist() for a in after] == [demo.picture(b).tolist() for b in before]
 
 
+@pytest.mark.expects_error
 def test_a_wrong_size_is_one_sentence_in_the_editor(client, edit):
     nodes = only(edit(mode="recompute"), "kv")  # extend and frozen serve any size
     nodes["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 192, "height": 128, "batch_size": 1}}

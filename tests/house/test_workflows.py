@@ -12,10 +12,9 @@ from graphs.shipped import (
     WORKFLOWS,
     api_form,
     check_pictures,
-    files_wanted,
     nodes_of,
+    pocket_form,
     provide_files,
-    shortened,
 )
 
 NAMES = [path.stem for path in WORKFLOWS]
@@ -57,7 +56,7 @@ def test_every_graph_is_a_workflow_with_the_values_it_gives():
 def test_the_nodes_of_a_workflow_agree(name):
     """Noise that was found with some steps, schedule and guidance belongs to the same ones, also from a file."""
     prompt = api_form(name)
-    made = api_form(MAKES_TUNING) if "PalimpsestLoadKV" in files_wanted(prompt).values() else prompt
+    made = api_form(MAKES_TUNING) if nodes_of(prompt, "PalimpsestLoadKV") else prompt
     inversions, tunings = nodes_of(made, "PalimpsestInvert"), nodes_of(made, "PalimpsestTuneKV")
     samplers = nodes_of(prompt, "KSamplerAdvanced")
     if not (inversions and samplers):
@@ -70,15 +69,48 @@ def test_the_nodes_of_a_workflow_agree(name):
 
 
 def test_a_saved_tuning_needs_neither_its_picture_nor_its_inversion():
-    reusing = [p for p in map(api_form, NAMES) if "PalimpsestLoadKV" in files_wanted(p).values()]
+    """A photo is loaded only to be compared with."""
+    reusing = [prompt for prompt in map(api_form, NAMES) if nodes_of(prompt, "PalimpsestLoadKV")]
     assert len(reusing) == 2
     for prompt in reusing:
-        assert not any(nodes_of(prompt, kind) for kind in ("LoadImage", "VAEEncode", "PalimpsestInvert"))
+        assert not any(nodes_of(prompt, kind) for kind in ("VAEEncode", "PalimpsestInvert"))
+        photos = [key for key, node in prompt.items() if node["class_type"] == "LoadImage"]
+        wired = [(n["class_type"], v) for n in prompt.values() for v in n["inputs"].values() if isinstance(v, list)]
+        users = {kind for kind, link in wired if link[0] in photos}
+        assert users <= {"ImageCompare"}
+
+
+def test_the_pocket_takes_the_place_of_every_value_that_it_has_no_use_for():
+    """No checkpoint, picture, prompt or size of SD 1.5 reaches a test's run."""
+    theirs = ("v1-5", "palimpsest_cat", "palimpsest_coffee", "tabby", "cup")
+    for name in NAMES:
+        for node in pocket_form(name).values():
+            for key, value in node["inputs"].items():
+                assert not (isinstance(value, str) and any(word in value for word in theirs)), f"{name}: {key} {value}"
+                assert not (key in ("width", "height") and value > 256), f"{name}: {key} {value}"
+
+
+def test_every_checkpoint_can_be_downloaded_from_the_editor():
+    for name in NAMES:
+        graph = json.loads((WORKFLOWS[0].parent / f"{name}.json").read_text(encoding="utf-8"))
+        loaders = [node for node in graph["nodes"] if node["type"] == "CheckpointLoaderSimple"]
+        assert loaders, name
+        for loader in loaders:
+            (model,) = loader["properties"]["models"]
+            assert model["name"] == loader["widgets_values"][0]
+            assert model["url"].startswith("https://huggingface.co/") and model["name"] in model["url"]
+            assert model["directory"] == "checkpoints"
+
+
+def test_every_picture_ships_with_the_pack():
+    shipped = {path.name for path in (WORKFLOWS[0].parent.parent / "pictures").iterdir()}
+    for name in NAMES:
+        assert {inputs["image"] for inputs in nodes_of(api_form(name), "LoadImage")} <= shipped, name
 
 
 @pytest.mark.runs_in_browser
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_runs_headless(client, name):
-    prompt = api_form(name)
+    prompt = pocket_form(name, short=True)
     provide_files(client, prompt)
-    check_pictures(client, prompt, client.queue(shortened(prompt)))
+    check_pictures(client, prompt, client.queue(prompt))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from graphs.parts import (
-    MASKED_PICTURE,
-    RECOLOURED,
+    BLUE_CUP,
+    GUIDANCE,
+    MASKED_COFFEE,
     SCHEDULER,
+    STEPS,
     checkpoint,
+    compare,
     decode,
     encode,
+    graph,
     group,
     keep_outside,
-    kept,
     load_image,
+    negative,
     note,
     report,
+    save,
     text,
 )
 
@@ -27,39 +32,48 @@ START_KEEP = """## Keep everything else, after any edit
 4. **Edit Report** measures what was kept, before and after."""
 
 
-def any_edit(at: list[int]) -> dict:
+def any_edit() -> dict:
     """Image to image: stands for whatever edits."""
     return {
-        "type": "KSampler", "title": "Any edit", "at": at, "size": [380, 290],
-        "widgets": {"seed": 7, "control_after_generate": "fixed", "steps": 20, "cfg": 3.0, "sampler_name": "euler",
-                    "scheduler": SCHEDULER, "denoise": 0.7},
+        "type": "KSampler", "title": "Any edit", "size": [380, 290],
+        "widgets": {"seed": 7, "control_after_generate": "fixed", "steps": STEPS, "cfg": GUIDANCE,
+                    "sampler_name": "euler", "scheduler": SCHEDULER, "denoise": 0.7},
         "inputs": {"model": "checkpoint.MODEL", "positive": "edit.CONDITIONING",
                    "negative": "negative.CONDITIONING", "latent_image": "encode.LATENT"},
     }  # fmt: skip
 
 
 def keep_everything_else() -> dict:
-    nodes = {
-        "checkpoint": checkpoint([40, 80]),
-        "image": load_image([40, 250], MASKED_PICTURE, "Your photo, with a mask"),
-        "encode": encode([40, 720], "image.IMAGE"),
-        "edit": text("The picture as it should be", [40, 850], RECOLOURED),
-        "negative": text("Negative prompt", [40, 1030], ""),
-        "sample": any_edit([500, 80]),
-        "decode": decode([500, 440], "sample.LATENT"),
-        "keep": keep_outside([960, 80], "image.MASK"),
-        "save": kept([960, 420]),
-        "before": report([1420, 80], "decode.IMAGE", "keep.mask", RECOLOURED, "What the edit alone keeps"),
-        "after": report([1840, 80], "keep.image", "keep.mask", RECOLOURED, "What is kept in the end"),
-        "start": note("Start here", [-480, 40], [440, 360], START_KEEP),
-    }
-    groups = [
-        group("1 Any edit", "yours", 0, 920),
-        group("2 Only the mask changes", "edit", 940, 1320),
-    ]
-    return {"nodes": nodes, "groups": groups}
+    return graph(
+        {"start": note("Start here", START_KEEP, 330)},
+        group(
+            "1 Any edit",
+            "yours",
+            {
+                "checkpoint": checkpoint(),
+                "image": load_image(MASKED_COFFEE, "Your photo, with a mask"),
+                "encode": encode(),
+            },
+            {
+                "edit": text("The picture as it should be", BLUE_CUP),
+                "negative": negative(),
+                "sample": any_edit(),
+                "decode": decode(),
+            },
+        ),
+        group(
+            "2 Only the mask changes",
+            "edit",
+            {"keep": keep_outside("image.MASK"), "save": save(images="keep.image")},
+            {
+                "before": report("decode.IMAGE", "keep.mask", BLUE_CUP, "What the edit alone keeps"),
+                "after": report("keep.image", "keep.mask", BLUE_CUP, "What is kept in the end"),
+            },
+            {"compare": compare("decode.IMAGE", "keep.image", "Alone and kept outside (needs Nodes 2.0)")},
+        ),
+    )
 
 
 GRAPHS = {
-    "Keep everything else, after any edit (Regions)": keep_everything_else,
+    "11 Keep everything else after any edit (Regions)": keep_everything_else,
 }

@@ -4,40 +4,44 @@ from __future__ import annotations
 
 from graphs.parts import (
     ACTIONS,
-    EDIT,
+    ANY_ACTION,
+    ASLEEP,
+    AWAKE,
+    CAT,
+    COFFEE,
+    CUP,
     GUIDANCE,
-    OTHER_EDIT,
-    PICTURE,
-    SECOND_EDIT,
-    SECOND_PICTURE,
-    SECOND_SOURCE,
-    SIDE,
-    SOURCE,
-    TEMPLATE,
+    HEIGHT,
     TUNING,
+    WIDTH,
+    YAWNING,
     checkpoint,
+    compare,
     decode,
     encode,
+    graph,
     group,
     invert,
     load_image,
+    negative,
     note,
+    preview,
     sampler,
     save,
     text,
 )
 
+FULL_CUP = "a photo of a red cup full of hot chocolate on a wooden table"
+
 START_HERE = """## Change what someone does, keep who it is
 
 1. **Load Checkpoint**: your SD 1.5 or SDXL model.
-2. **Load Image**: your photo, scaled to the model's size (512 px for SD 1.5, 1024 px for SDXL).
+2. **Load Image**: your photo, scaled to the model's size (about 512 px for SD 1.5, 1024 px for SDXL).
 3. **The picture as it is**: describe the photo.
 4. **The picture as it should be**: the same words with another action.
-5. Queue. The first run learns the photo. As long as you change only group 3, later runs only sample.
+5. Queue. The first run learns the photo. As long as you change only group 3, later runs only sample."""
 
-The checkpoint and the picture that are set here belong to the pack's own small test model (128 px)."""
-
-SETTINGS = """## Values for real models
+SETTINGS = """## Values for SD 1.5 and SDXL
 
 | | SD 1.5, 512 px | SDXL, 1024 px |
 |---|---|---|
@@ -61,30 +65,31 @@ KNOBS = """## Not right yet?
 KNOBS_OF_TUNING = """
 - **The tuned reconstruction is off**: more inner_steps; a prompt that fits the photo better.
 
-Save KV has written the tuning to models/palimpsest_kv. The workflows *Edit again from a saved tuning* and *Many
-prompts from one saved tuning* take it from there."""
+Save KV has written the tuning to models/palimpsest_kv. The templates *02 Edit again from a file* and *03 Many prompts
+from one file* take it from there."""
 
 START_AGAIN = """## Edit a photo again without learning it again
 
+**No file yet?** Run the template *01 Change what a subject does* once: it writes it. Then press R here.
+
 1. **Load Checkpoint**: the model the photo was tuned with.
-2. **Load KV**: the file that Save KV wrote (models/palimpsest_kv; press R to list new ones). It brings the photo's
-   noise along: neither the photo nor Invert Picture is needed.
+2. **Load KV**: the file that Save KV wrote (models/palimpsest_kv). It brings the photo's noise along: Invert Picture is
+   not needed, and the photo only to compare with.
 3. **The picture as it should be**: any new action.
 4. Queue: one ordinary sampling.
 
-Keep steps, scheduler and cfg as they were when you tuned. *Edit an action in a photo* writes the file that is set
-here."""
+Keep steps, scheduler and cfg as they were when you tuned."""
 
 START_MANY = """## One photo, many prompts, one run
 
-1. **Load Checkpoint**, **Load KV**: the model, and the file that Save KV wrote (models/palimpsest_kv; press R to list
-   new ones).
+**No file yet?** Run the template *01 Change what a subject does* once: it writes it. Then press R here.
+
+1. **Load Checkpoint**, **Load KV**: the model, and the file that Save KV wrote (models/palimpsest_kv).
 2. **Prompt Lines**: what stays the same goes into *template*, with {} where it changes; what changes goes into
    *lines*, one prompt a line. A line that begins with # is left out.
 3. Queue once: every line is sampled and saved, one after the other.
 
-Keep steps, scheduler and cfg as they were when you tuned. *Edit an action in a photo* writes the file that is set
-here.
+Keep steps, scheduler and cfg as they were when you tuned.
 
 For whole prompts, paste them into *lines* and set *template* to {} alone."""
 
@@ -101,10 +106,10 @@ Later runs only sample, as long as you change only group 3."""
 
 EXPECT_TWO = """## What to expect
 
-The two subjects take their new poses, each with its own coat and colours, and the background runs through the middle
-without a seam where the photos' backgrounds are alike. What both photos show, such as the tree, is there twice.
+The two subjects take their new poses, each with its own coat and colours. Where the photos' backgrounds are alike, they
+run through the middle without a seam; here they are not, so the seam shows.
 
-- Small things may come out in another colour, here the cat's collar, as in edits of one photo.
+- Small things may come out in another colour, as in edits of one photo.
 - **A subject reaches over the middle**: it is cut or changes there. Paint both masks by hand instead (right-click a
   Load Image, *Open in Mask Editor*), or choose photos with more room.
 - The masks are scaled to the picture: they fit photos of any size, as long as both have the same.
@@ -112,164 +117,202 @@ without a seam where the photos' backgrounds are alike. What both photos show, s
   Apply KV whose source_guidance is not 1."""
 
 
-def tune(at: list[int], inverted: str = "invert", positive: str = "source.CONDITIONING") -> dict:
+def tune(inverted: str = "invert", positive: str = "source.CONDITIONING") -> dict:
     return {
-        "type": "PalimpsestTuneKV", "at": at, "size": [380, 620],
+        "type": "PalimpsestTuneKV", "size": [380, 520],
         "widgets": {"guidance": GUIDANCE},
         "inputs": {"model": "checkpoint.MODEL", "trajectory": f"{inverted}.trajectory", "positive": positive,
                    "negative": "negative.CONDITIONING", "vae": "checkpoint.VAE"},
     }  # fmt: skip
 
 
-def load_kv(at: list[int]) -> dict:
-    return {"type": "PalimpsestLoadKV", "at": at, "size": [380, 180],
-            "widgets": {"file": f"{TUNING}_00001.safetensors"}}  # fmt: skip
+def load_kv() -> dict:
+    return {"type": "PalimpsestLoadKV", "size": [380, 100], "unset": ["file"]}
 
 
-def apply(at: list[int], kv: str, model: str = "checkpoint.MODEL", **more) -> dict:
+def apply(kv: str, model: str = "checkpoint.MODEL", **more) -> dict:
     """Apply KV; `more`: a title, and the link of its mask."""
     inputs = {"model": model, "kv": kv} | ({"mask": more.pop("mask")} if "mask" in more else {})
-    return {"type": "PalimpsestApplyKV", "at": at, "size": [380, 300], "inputs": inputs, **more}
+    widgets = {"source_guidance": 3.0}
+    return {"type": "PalimpsestApplyKV", "size": [380, 290], "widgets": widgets, "inputs": inputs, **more}
 
 
 def edit_an_action() -> dict:
-    nodes = {
-        "checkpoint": checkpoint([40, 80]),
-        "image": load_image([40, 250], PICTURE),
-        "encode": encode([40, 720], "image.IMAGE"),
-        "source": text("The picture as it is", [40, 850], SOURCE),
-        "negative": text("Negative prompt", [40, 1030], ""),
-        "invert": invert([500, 80]),
-        "tune": tune([500, 560]),
-        "keep": {"type": "PalimpsestSaveKV", "at": [940, 80], "size": [380, 110],
-                 "widgets": {"filename": TUNING}, "inputs": {"kv": "tune.kv"}},
-        "rebuilt": decode([940, 280], "tune.reconstruction"),
-        "look": {"type": "PreviewImage", "title": "The picture, rebuilt", "at": [940, 420], "size": [380, 400],
-                 "inputs": {"images": "rebuilt.IMAGE"}},
-        "edit": text("The picture as it should be", [1400, 80], EDIT),
-        "apply": apply([1400, 260], "tune.kv"),
-        "sample": sampler([1400, 660], "apply.MODEL", "edit.CONDITIONING", "invert.noise"),
-        "decode": decode([1840, 80], "sample.LATENT"),
-        "save": save([1840, 210]),
-        "start": note("Start here", [-480, 40], [440, 330], START_HERE),
-        "settings": note("Values for real models", [-480, 430], [440, 400], SETTINGS),
-        "knobs": note("Not right yet?", [1840, 730], [380, 360], KNOBS + KNOBS_OF_TUNING),
-    }  # fmt: skip
-    groups = [
-        group("1 Your picture", "yours", 0, 460),
-        group("2 Learn it", "learned", 480, 880),
-        group("3 Edit it", "edit", 1380, 860),
-    ]
-    return {"nodes": nodes, "groups": groups}
+    return graph(
+        {
+            "start": note("Start here", START_HERE, 300),
+            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 380),
+            "knobs": note("Not right yet?", KNOBS + KNOBS_OF_TUNING, 350),
+        },
+        group(
+            "1 Your picture",
+            "yours",
+            {
+                "checkpoint": checkpoint(),
+                "image": load_image(CAT),
+                "encode": encode(),
+                "source": text("The picture as it is", AWAKE),
+                "negative": negative(),
+            },
+        ),
+        group(
+            "2 Learn it",
+            "learned",
+            {"invert": invert(), "tune": tune()},
+            {
+                "rebuilt": decode("tune.reconstruction"),
+                "look": preview("The picture, rebuilt", "rebuilt.IMAGE"),
+                "keep": {"type": "PalimpsestSaveKV", "size": [380, 60],
+                         "widgets": {"filename": TUNING}, "inputs": {"kv": "tune.kv"}},
+            },
+        ),
+        group(
+            "3 Edit it",
+            "edit",
+            {
+                "edit": text("The picture as it should be", ASLEEP),
+                "apply": apply("tune.kv"),
+                "sample": sampler("apply.MODEL", "edit.CONDITIONING"),
+            },
+            {"decode": decode(), "save": save(), "compare": compare()},
+        ),
+    )  # fmt: skip
 
 
 def edit_again() -> dict:
-    nodes = {
-        "checkpoint": checkpoint([40, 80]),
-        "load": load_kv([40, 260]),
-        "negative": text("Negative prompt", [40, 510], ""),
-        "edit": text("The picture as it should be", [500, 80], OTHER_EDIT),
-        "apply": apply([500, 260], "load.kv"),
-        "sample": sampler([940, 80], "apply.MODEL", "edit.CONDITIONING", "load.noise"),
-        "decode": decode([940, 540], "sample.LATENT"),
-        "save": save([1380, 80]),
-        "start": note("Start here", [-480, 40], [440, 330], START_AGAIN),
-        "knobs": note("Not right yet?", [1860, 40], [380, 240], KNOBS),
-    }
-    groups = [
-        group("1 The model and what was learned", "learned", 0, 460, 700),
-        group("2 Edit it", "edit", 480, 1320, 700),
-    ]
-    return {"nodes": nodes, "groups": groups}
+    return graph(
+        {"start": note("Start here", START_AGAIN, 320), "knobs": note("Not right yet?", KNOBS, 210)},
+        group(
+            "1 The model and what was learned",
+            "learned",
+            {"checkpoint": checkpoint(), "load": load_kv(), "negative": negative()},
+        ),
+        group(
+            "2 Edit it",
+            "edit",
+            {"edit": text("The picture as it should be", YAWNING), "apply": apply("load.kv")},
+            {"sample": sampler("apply.MODEL", "edit.CONDITIONING", "load.noise"), "decode": decode()},
+            {"save": save(), "image": load_image(CAT, "The photo, to compare with")},
+            {"compare": compare()},
+        ),
+    )
 
 
 def many_prompts() -> dict:
-    nodes = {
-        "checkpoint": checkpoint([40, 80]),
-        "load": load_kv([40, 260]),
-        "negative": text("Negative prompt", [40, 510], ""),
-        "lines": {"type": "PalimpsestPromptLines", "at": [500, 80], "size": [380, 220],
-                  "widgets": {"lines": ACTIONS, "template": TEMPLATE}},
-        "edit": text("One prompt after the other", [500, 380], None, height=80, source="lines.prompts"),
-        "apply": apply([500, 540], "load.kv"),
-        "sample": sampler([940, 80], "apply.MODEL", "edit.CONDITIONING", "load.noise"),
-        "decode": decode([940, 540], "sample.LATENT"),
-        "save": save([1380, 80], "The edited pictures", (620, 640)),
-        "start": note("Start here", [-480, 40], [440, 340], START_MANY),
-        "knobs": note("Not right yet?", [2080, 40], [380, 240], KNOBS),
-    }  # fmt: skip
-    groups = [
-        group("1 The model and what was learned", "learned", 0, 460, 900),
-        group("2 Edit it", "edit", 480, 1560, 900),
-    ]
-    return {"nodes": nodes, "groups": groups}
+    return graph(
+        {"start": note("Start here", START_MANY, 360), "knobs": note("Not right yet?", KNOBS, 210)},
+        group(
+            "1 The model and what was learned",
+            "learned",
+            {"checkpoint": checkpoint(), "load": load_kv(), "negative": negative()},
+        ),
+        group(
+            "2 Edit it",
+            "edit",
+            {
+                "lines": {"type": "PalimpsestPromptLines", "size": [380, 200],
+                          "widgets": {"lines": ACTIONS, "template": ANY_ACTION}},
+                "edit": text("One prompt after the other", None, source="lines.prompts"),
+                "apply": apply("load.kv"),
+            },
+            {"sample": sampler("apply.MODEL", "edit.CONDITIONING", "load.noise"), "decode": decode()},
+            {"save": save("The edited pictures", height=440)},
+            {"image": load_image(CAT, "The photo, to compare with"), "compare": compare()},
+        ),
+    )  # fmt: skip
 
 
-def mask_nodes(left: int, top: int) -> dict:
-    """White in the left half of a picture of two squares, and its inverse."""
+def halves() -> dict[str, dict]:
+    """White in the left half of a picture of two photos, and its inverse."""
     return {
-        "black": {"type": "SolidMask", "title": "Black, both halves", "at": [left, top], "size": [270, 110],
-                  "widgets": {"value": 0.0, "width": 2 * SIDE, "height": SIDE}},
-        "white": {"type": "SolidMask", "title": "White, one half", "at": [left, top + 180], "size": [270, 110],
-                  "widgets": {"value": 1.0, "width": SIDE, "height": SIDE}},
-        "first half": {"type": "MaskComposite", "title": "Left half", "at": [left, top + 360], "size": [270, 130],
+        "black": {"type": "SolidMask", "title": "Black, both halves", "size": [380, 110],
+                  "widgets": {"value": 0.0, "width": 2 * WIDTH, "height": HEIGHT}},
+        "white": {"type": "SolidMask", "title": "White, one half", "size": [380, 110],
+                  "widgets": {"value": 1.0, "width": WIDTH, "height": HEIGHT}},
+        "first half": {"type": "MaskComposite", "title": "Left half", "size": [380, 130],
                        "widgets": {"x": 0, "y": 0, "operation": "add"},
                        "inputs": {"destination": "black.MASK", "source": "white.MASK"}},
-        "second half": {"type": "InvertMask", "title": "Right half", "at": [left, top + 560], "size": [270, 40],
+        "second half": {"type": "InvertMask", "title": "Right half", "size": [380, 40],
                         "inputs": {"mask": "first half.MASK"}},
     }  # fmt: skip
 
 
-def half_prompt(at: list[int], title: str, prompt: str, mask: str) -> dict:
-    return {"type": "ConditioningSetMask", "title": title, "at": at, "size": [380, 110],
+def half_prompt(title: str, prompt: str, mask: str) -> dict:
+    return {"type": "ConditioningSetMask", "title": title, "size": [380, 110],
             "widgets": {"strength": 1.0, "set_cond_area": "default"},
             "inputs": {"conditioning": prompt, "mask": mask}}  # fmt: skip
 
 
 def two_subjects() -> dict:
     first, second = "first half.MASK", "second half.MASK"
-    nodes = {
-        "checkpoint": checkpoint([40, 80]),
-        "negative": text("Negative prompt", [500, 80], ""),
-        "image": load_image([40, 280], SECOND_PICTURE, "Left picture", 380),
-        "encode": encode([40, 730], "image.IMAGE"),
-        "source": text("Left picture as it is", [40, 850], SECOND_SOURCE),
-        "image 2": load_image([500, 280], PICTURE, "Right picture", 380),
-        "encode 2": encode([500, 730], "image 2.IMAGE"),
-        "source 2": text("Right picture as it is", [500, 850], SOURCE),
-        "invert": invert([980, 80]),
-        "tune": tune([980, 560]),
-        "invert 2": invert([1420, 80], "encode 2.LATENT", "source 2.CONDITIONING"),
-        "tune 2": tune([1420, 560], "invert 2", "source 2.CONDITIONING"),
-        "edit": text("Left half as it should be", [1900, 80], SECOND_EDIT),
-        "edit 2": text("Right half as it should be", [1900, 260], OTHER_EDIT),
-        **mask_nodes(1900, 440),
-        "apply": apply([2340, 80], "tune.kv", mask=first, title="Apply KV, left half"),
-        "apply 2": apply([2340, 480], "tune 2.kv", "apply.MODEL", mask=second, title="Apply KV, right half"),
-        "half": half_prompt([2340, 880], "Left prompt", "edit.CONDITIONING", first),
-        "half 2": half_prompt([2340, 1060], "Right prompt", "edit 2.CONDITIONING", second),
-        "both": {"type": "ConditioningCombine", "title": "Both prompts", "at": [2780, 80], "size": [380, 60],
-                 "inputs": {"conditioning_1": "half.CONDITIONING", "conditioning_2": "half 2.CONDITIONING"}},
-        "side by side": {"type": "LatentConcat", "title": "Noise, side by side", "at": [2780, 210], "size": [380, 90],
-                         "widgets": {"dim": "x"}, "inputs": {"samples1": "invert.noise", "samples2": "invert 2.noise"}},
-        "sample": sampler([2780, 370], "apply 2.MODEL", "both.CONDITIONING", "side by side.LATENT"),
-        "decode": decode([2780, 800], "sample.LATENT"),
-        "save": save([3220, 80], "Both in one picture", (620, 440)),
-        "start": note("Start here", [-480, 40], [440, 360], START_TWO),
-        "settings": note("Values for real models", [-480, 470], [440, 370], SETTINGS),
-        "expect": note("What to expect", [3220, 600], [620, 340], EXPECT_TWO),
-    }  # fmt: skip
-    groups = [
-        group("1 Your pictures", "yours", 0, 920),
-        group("2 Learn them", "learned", 940, 900),
-        group("3 Edit them into one picture", "edit", 1860, 2020),
-    ]
-    return {"nodes": nodes, "groups": groups}
+    return graph(
+        {
+            "start": note("Start here", START_TWO, 340),
+            "expect": note("What to expect", EXPECT_TWO, 380),
+            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 380),
+        },
+        group(
+            "1 Your pictures",
+            "yours",
+            {
+                "checkpoint": checkpoint(),
+                "image": load_image(CAT, "Left picture"),
+                "encode": encode(),
+                "source": text("Left picture as it is", AWAKE),
+            },
+            {
+                "negative": negative(),
+                "image 2": load_image(COFFEE, "Right picture"),
+                "encode 2": encode("image 2.IMAGE"),
+                "source 2": text("Right picture as it is", CUP),
+            },
+        ),
+        group(
+            "2 Learn them",
+            "learned",
+            {"invert": invert(), "tune": tune()},
+            {
+                "invert 2": invert("encode 2.LATENT", "source 2.CONDITIONING"),
+                "tune 2": tune("invert 2", "source 2.CONDITIONING"),
+            },
+        ),
+        group(
+            "3 Edit them into one picture",
+            "edit",
+            {
+                "edit": text("Left half as it should be", ASLEEP),
+                "edit 2": text("Right half as it should be", FULL_CUP),
+                **halves(),
+            },
+            {
+                "apply": apply("tune.kv", mask=first, title="Apply KV, left half"),
+                "apply 2": apply("tune 2.kv", "apply.MODEL", mask=second, title="Apply KV, right half"),
+                "half": half_prompt("Left prompt", "edit.CONDITIONING", first),
+                "half 2": half_prompt("Right prompt", "edit 2.CONDITIONING", second),
+            },
+            {
+                "both": {"type": "ConditioningCombine", "title": "Both prompts", "size": [380, 60],
+                         "inputs": {"conditioning_1": "half.CONDITIONING", "conditioning_2": "half 2.CONDITIONING"}},
+                "side by side": {"type": "LatentConcat", "title": "Noise, side by side", "size": [380, 90],
+                                 "widgets": {"dim": "x"},
+                                 "inputs": {"samples1": "invert.noise", "samples2": "invert 2.noise"}},
+                "sample": sampler("apply 2.MODEL", "both.CONDITIONING", "side by side.LATENT"),
+                "decode": decode(),
+            },
+            {
+                "save": save("Both in one picture", height=300),
+                "photos": {"type": "ImageStitch", "title": "The photos, side by side", "size": [380, 180],
+                           "widgets": {"direction": "right", "match_image_size": False, "spacing_width": 0},
+                           "inputs": {"image1": "image.IMAGE", "image2": "image 2.IMAGE"}},
+                "compare": compare("photos.IMAGE"),
+            },
+        ),
+    )  # fmt: skip
 
 
 GRAPHS = {
-    "Edit an action in a photo (KV Inversion)": edit_an_action,
-    "Edit again from a saved tuning (KV Inversion)": edit_again,
-    "Many prompts from one saved tuning (KV Inversion)": many_prompts,
-    "Two subjects in one picture (KV Inversion)": two_subjects,
+    "01 Change what a subject does (KV Inversion)": edit_an_action,
+    "02 Edit again from a file (KV Inversion)": edit_again,
+    "03 Many prompts from one file (KV Inversion)": many_prompts,
+    "04 Two photos in one picture (KV Inversion)": two_subjects,
 }

@@ -1,4 +1,4 @@
-"""Draw the pictures of KV Inversion's help pages, settings side by side, and the thumbnails of its workflows.
+"""Draw the pictures of KV Inversion's help pages, settings side by side.
 
 python dev.py draw kv
 """
@@ -9,6 +9,6 @@ from make_pictures import ROOT, draw_knobs
 
 
 def main() -> None:
-    """Write web/docs/Palimpsest{TuneKV,ApplyKV,PromptLines}/*.jpg and three of workflows/*.jpg."""
+    """Write web/docs/Palimpsest{TuneKV,ApplyKV,PromptLines}/*.jpg."""
     for path in draw_knobs():
         print(path.relative_to(ROOT))

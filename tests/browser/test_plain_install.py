@@ -1,0 +1,83 @@
+"""A host that has what the registry's archive ships and nothing else: every template opens without an error.
+
+A checkpoint that is not there is offered for download; that is all that may be missing.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import prepared
+import pytest
+from browser.test_workflows import ROOT, open_editor
+from graphs.parts import CHECKPOINT
+from graphs.shipped import WORKFLOWS
+
+dev = prepared.load_dev()
+LARGEST_ARCHIVE = 3_000_000  # bytes, before it is packed
+
+
+def left_out(folder: str, names: list[str]) -> set[str]:
+    """Which of a folder's names .comfyignore leaves out, as shutil.copytree asks."""
+    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    here = Path(folder).relative_to(ROOT)
+    return {
+        name
+        for name in names
+        for pattern in patterns
+        if fnmatch.fnmatch(f"/{here / name}" if pattern.startswith("/") else name, pattern.rstrip("/"))
+    }
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """The pack as the registry hands it out."""
+    target = tmp_path_factory.mktemp("archive") / dev.PACK
+    shutil.copytree(ROOT, target, ignore=left_out)
+    return target
+
+
+@pytest.fixture(scope="module")
+def plain_host(archive, tmp_path_factory):
+    comfy = os.environ.get("COMFYUI_PATH")
+    if not comfy or not os.environ.get("PALIMPSEST_CHROMIUM"):
+        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    base = tmp_path_factory.mktemp("plain")
+    with dev.start_host(sys.executable, comfy, base, pack=archive, models=None, examples=False) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def editor(plain_host):
+    with open_editor(plain_host, "canvas", "en") as opened:
+        yield opened
+
+
+def test_the_archive_is_small_and_has_no_tests(archive):
+    assert not (archive / "tests").exists()
+    assert not any(archive.glob(".*"))
+    assert {"pictures", "workflows", "nodes", "web", "__init__.py"} <= {path.name for path in archive.iterdir()}
+    assert sum(path.stat().st_size for path in archive.rglob("*") if path.is_file()) < 2 * LARGEST_ARCHIVE
+    packed = shutil.make_archive(str(archive.parent / "packed"), "zip", archive)
+    assert Path(packed).stat().st_size < LARGEST_ARCHIVE
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_template_opens_without_an_error(editor, workflow, tmp_path):
+    asked = {"workflow": str(workflow), "screenshot": str(tmp_path / "plain.png"), "run": False}
+    report = editor.ask(asked)
+    assert report["missing"] == [], "node types the editor does not know"
+    assert report["lacking"]["stores"], "the editor keeps what is missing somewhere else: this test sees nothing"
+    assert report["lacking"]["media"] == []
+    assert report["lacking"]["models"] == [[CHECKPOINT["name"], CHECKPOINT["url"], CHECKPOINT["directory"]]]
+    assert report["pageErrors"] == []
+    assert report["badRequests"] == []
+
+
+def test_the_host_logged_no_error(plain_host):
+    assert "ERROR" not in plain_host.log_path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,113 @@
+"""Draw the thumbnails of the shipped workflows: run each in full with the pocket's values, and lay out what it shows.
+
+    python dev.py make thumbnails                 workflows/*.jpg
+    ... make_thumbnails --of "05" output/all      some of them; every picture of the run goes into a folder, too
+
+Each shows one thing: what its workflow makes, the source small in a corner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import prepared
+from make_pictures import EXAMPLE, THUMBNAIL, enlarged, grid, save, strip, three, thumbnail
+from PIL import Image
+
+SIDE = 384  # as large as a tile of the template browser needs
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Shown:
+    """The pictures of a run, by the title of the node that shows them, and those that were loaded."""
+
+    def __init__(self, client, prompt: dict, entry: dict):
+        self.loaded = [
+            Image.open(EXAMPLE.with_name(node["inputs"]["image"])).convert("RGB")
+            for node in prompt.values()
+            if node["class_type"] == "LoadImage"
+        ]
+        self.by_title: dict[str, list[Image.Image]] = {}
+        for key, output in entry["outputs"].items():
+            for side, names in (("", "images"), (" a", "a_images"), (" b", "b_images")):
+                kind, title = prompt[key]["class_type"], prompt[key]["_meta"]["title"]
+                pictures = [Image.open(io.BytesIO(client.view(**file))) for file in output.get(names, [])]
+                name = f"compare{side}" if kind == "ImageCompare" else title
+                if pictures:
+                    self.by_title[name] = [frame for each in pictures for frame in frames(each)]
+
+    def __getitem__(self, title: str) -> list[Image.Image]:
+        return self.by_title[title]
+
+
+def frames(picture: Image.Image) -> list[Image.Image]:
+    """The pictures of an animated one, else the one."""
+    found = []
+    for number in range(getattr(picture, "n_frames", 1)):
+        picture.seek(number)
+        found.append(picture.convert("RGB"))
+    return found
+
+
+def edit(shown: Shown) -> Image.Image:
+    """What was made, its source in the corner."""
+    return thumbnail(shown["compare b"][0], shown["compare a"][0])
+
+
+def split(left: Image.Image, right: Image.Image) -> Image.Image:
+    """The left half of one picture, the right half of another."""
+    sheet, other = enlarged(left, THUMBNAIL), enlarged(right, THUMBNAIL)
+    sheet.paste(other.crop((THUMBNAIL // 2, 0, THUMBNAIL, THUMBNAIL)), (THUMBNAIL // 2, 0))
+    sheet.paste(Image.new("RGB", (4, THUMBNAIL), "white"), (THUMBNAIL // 2 - 2, 0))
+    return sheet
+
+
+def two_insets(shown: Shown) -> Image.Image:
+    sheet = thumbnail(shown["The pictures"][0], shown.loaded[0])
+    inset = thumbnail(shown["The pictures"][0], shown.loaded[1]).crop(
+        (14, 14, 14 + THUMBNAIL // 3 + 8, 14 + THUMBNAIL // 3 + 8)
+    )
+    sheet.paste(inset, (THUMBNAIL - inset.width - 14, 14))
+    return sheet
+
+
+OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the number in the workflow's name
+    "03": lambda shown: grid([shown["compare a"][0], *shown["The edited pictures"][:3]]),
+    "04": lambda shown: three(shown.loaded[0], shown.loaded[1], shown["Both in one picture"][0]),
+    "08": lambda shown: thumbnail(shown["Where the word is"][0].crop((0, 0, 512, 512)), shown["The mask"][0]),
+    "09": lambda shown: thumbnail(shown["compare b"][0], shown["What was learned"][0]),
+    "11": lambda shown: split(shown["compare a"][0], shown["compare b"][0]),
+    "13": lambda shown: grid(shown["With the adapter"]),
+    "14": lambda shown: grid(shown["The edited clip"][::2]),
+    "15": two_insets,
+    "16": lambda shown: thumbnail(shown["The pictures"][0], shown.loaded[0]),
+    "18": lambda shown: strip(shown["Crops, what is drawn for them, and the pictures"][0]),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--of", default="", help="only workflows with this in their name")
+    options = parser.parse_args()
+    import api
+    from graphs.shipped import WORKFLOWS, pocket_form, provide_files
+
+    dev = prepared.load_dev()
+    with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
+        client = api.ApiClient(host.url, timeout=600)
+        for path in (each for each in WORKFLOWS if options.of in each.stem):
+            prompt = pocket_form(path.stem)
+            provide_files(client, prompt)
+            shown = Shown(client, prompt, client.queue(prompt, timeout=3600))
+            if options.folder:
+                options.folder.mkdir(parents=True, exist_ok=True)
+                for title, pictures in shown.by_title.items():
+                    for number, picture in enumerate(pictures):
+                        picture.save(options.folder / f"{path.stem}.{title}.{number}.png")
+            drawn = OTHERS.get(path.stem[:2], edit)(shown).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            drawn = save(drawn, path.with_suffix(".jpg"))
+            print(f"{drawn.relative_to(ROOT)}  {drawn.stat().st_size / 1000:.1f} kB", flush=True)
