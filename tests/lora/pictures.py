@@ -36,7 +36,9 @@ def teach(studio: Studio, **changes):
 
     training.train = train
     try:
-        chosen = studio.defaults(lora_nodes.TrainLoRA) | STYLE | {"preview_prompts": PROMPT, "filename": "ink"} | changes
+        chosen = (
+            studio.defaults(lora_nodes.TrainLoRA) | STYLE | {"preview_prompts": PROMPT, "filename": "ink"} | changes
+        )
         lists = {"images": [studio.torch.from_numpy(drawn)], "captions": captions}
         single = {"model": studio.model, "clip": studio.clip, "vae": studio.vae} | chosen
         given = {name: [value] for name, value in single.items() if name not in lists} | lists
