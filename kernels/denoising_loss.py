@@ -12,29 +12,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def noise_loss(denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+def noise_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, where: Tensor | None = None) -> Tensor:
     """|eps_hat - eps|^2 of each picture, averaged over its elements.        arXiv:2406.18790, section 2.1
 
     eps_hat = (x - D) / sigma, eps = (x - x_0) / sigma, so eps_hat - eps = (x_0 - D) / sigma.
-    denoised D, clean x_0 (B, C, H, W), sigma (B,) above 0 -> (B,) in float32.
+    denoised D, clean x_0 (B, C, H, W), sigma (B,) above 0, where (B, 1, H, W) -> (B,) in float32.
     """
-    return picture_error(denoised, clean) / sigma.float() ** 2
+    return picture_error(denoised, clean, where) / sigma.float() ** 2
 
 
-def velocity_loss(denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+def velocity_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, where: Tensor | None = None) -> Tensor:
     """|v_hat - v|^2 of each picture, averaged over its elements.            arXiv:2202.00512, appendix D
 
     v = (eps - sigma x_0) / sqrt(1 + sigma^2), as the host has it, so
     |v_hat - v|^2 = |D - x_0|^2 (1 + sigma^2) / sigma^2.
-    denoised D, clean x_0 (B, C, H, W), sigma (B,) above 0 -> (B,) in float32.
+    denoised D, clean x_0 (B, C, H, W), sigma (B,) above 0, where (B, 1, H, W) -> (B,) in float32.
     """
     level = sigma.float() ** 2
-    return picture_error(denoised, clean) * (1.0 + level) / level
+    return picture_error(denoised, clean, where) * (1.0 + level) / level
 
 
-def picture_error(denoised: Tensor, clean: Tensor) -> Tensor:
-    """|D - x_0|^2 of each picture, averaged over its elements: (B, C, H, W) twice -> (B,) in float32."""
-    return (denoised.float() - clean.float()).pow(2).flatten(1).mean(1)
+def picture_error(denoised: Tensor, clean: Tensor, where: Tensor | None = None) -> Tensor:
+    """|D - x_0|^2 of each picture, averaged over its elements: (B, C, H, W) twice -> (B,) in float32.
+
+    where (B, 1, H, W) in 0..1, not all 0: the weight of each place in the mean; None: all alike.
+    """
+    error = (denoised.float() - clean.float()).pow(2)
+    if where is None:
+        return error.flatten(1).mean(1)
+    return (error.mean(1, keepdim=True) * where).flatten(1).sum(1) / where.flatten(1).sum(1)
 
 
 def spread_levels(draws: Tensor, rows: Tensor, batch: int) -> Tensor:

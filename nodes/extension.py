@@ -14,6 +14,7 @@ from .feature_blend import nodes as feature_blend
 from .inversion import nodes as inversion
 from .keep_outside import nodes as keep_outside
 from .kv import nodes as kv
+from .lora import nodes as lora
 from .multimodal import nodes as multimodal
 from .video import nodes as video
 from .words import nodes as words
@@ -31,6 +32,7 @@ TECHNIQUES = (
     video,
     attention_fusion,
     multimodal,
+    lora,
     edit_report,
 )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import host
+from ...kernels.lora import low_rank_sum
 from ..host import gradient
 from .seeds import generator
 
 Pair = tuple[Tensor, Tensor]
+
+
+def weighted_layers(network: nn.Module, names: Iterable[str]) -> list[tuple[str, ...]]:
+    """(name, *shape of its weight) of some layers of a network."""
+    return [(name, *network.get_submodule(name).weight.shape) for name in names]
 
 
 def linear_layers(network: nn.Module, pattern: re.Pattern) -> list[tuple[str, int, int]]:
@@ -28,18 +34,27 @@ def linear_layers(network: nn.Module, pattern: re.Pattern) -> list[tuple[str, in
 
 
 class Factors:
-    """up (outputs, rank) and down (rank, inputs) of some linear layers, by the layer's name; up starts at zero.
+    """up (outputs, rank) and down (rank, inputs) of some layers, by the layer's name; up starts at zero.
 
-    layers: (name, outputs, inputs) of each. The same seed gives the same factors on every device.
+    layers: (name, outputs, inputs, *kernel) of each; alpha: the change is alpha / rank up down, None: up down. The same
+    seed gives the same factors on every device.
     """
 
-    def __init__(self, layers: list[tuple[str, int, int]], rank: int, seed: int):
+    def __init__(self, layers: list[tuple[str, ...]], rank: int, seed: int, alpha: float | None = None):
         drawn = generator(seed)
-        self.rank = rank
+        self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
         self.pairs: dict[str, Pair] = {}
-        for name, outputs, inputs in layers:
-            down = torch.randn(rank, inputs, generator=drawn) / inputs**0.5
+        self.kernels: dict[str, tuple[int, ...]] = {}
+        for name, outputs, inputs, *kernel in layers:
+            columns = inputs * math.prod(kernel)
+            down = torch.randn(rank, columns, generator=drawn) / columns**0.5
             self.pairs[name] = torch.zeros(outputs, rank, requires_grad=True), down.requires_grad_(True)
+            self.kernels[name] = tuple(kernel)
+
+    @property
+    def scale(self) -> float:
+        """What up down is multiplied with."""
+        return self.alpha / self.rank
 
     def to(self, device: Any) -> None:
         """Bring the factors to a device, before an optimiser knows them."""
@@ -61,46 +76,42 @@ class Factors:
         """The content of a LoRA file for a strength of 1; `layer` names a layer as its loader does."""
         found = {}
         for name, factors in self.pairs.items():
-            for word, factor in zip((up, down), factors, strict=True):
-                found[f"{layer(name)}.{word}.weight"] = factor.detach().float().cpu().clone()
-            found[f"{layer(name)}.alpha"] = torch.tensor(float(self.rank))
+            kernel = self.kernels[name]
+            ends = [1] * len(kernel), kernel  # a convolution's factors are convolutions
+            for word, factor, end in zip((up, down), factors, ends, strict=True):
+                rows, columns = len(factor), factor.shape[1] // math.prod(end)
+                whole = factor.detach().float().cpu().reshape(rows, columns, *end)
+                found[f"{layer(name)}.{word}.weight"] = whole.clone()
+            found[f"{layer(name)}.alpha"] = torch.tensor(self.alpha)
         return found
 
 
-# ---- in a U-Net of the host -----------------------------------------------------------------------------------------
+# ---- in models of the host ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class FactoredBlock:
-    """The forward of one transformer block under the factors of its layers, each by its name in the block.
+class LowRankWeight:
+    """Weight wrapper of the host: a layer runs on its weight and the factors, with a gradient into these.
 
-    Weights are swapped block by block, so that gradient checkpointing can run the block once more. They are rounded to
-    the U-Net's precision, as they will be when the file is loaded.
+    Nothing is kept but the factors: gradient checkpointing forms the sum once more.
     """
 
-    block: nn.Module
-    forward: Callable
     factors: Factors
-    layers: dict[str, str]
+    layer: str
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        changed = {}
-        for name, layer in self.layers.items():
-            up, down = self.factors.pairs[layer]
-            weight = gradient.ordinary(self.block.get_submodule(name).weight)
-            changed[f"network.{name}.weight"] = weight + (up @ down).to(weight)
-        wrapped = gradient.CallNetwork(self.block)
-        return torch.func.functional_call(wrapped, changed, (self.forward, *args), kwargs)
+    def __call__(self, weight: Tensor) -> Tensor:
+        return low_rank_sum(gradient.ordinary(weight), *self.factors.pairs[self.layer], self.factors.scale)
+
+
+def act_in(patched: Any, prefix: str, factors: Factors) -> None:
+    """Let factors act in a cloned patcher whose model has their layers below `prefix`; the host undoes it on unload."""
+    for layer in factors.pairs:
+        patched.add_weight_wrapper(f"{prefix}{layer}.weight", LowRankWeight(factors, layer))
 
 
 def act_in_unet(patched: Any, factors: Factors) -> None:
-    """Let factors act in every transformer block of a cloned MODEL; the host undoes it on unload."""
-    blocks = {id(part) for part in host.transformer_parts(patched.model.diffusion_model).values()}
-    for name, module in patched.model.diffusion_model.named_modules():
-        start, key = f"{name}.", f"diffusion_model.{name}.forward"
-        layers = {layer.removeprefix(start): layer for layer in factors.pairs if layer.startswith(start)}
-        if id(module) in blocks and layers:
-            patched.add_object_patch(key, FactoredBlock(module, patched.get_model_object(key), factors, layers))
+    """Let factors act in a cloned MODEL."""
+    act_in(patched, "diffusion_model.", factors)
 
 
 def unet_file(factors: Factors) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from contextdiff.graph import CLIP_EDIT, CLIP_SOURCE
 from cross_attention.graph import BOTH, ON_MARBLE
 from feature_blend.graph import WHITE_CUP
 from kv.graph import FULL_CUP
+from lora.graph import ASKED, TAUGHT
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
 from pocket.settings import POCKET
 
@@ -61,6 +62,8 @@ STRINGS = {
     SENTENCE: "a <image1> cat sitting on the left <image2>",
     STYLE: "a <image1> rabbit standing on the left in the park",
     SUBJECT: "a <image1> cat standing on the right in the snow",
+    TAUGHT: "a red cat standing on the right in the snow\na brown dog standing on the left in the snow",
+    ASKED: "a blue dog sitting on the left in the park",
     REPOSED: "a <image1> cat lying on the right in the snow",
 }
 NUMBERS = {
@@ -76,6 +79,13 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestLoadMultimodalEncoder.connector": SAVED.replace("example_00001", "pocket"),
     "LoraLoaderModelOnly.lora_name": "palimpsest_pocket_unet.safetensors",
     "PalimpsestBuildMultimodalDataset.min_side": 20,
+    "PalimpsestTrainLoRA.resolution": 128,
+    "PalimpsestTrainLoRA.epochs": 2,
+    "PalimpsestTrainLoRA.repeats": 3,
+    "PalimpsestTrainLoRA.preview_every": 1,
+    "PalimpsestTrainLoRA.rank": 4,
+    "PalimpsestTrainLoRA.checkpointing": False,
+    "PalimpsestTrainLoRA.keep_state": "none",
 }
 TRAINING = {
     "steps": 40, "batch_size": 2, "connector_rate": 0.0003, "tokens": 64, "depth": 2, "warmup": 10, "preview_every": 0,
@@ -87,8 +97,9 @@ ONLY = {  # what is another in one workflow, by the number in its name: so that 
     "04": {"strings": DOG_INSTEAD},
     "12": {"strings": DOG_INSTEAD},
     "13": {"strings": DOG_INSTEAD},
-    "15": {"strings": {MASKED_CAT: PLACE_PICTURE}},
-    "18": {"settings": SMALL_TRAINING},
+    "15": {"strings": {COFFEE: SECOND_PICTURE}},
+    "16": {"strings": {MASKED_CAT: PLACE_PICTURE}},
+    "19": {"settings": SMALL_TRAINING},
 }
 SHORT = {"steps": 4, "inner_steps": 2}  # in every node that has them, so that a run takes seconds on a CPU
 

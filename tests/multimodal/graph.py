@@ -31,7 +31,7 @@ REPOSED = "a close-up photo of a <image1> cat sleeping, eyes closed"
 SIDE = 512
 
 NO_WEIGHTS = """**It needs weights that nobody has published for SD 1.5 or SDXL**: without a connector of your own,
-which *18 Train a connector* makes, this can be read, not run.
+which *19 Train a connector* makes, this can be read, not run.
 
 """
 
@@ -237,8 +237,8 @@ def train() -> dict:
 
 
 GRAPHS = {
-    "15 Two pictures in a sentence (Multimodal)": sentence,
-    "16 Style from a picture (Multimodal)": style,
-    "17 Re-pose a subject shown by a picture (Multimodal)": with_kv,
-    "18 Train a connector on your own pictures (Multimodal)": train,
+    "16 Two pictures in a sentence (Multimodal)": sentence,
+    "17 Style from a picture (Multimodal)": style,
+    "18 Re-pose a subject shown by a picture (Multimodal)": with_kv,
+    "19 Train a connector on your own pictures (Multimodal)": train,
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from palimpsest.nodes import training
 from palimpsest.nodes.host import checkpointing
-from palimpsest.nodes.training.factors import FactoredBlock
+from palimpsest.nodes.training.factors import LowRankWeight
 from torch import nn
 
 
@@ -42,21 +42,26 @@ def test_what_ends_early_is_kept_and_goes_on_its_way(end):
     assert kept == [1]
 
 
-def test_factors_act_in_a_block_after_they_were_brought_to_a_device():
-    """The gradient reaches the factors that the optimiser knows, and the block's own weight stays."""
-    block = nn.Module()
-    block.to_q = nn.Linear(4, 3, bias=False).requires_grad_(False)
-    factors = training.Factors([("deep.block.to_q", 3, 4)], 2, 0)
-    acting = FactoredBlock(block, lambda x: block.to_q(x), factors, {"to_q": "deep.block.to_q"})
+def test_factors_act_on_a_weight_after_they_were_brought_to_a_device():
+    """The gradient reaches the factors that the optimiser knows, and the layer's own weight stays."""
+    weight = torch.randn(3, 4, generator=training.generator(5))
+    factors = training.Factors([("deep.block.to_q", 3, 4)], 2, 0, alpha=1.0)
+    acting, before = LowRankWeight(factors, "deep.block.to_q"), weight.clone()
     factors.to("cpu")
     up, down = factors.pairs["deep.block.to_q"]
-    before, x = block.to_q.weight.clone(), torch.randn(5, 4, generator=training.generator(0))
-    acting(x).square().sum().backward()
+    x = torch.randn(5, 4, generator=training.generator(0))
+    (x @ acting(weight).T).square().sum().backward()
     assert up.grad.abs().max() > 0
     with torch.no_grad():
         up.add_(up.grad)
-        torch.testing.assert_close(acting(x), x @ (before + up @ down).T)
-    assert torch.equal(block.to_q.weight, before)
+        torch.testing.assert_close(acting(weight), before + 0.5 * up @ down)
+    assert torch.equal(weight, before)
+
+
+def test_factors_of_a_convolution_are_convolutions_in_its_file():
+    factors = training.Factors([("conv", 5, 3, 3, 3)], 2, 0)
+    file = factors.file(lambda name: name, "up", "down")
+    assert (file["conv.up.weight"].shape, file["conv.down.weight"].shape) == ((5, 2, 1, 1), (2, 3, 3, 3))
 
 
 def test_factors_beside_any_network_are_those_of_its_file():

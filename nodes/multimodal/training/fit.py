@@ -18,7 +18,7 @@ from ..interleaved import Prompt
 from ..vlm import Hidden
 from .drawing import ddim, sample_prompts
 from .encoding import Encoders
-from .gradient import UNet, loss_of
+from .gradient import TECHNIQUE, UNet
 from .learner import Learner, Process, Snapshot
 from .lessons import Lesson, Lessons
 from .lora import language_checkpointing
@@ -55,7 +55,7 @@ class Fit:
         watch: training.Watch,
     ):
         self.settings, self.watch, self.vlm = settings, watch, encoder.vlm
-        self.error = loss_of(model)
+        self.error = training.loss_of(model, TECHNIQUE)
         self.sigmas = model.get_model_object("model_sampling").sigmas.detach().float().cpu().clone()
         tokens = stage_tokens(self.vlm, settings)
         sizes = {i: tuple(n // 8 for n in dataset.records[i].size) for i in dataset.fitting(STAGES[settings.stage])}

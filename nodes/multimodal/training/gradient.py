@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,53 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....kernels.denoising_loss import noise_loss, velocity_loss
 from ... import host
 from ...host import checkpointing, gradient
-from ...training import Factors, act_in_unet
+from ...training import Factors, ReadTokens, act_in_unet, embedding_weights
 from .settings import LEARNED, TrainSettings
 
 TECHNIQUE = "Train Multimodal Encoder"
 NAME = "palimpsest_multimodal_training"
-
-
-def loss_of(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The loss that a MODEL was trained with. Raises ValueError for other models than diffusion in eps or v."""
-    import comfy.model_sampling as kinds
-
-    sampling = model.get_model_object("model_sampling")
-    if not isinstance(sampling, kinds.EPS) or not hasattr(sampling, "sigmas"):
-        raise ValueError(
-            f"{TECHNIQUE} trains with eps- and v-prediction models, the connected one is sampled by "
-            f"{type(sampling).__name__}: load an SD 1.x, SD 2.x or SDXL checkpoint."
-        )
-    return velocity_loss if isinstance(sampling, kinds.V_PREDICTION) else noise_loss
-
-
-@dataclass
-class ReadTokens:
-    """CALC_COND_BATCH wrapper: the model reads `context` (B, L, C) and `pooled` (B, P), with a gradient.
-
-    The host itself makes of them what its model takes. token_mask (B, L): False at tokens that only fill up a row.
-    """
-
-    context: Tensor | None = None
-    pooled: Tensor | None = None
-    token_mask: Tensor | None = None
-
-    def __call__(self, executor: Any, model: Any, conds: list, x: Tensor, *args: Any) -> list[Tensor]:
-        entry = conds[0][0]
-        made = model.extra_conds(
-            cross_attn=self.context,
-            pooled_output=self.pooled,
-            noise=x,
-            device=x.device,
-            prompt_type="positive",
-            width=x.shape[3] * 8,
-            height=x.shape[2] * 8,
-        )
-        cond = entry | {"model_conds": entry["model_conds"] | made, "uuid": uuid.uuid4()}
-        return executor(model, [[cond], *conds[1:]], x, *args)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +32,6 @@ class LeaveOutFilling:
         added = key.shape[1] - mask.shape[1]  # what another node puts behind the prompt
         mask = F.pad(mask, (0, added), value=True)[:, None, None]
         return host.run_attention(options, self.previous, query, key, value, mask)
-
-
-def embedding_weights(model: Any) -> list[str]:
-    """The U-Net's weights that a gradient into the pooled output touches, and that none into the tokens does."""
-    names = [name for name, _ in model.model.diffusion_model.named_parameters()]
-    return [name for name in names if name.startswith(("label_emb.", "time_embed."))]
 
 
 def has_replacement(patched: Any, name: str) -> bool:

@@ -1,0 +1,1 @@
+"""LoRA on a few pictures: low-rank changes of a U-Net and its text encoders, trained inside a node."""

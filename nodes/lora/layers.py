@@ -1,0 +1,65 @@
+"""Which layers a LoRA is trained on, and what kohya's programs and the host's loaders call them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .. import host
+from .settings import TECHNIQUE
+
+# Every linear layer, and every 1 x 1 convolution, inside the spatial transformers.
+TRANSFORMERS = re.compile(
+    r"^lora_unet_.*_attentions_\d+_(proj_(in|out)|transformer_blocks_\d+_(attn[12]_to|ff_net)_.*)$"
+)
+CONVOLUTIONS = re.compile(r"^lora_unet_(conv_(in|out)|.*_(resnets_\d+_conv(1|2|_shortcut)|(down|up)samplers_0_conv))$")
+ENCODERS = {"clip_l": "lora_te1_", "clip_g": "lora_te2_", "clip_h": "lora_te_"}  # of a model with several
+
+
+def unet_layers(model: Any, convolutions: bool) -> dict[str, str]:
+    """kohya's name of each layer of a MODEL's U-Net that is trained, by the layer's own name in the U-Net.
+
+    Raises ValueError for models of other families.
+    """
+    import comfy.lora
+
+    host.require_unet(model, TECHNIQUE)
+    wanted = (TRANSFORMERS, CONVOLUTIONS) if convolutions else (TRANSFORMERS,)
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    present = {f"diffusion_model.{name}" for name, _ in model.model.diffusion_model.named_parameters()}
+    return {
+        weight.removeprefix("diffusion_model.").removesuffix(".weight"): name
+        for name, weight in known.items()
+        if weight in present and any(pattern.match(name) for pattern in wanted)
+    }
+
+
+def text_layers(clip: Any) -> dict[str, str]:
+    """kohya's name of each attention and feed-forward layer of a CLIP's text encoders, by its name in them.
+
+    Raises ValueError for text encoders of other families.
+    """
+    import comfy.lora
+
+    known = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    weights = {
+        weight
+        for name, weight in known.items()
+        if name.startswith("lora_te") and ".encoder.layers." in weight and weight.split(".")[0] in ENCODERS
+    }
+    if not weights:
+        raise ValueError(
+            f"{TECHNIQUE} trains CLIP text encoders (SD 1.x, SD 2.x, SDXL), the connected CLIP has none: connect the "
+            "CLIP of the same checkpoint, or set text_rate to 0."
+        )
+    several = len({weight.split(".")[0] for weight in weights}) > 1
+    return {
+        name: (ENCODERS[name.split(".")[0]] if several else "lora_te_")
+        + name.split(".transformer.")[1].replace(".", "_")
+        for name in (weight.removesuffix(".weight") for weight in sorted(weights, key=natural))
+    }
+
+
+def natural(name: str) -> list:
+    """A key that sorts numbers in names by their value."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,389 @@
+"""The node that trains a LoRA on a few pictures."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import latent_preview
+from comfy_api.latest import io
+
+from ...kernels.lora import SCHEDULES
+from .. import host, inputs
+from ..settings import AS_SET
+from ..training import Watch
+from . import course, files, training
+from .fit import History, Learned
+from .pictures import Order
+from .settings import OPTIMISERS, PAPER, STATES, LoRASettings
+
+
+class TrainLoRA(io.ComfyNode):
+    """LoRA (arXiv:2106.09685) of U-Net and text encoders on 10 to 40 pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestTrainLoRA",
+            display_name="Train LoRA on Pictures",
+            category="palimpsest/lora",
+            description="Teaches the model and its text encoders a style or a subject from 10 to 40 captioned "
+            "pictures. The file is an ordinary LoRA for every loader; the model and clip that come out have it on.",
+            search_aliases=["lora", "train lora", "style", "dreambooth", "fine-tune", "finetune", "kohya", "subject"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="An SD 1.x, SD 2.x or SDXL model, which itself stays as it is. LoRAs on it are taken as a "
+                    "part of it. With checkpointing SD 1.5 at 512 px needs about 1 GB beside its weights.",
+                ),
+                io.Clip.Input("clip", tooltip="The checkpoint's text encoders. They learn too unless text_rate is 0."),
+                io.Vae.Input("vae", tooltip="The checkpoint's VAE, for the pictures and the sheet."),
+                io.Image.Input(
+                    "images",
+                    tooltip="What is to be learned: 10 to 40 pictures of any sizes, as a batch or as a list, such as "
+                    "from Load Image-Text Dataset from Folder. Each is scaled to about `resolution`, its proportions "
+                    "kept.",
+                ),
+                io.String.Input(
+                    "captions",
+                    multiline=True,
+                    default="",
+                    tooltip="What each picture shows, in the pictures' order: a list, a line for each, or one line for "
+                    "all. Name the content only; what is left out, such as the style, becomes a part of the LoRA.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[AS_SET, PAPER],
+                    tooltip="as set below (default): the values below. paper: the review paper's recipe in place of "
+                    "them: 5 repeats, 20 epochs, 1e-4 and 1e-5, cosine, 8-bit AdamW, a file every 2 epochs.",
+                ),
+                io.Int.Input(
+                    "epochs",
+                    default=10,
+                    min=1,
+                    max=10000,
+                    tooltip="Rounds over all pictures. Too few: the style hardly shows; too many: every picture looks "
+                    "like one of yours. Compare the files of the epochs on the sheet. 5 to 20.",
+                ),
+                io.Int.Input(
+                    "repeats",
+                    default=10,
+                    min=1,
+                    max=1000,
+                    tooltip="How often an epoch shows each picture. pictures x repeats x epochs / batch_size steps in "
+                    "all: 1500 to 3500 are usual.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Pictures in one step, of one size. 1 (default) to 4; more learns steadier, takes more "
+                    "memory, and fewer steps.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=64,
+                    tooltip="Side in pixels of a square of as many pixels as each picture gets. 0 (default): the "
+                    "model's own, 512 for SD 1.5, 1024 for SDXL. Less is faster and loses fine texture.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=16,
+                    min=1,
+                    max=512,
+                    tooltip="How much can be learned, and the size of the file: 4 for a simple subject, 16 (default), "
+                    "32 for a style; 64 and more learn your pictures by heart.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=8.0,
+                    min=0.01,
+                    max=512.0,
+                    step=0.5,
+                    tooltip="What is learned counts alpha / rank. Half the rank (default) is usual; more acts like a "
+                    "higher learning rate.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0001,
+                    min=0.0,
+                    max=0.1,
+                    step=0.00001,
+                    round=False,
+                    tooltip="Of the U-Net. 0.0001 (default); 0.00005 to 0.0005. Too high burns colours, breaks shapes.",
+                ),
+                io.Float.Input(
+                    "text_rate",
+                    default=0.00001,
+                    min=0.0,
+                    max=0.1,
+                    step=0.00001,
+                    round=False,
+                    tooltip="Of the text encoders. 0.00001 (default) ties what is learned to the captions' words and "
+                    "the trigger; 0: they do not learn, which is faster and needs less memory.",
+                ),
+                io.Combo.Input(
+                    "optimiser",
+                    options=list(OPTIMISERS),
+                    tooltip="AdamW (default), or its 8-bit form, which saves some 40 MB at rank 32 and needs the "
+                    "package bitsandbytes; without it AdamW is used and the report says so.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(SCHEDULES),
+                    tooltip="How the learning rates fall: along a cosine (default), a line, or not at all.",
+                ),
+                inputs.seed(
+                    "Sets the first weights, the noise and the order of the pictures. The same seed gives the same "
+                    "file.",
+                    control_after_generate=True,
+                ),
+                io.String.Input(
+                    "filename",
+                    default="my_lora",
+                    tooltip="Name of the file in models/loras; a number is added, and _ep02 to files on the way.",
+                ),
+                io.Int.Input(
+                    "save_every",
+                    default=2,
+                    min=0,
+                    max=10000,
+                    tooltip="Keeps a file after so many epochs, so that you can take the best one. 0: only the last.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=2,
+                    min=0,
+                    max=10000,
+                    tooltip="Draws the prompts below after so many epochs, 20 steps each, from the same noise. They "
+                    "show under the node and on the sheet. 0: never.",
+                ),
+                io.String.Input(
+                    "preview_prompts",
+                    multiline=True,
+                    default="",
+                    tooltip="What previews draw, a line for each: something that your pictures do not show tells most. "
+                    "Empty: the first caption.",
+                ),
+                io.String.Input(
+                    "trigger",
+                    default="",
+                    tooltip="A word that is put before every caption, and that calls up what was learned later: a rare "
+                    "one, such as zwx. Empty: none, which suits a style.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=True,
+                    tooltip="On (default): blocks of the U-Net run again for the gradient instead of being kept: far "
+                    "less memory, a quarter to a third more time, the same result.",
+                ),
+                io.Combo.Input(
+                    "resume",
+                    options=files.resumable(),
+                    tooltip="A training to go on with, from models/palimpsest_lora_states: with the same pictures and "
+                    "settings it ends as if it had never been stopped.",
+                ),
+                io.Boolean.Input(
+                    "flip",
+                    default=False,
+                    advanced=True,
+                    tooltip="On: half of the time a picture is seen in a mirror. Not for letters and for faces that "
+                    "should be someone's.",
+                ),
+                io.Float.Input(
+                    "min_snr_gamma",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip="Caps the weight of low noise levels. 0 (default): all levels alike, as the paper; 5 "
+                    "learns shapes faster and fine texture slower.",
+                ),
+                io.Float.Input(
+                    "noise_offset",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Lets very dark and very bright pictures be learned: 0.03 to 0.1. 0 (default): off.",
+                ),
+                io.Float.Input(
+                    "caption_dropout",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Share of steps without a caption: 0.05 to 0.1 lets a style show without its words too.",
+                ),
+                io.Int.Input(
+                    "accumulation",
+                    default=1,
+                    min=1,
+                    max=64,
+                    advanced=True,
+                    tooltip="Adds up the gradients of so many batches: as a larger batch_size, without its memory.",
+                ),
+                io.Int.Input(
+                    "cycles",
+                    default=1,
+                    min=1,
+                    max=100,
+                    advanced=True,
+                    tooltip="How often the cosine begins anew. 1 (default): never.",
+                ),
+                io.Int.Input(
+                    "warm_up",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    advanced=True,
+                    tooltip="Steps in which the learning rates rise from 0: 50 to 100 steady a high rate.",
+                ),
+                io.Float.Input(
+                    "weight_decay",
+                    default=0.01,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Draws the LoRA towards doing nothing. 0.01 (default) is AdamW's own.",
+                ),
+                io.Boolean.Input(
+                    "convolutions",
+                    default=False,
+                    advanced=True,
+                    tooltip="On: the convolutions learn too, for fine texture; the file is about twice as large.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=7.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip="Guidance (cfg) of the previews. 7.5 (default) for SD 1.5, 6 for SDXL.",
+                ),
+                io.Combo.Input(
+                    "keep_state",
+                    options=list(STATES),
+                    advanced=True,
+                    tooltip="last (default): the end, or a cancelled training, can be gone on with; its file is some "
+                    "six times the LoRA's. with every file: each of them. none.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="White where a picture is to be learned from, such as the subject: one for each picture, "
+                    "or one for all.",
+                ),
+                io.Image.Input(
+                    "class_images",
+                    optional=True,
+                    tooltip="Pictures of the kind that your subject is one of, such as cats, best drawn by this model: "
+                    "each step shows one, so that the model does not forget the others.",
+                ),
+                io.String.Input(
+                    "class_caption",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What class_images show, such as 'a cat'.",
+                ),
+                io.Float.Input(
+                    "prior_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How much class_images count. 1 (default): as much as your pictures.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA, strength 1."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoders with the LoRA, strength 1."),
+                io.Image.Output(display_name="plot", tooltip="The training loss, and the loss by noise level."),
+                io.Image.Output(display_name="sheet", tooltip="What the previews drew, by epoch."),
+                io.String.Output(display_name="report", tooltip="Steps, loss, time, files."),
+                io.String.Output(display_name="file", tooltip="The name to pick in Load LoRA."),
+            ],
+            hidden=inputs.unique_id(),
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, images, captions, filename, resume, masks=(), class_images=(), class_caption=("",),
+        **chosen,
+    ) -> io.NodeOutput:  # fmt: skip
+        (model,), (clip,), (vae,), began = model, clip, vae, time.monotonic()
+        given = training.Given(images, captions, masks or (), class_images or (), class_caption[0])
+        settings = training.resolution_of(model, LoRASettings.of({name: value[0] for name, value in chosen.items()}))
+        shown = host.ProgressText(host.node_id(cls))
+        factors, names = training.factors_for(model, clip, settings)
+        state = None if resume[0] == files.NEW else files.load_state(resume[0], settings)
+        target = files.TrainingFiles.new(filename[0], names, settings, training.family_of(model))
+        shown.update("encoding the pictures", now=True)
+        found = training.examples_of(model, vae, given, settings)
+        written: list[str] = []
+        steps = settings.epochs * Order(found, settings).steps_per_epoch
+        watch = watch_over(model, steps, shown, target, written)
+        history = training.train(model, clip, found, factors, settings, watch, state)
+        prompts = training.prompts_to_preview(found, settings)
+        report = describe(history, settings, written, time.monotonic() - began)
+        changed, read = training.with_lora(model, clip, files.content(factors, names))
+        return io.NodeOutput(
+            changed,
+            read,
+            course.plot(history),
+            course.sheet(model, vae, history, prompts),
+            report,
+            written[-1],
+            ui=host.told(cls, report),
+        )
+
+
+def watch_over(
+    model: Any, steps: int, shown: host.ProgressText, target: files.TrainingFiles, written: list[str]
+) -> Watch:
+    """Show previews and text under the node, and write files; their names are added to `written`."""
+    import comfy.utils
+
+    bar, preview = comfy.utils.ProgressBar(steps), latent_preview.prepare_callback(model, steps)
+
+    def show(step: int, drawn: Any) -> None:
+        if drawn is None:
+            bar.update_absolute(step + 1, steps)
+        else:
+            preview(step, drawn, drawn, steps)
+
+    def save(learned: Learned) -> None:
+        written.append(target.save(learned))
+        shown.update(f"{learned.step} steps saved as {written[-1]}", now=True)
+
+    return Watch(show, shown.update, save)
+
+
+def describe(history: History, settings: LoRASettings, written: list[str], seconds: float) -> str:
+    """What was trained, in one line."""
+    text = "text encoders too" if settings.text_rate > 0 else "U-Net alone"
+    parts = [
+        f"{history.kept} steps" + (f" after {history.before}" if history.before else ""),
+        f"loss {history.early():.4f} -> {history.recent():.4f}",
+        f"rank {settings.rank}, {text}, {history.optimiser}",
+        history.stopped,
+        f"{seconds:.0f} s; {', '.join(written)}",
+    ]
+    return "; ".join(filter(None, parts))
+
+
+NODES = [TrainLoRA]
+SHELVES = [files.STATES]

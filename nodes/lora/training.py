@@ -1,0 +1,187 @@
+"""Training a LoRA through the host's own model, text encoders and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import host, training
+from ..host import checkpointing, gradient
+from .fit import FitLoRA, History
+from .layers import text_layers, unet_layers
+from .pictures import Example, captions_for, examples, masks_for, split_pictures
+from .settings import TECHNIQUE, LoRASettings
+from .text import Prompts, cloned_norm_inputs
+
+NAME = "palimpsest_lora"
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Pictures to train on: IMAGEs (B, H, W, C), captions, MASKs (B, H, W), and pictures of the class beside them."""
+
+    images: Sequence[Tensor]
+    captions: Sequence[str]
+    masks: Sequence[Tensor] = ()
+    class_images: Sequence[Tensor] = ()
+    class_caption: str = ""
+
+
+def resolution_of(model: Any, settings: LoRASettings) -> LoRASettings:
+    """The settings with a resolution: for 0 the one that the model's family was trained at."""
+    if settings.resolution:
+        return settings
+    sdxl = model.model.diffusion_model.num_classes is not None
+    return replace(settings, resolution=1024 if sdxl else 512)
+
+
+def family_of(model: Any) -> str:
+    """The name of a MODEL's family in kohya's metadata."""
+    if model.model.diffusion_model.num_classes is not None:
+        return "sdxl_base_v1-0"
+    return "sd_v1" if model.model.model_config.unet_config.get("context_dim") == 768 else "sd_v2"
+
+
+def examples_of(model: Any, vae: Any, given: Given, settings: LoRASettings) -> list[Example]:
+    """Everything that is trained on, encoded. Raises ValueError where captions or masks do not fit the pictures."""
+    pictures = split_pictures(given.images)
+    captions = captions_for(len(pictures), given.captions, settings.trigger)
+    found = list(examples(model, vae, pictures, captions, masks_for(len(pictures), given.masks), settings=settings))
+    priors = split_pictures(given.class_images)
+    if priors and not given.class_caption.strip():
+        raise ValueError("class_images need class_caption: the words that describe them all, such as 'a cat'.")
+    words, none = [given.class_caption.strip()] * len(priors), [None] * len(priors)
+    found += examples(model, vae, priors, words, none, settings=settings, prior=True)
+    if not all(torch.isfinite(example.latent).all() for example in found):
+        raise ValueError(
+            "the VAE returns NaN for these pictures: look at its precision (start ComfyUI with --fp32-vae)."
+        )
+    return found
+
+
+def factors_for(model: Any, clip: Any, settings: LoRASettings) -> tuple[dict[str, training.Factors], dict]:
+    """(factors by part, kohya's names of their layers by part)."""
+    names = {"unet": unet_layers(model, settings.convolutions)}
+    networks = {"unet": model.model.diffusion_model}
+    if settings.text_rate > 0:
+        names["text"], networks["text"] = text_layers(clip), clip.cond_stage_model
+    with torch.inference_mode(False):
+        made = {
+            part: training.Factors(
+                training.weighted_layers(networks[part], layers), settings.rank, settings.seed + number, settings.alpha
+            )
+            for number, (part, layers) in enumerate(names.items())
+        }
+    return made, names
+
+
+def patched_for_training(
+    model: Any, prompts: Prompts, factors: training.Factors, settings: LoRASettings
+) -> tuple[Any, training.ReadTokens]:
+    """A clone of the MODEL with all that a gradient into the factors needs, and its reader of prompts."""
+    from comfy.patcher_extension import WrappersMP
+
+    patched, _ = gradient.prepare(model, host.AttentionLayer("input", 0, 0, 0), False)
+    reader = training.ReadTokens()
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, NAME, reader)
+    training.act_in_unet(patched, factors)
+    if settings.checkpointing:
+        checkpointing.install(patched)
+    if prompts.factors is not None:  # loaded together with the U-Net, before the first step
+        patched.set_additional_models(NAME, [prompts.clip.patcher])
+        aliases = gradient.AliasWeights(training.embedding_weights(model))  # the pooled output has a gradient too
+        patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, NAME, aliases)
+    return patched, reader
+
+
+def train(
+    model: Any,
+    clip: Any,
+    found: list[Example],
+    factors: dict[str, training.Factors],
+    settings: LoRASettings,
+    watch: training.Watch,
+    state: dict[str, Tensor] | None = None,
+) -> History:
+    """Train factors on examples; they hold the result. The model and clip stay as they were.
+
+    watch.save is given what was Learned on the way, at the end, and where the training is cancelled or fails after its
+    first step. Raises ValueError for other models, and for one that returns NaN.
+    """
+    import comfy.model_sampling as kinds
+
+    loss = training.loss_of(model, TECHNIQUE)
+    sampling = model.get_model_object("model_sampling")
+    model, previewed = host.single_device(model), prompts_to_preview(found, settings)
+    with torch.inference_mode(False):
+        prompts = Prompts.of(clip, factors.get("text"))
+        texts = dict.fromkeys([*(example.caption for example in found), *previewed, ""])
+        if prompts.factors is None:
+            prompts.remember(list(texts))
+        patched, reader = patched_for_training(model, prompts, factors["unet"], settings)
+        fitting = FitLoRA(
+            found,
+            prompts,
+            factors,
+            settings,
+            loss=loss,
+            velocity=isinstance(sampling, kinds.V_PREDICTION),
+            sigmas=sampling.sigmas.detach().float().cpu().clone(),
+            reader=reader,
+            previewed=previewed,
+            watch=watch,
+            state=state,
+        )
+
+        def rescue() -> None:
+            if fitting.history.kept > 0:
+                fitting.restore_good()
+                watch.save(fitting.learned(final=True))
+
+        largest = max((example.latent for example in found), key=lambda latent: latent.numel())
+        start = model.model.process_latent_out(largest.repeat(settings.batch_size, 1, 1, 1))
+        tokens, pooled = placeholder(model)
+        levels = torch.tensor([float(sampling.sigma_max), 0.0])
+        with training.kept_if_it_ends_early(rescue), cloned_norm_inputs(clip.cond_stage_model), told_of_memory():
+            host.sample(patched, fitting, start, sigmas=levels, positive=[[tokens, {"pooled_output": pooled}]])
+    watch.save(fitting.learned(final=True))
+    return fitting.history
+
+
+def with_lora(model: Any, clip: Any, content: dict[str, Tensor]) -> tuple[Any, Any]:
+    """The model and clip with a LoRA's content on them, as the host's own loader puts it there."""
+    import comfy.sd
+
+    return comfy.sd.load_lora_for_models(model, clip, content, 1.0, 1.0)
+
+
+def placeholder(model: Any) -> tuple[Tensor, Tensor]:
+    """A prompt of the model's width, in the place of those that each step reads."""
+    width = model.model.model_config.unet_config.get("context_dim", 768)
+    return torch.zeros(1, 77, width), torch.zeros(1, 1280)
+
+
+def prompts_to_preview(found: list[Example], settings: LoRASettings) -> list[str]:
+    """The prompts that previews draw: the ones given, or the first picture's caption."""
+    if not settings.preview_every:
+        return []
+    return [line.strip() for line in settings.preview_prompts.splitlines() if line.strip()] or [found[0].caption]
+
+
+@contextmanager
+def told_of_memory() -> Iterator[None]:
+    """Within, a GPU that runs out of memory is told in words that name the settings which need it."""
+    import comfy.model_management
+
+    try:
+        yield
+    except comfy.model_management.OOM_EXCEPTION as error:
+        raise RuntimeError(
+            f"{TECHNIQUE} needs more graphics memory than there is: switch checkpointing on, set batch_size to 1 (with "
+            "accumulation in its place), lower resolution, or set text_rate to 0."
+        ) from error
