@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..files import Shelf
-from ..training import Factors, lora_shelf
+from ..headers import Header, Tensors, shown
+from ..training import Factors, FileSet, lora_shelf
 from .fit import Learned
-from .settings import EVERY_STATE, NO_STATE, TECHNIQUE, LoRASettings
+from .settings import EVERY_STATE, LAST_STATE, NO_STATE, TECHNIQUE, LoRASettings
 
 LORAS = lora_shelf(TECHNIQUE, room="train at a lower rank")
 STATES = Shelf(
@@ -71,42 +71,59 @@ def metadata(settings: LoRASettings, learned: Learned, kind: str) -> dict[str, s
 class TrainingFiles:
     """Where one training's files lie: <name>_00001.safetensors at its end, <name>_00001_ep02.safetensors on its way."""
 
-    stem: Path
+    files: FileSet
     names: Names
     settings: LoRASettings
     kind: str
 
     @classmethod
     def new(cls, prefix: str, names: Names, settings: LoRASettings, kind: str) -> TrainingFiles:
-        """Names that are free. Raises ValueError for a prefix with no letter or digit in it."""
-        return cls(LORAS.new_path(prefix).with_suffix(""), names, settings, kind)
+        """Names that are free for all of them, in folders that were tried.
+
+        Raises ValueError for a prefix with no letter or digit in it, OSError for what cannot be written.
+        """
+        every = settings.save_every or settings.epochs
+        ends = ["", *(f"_ep{epoch:02}" for epoch in range(every, settings.epochs, every))]
+        keeps = {NO_STATE: [], LAST_STATE: [""], EVERY_STATE: ends}[settings.keep_state]
+        places = {f"state{end}": (STATES, end) for end in keeps} | {f"lora{end}": (LORAS, end) for end in ends}
+        return cls(FileSet.new(prefix, places, {"lora", *(["state"] if keeps else [])}), names, settings, kind)
+
+    def require_room(self, factors: dict[str, Factors]) -> None:
+        """Raise OSError where the disks have too little room for everything that will be written."""
+        numbers = sum(tensor.numel() for found in factors.values() for tensor in found.parameters())
+        self.files.require_room({part: numbers * (12 if part.startswith("state") else 2) for part in self.files.places})
 
     def save(self, learned: Learned) -> str:
-        """Write what was learned, and its state where that is wanted; the name of the file."""
-        path = self.stem.with_name(
-            self.stem.name + ("" if learned.final else f"_ep{learned.epoch:02}") + ".safetensors"
-        )
-        if self.settings.keep_state == EVERY_STATE or (learned.final and self.settings.keep_state != NO_STATE):
-            state = STATES.new_path(path.stem)
-            STATES.write(state, learned.state(), {"settings": json.dumps(self.settings.named())})
-        LORAS.write(path, content(learned.factors, self.names), metadata(self.settings, learned, self.kind))
-        return path.name
+        """Write what was learned, the state first where it is wanted; the name of the LoRA, as its loaders list it."""
+        end = "" if learned.final else f"_ep{learned.epoch:02}"
+        contents = {}
+        if f"state{end}" in self.files.places:
+            contents[f"state{end}"] = learned.state(), {"settings": json.dumps(self.settings.named())}
+        told = metadata(self.settings, learned, self.kind)
+        self.files.write(contents | {f"lora{end}": (content(learned.factors, self.names), told)})
+        return LORAS.name(self.files.paths[f"lora{end}"])
+
+
+FREE = {"save_every", "preview_every", "preview_prompts", "guidance", "keep_state", "checkpointing"}
 
 
 def load_state(file: str, settings: LoRASettings) -> dict[str, Tensor]:
     """The state of a training. Raises ValueError for a damaged file, and for settings that it was not made with."""
 
-    def from_file(header: dict[str, str], tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-        if not all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
-            raise ValueError("it holds NaN or infinite values.")
-        if tensors["step"].shape != ():
-            raise ValueError("its step is no number.")
-        return dict(json.loads(header["settings"])), tensors
+    def from_file(header: Header, tensors: Tensors) -> tuple[dict, dict[str, Tensor]]:
+        tensors.require("step", kinds=("I64",))
+        before, found = header.json("settings", dict), dict(tensors)
+        if not all(torch.isfinite(t).all() for t in found.values() if t.is_floating_point()):
+            raise ValueError("it holds NaN or infinite values")
+        if int(found["step"]) < 0:
+            raise ValueError(f"it has taken {int(found['step'])} steps")
+        return before, found
 
     before, state = STATES.read(STATES.path(file), from_file)
-    free = {"save_every", "preview_every", "preview_prompts", "guidance", "keep_state", "checkpointing"}
-    other = [name for name, value in settings.named().items() if name not in free and before.get(name) != value]
+    other = [name for name, value in settings.named().items() if name not in FREE and before.get(name) != value]
     if other:
-        changes = ", ".join(f"{name} {before.get(name)!r} then, {getattr(settings, name)!r} now" for name in other[:3])
+        changes = ", ".join(
+            f"{name} {shown(before.get(name))} then, {getattr(settings, name)!r} now" for name in other[:3]
+        )
         raise ValueError(f"{file} goes on only with the settings it was made with ({changes}): set them as they were.")
     return state

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
-import latent_preview
 from comfy_api.latest import io
 
 from ...kernels.lora import SCHEDULES
 from .. import host, inputs
 from ..settings import AS_SET
-from ..training import Watch
+from ..training import Watch, previews
 from . import course, files, training
 from .fit import History, Learned
 from .pictures import Order
 from .settings import OPTIMISERS, PAPER, STATES, LoRASettings
+
+NAME = "my_lora"
 
 
 class TrainLoRA(io.ComfyNode):
     """LoRA (arXiv:2106.09685) of U-Net and text encoders on 10 to 40 pictures."""
 
     @classmethod
+    @inputs.completed()
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestTrainLoRA",
@@ -145,7 +146,7 @@ class TrainLoRA(io.ComfyNode):
                 ),
                 io.String.Input(
                     "filename",
-                    default="my_lora",
+                    default=NAME,
                     tooltip="Name of the file in models/loras; a number is added, and _ep02 to files on the way.",
                 ),
                 io.Int.Input(
@@ -321,9 +322,19 @@ class TrainLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, images, captions, filename, resume, masks=(), class_images=(), class_caption=("",),
+        cls,
+        model,
+        clip,
+        vae,
+        images,
+        captions=("",),
+        filename=(NAME,),
+        resume=(files.NEW,),
+        masks=None,
+        class_images=None,
+        class_caption=("",),
         **chosen,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         (model,), (clip,), (vae,), began = model, clip, vae, time.monotonic()
         given = training.Given(images, captions, masks or (), class_images or (), class_caption[0])
         settings = training.resolution_of(model, LoRASettings.of({name: value[0] for name, value in chosen.items()}))
@@ -331,45 +342,22 @@ class TrainLoRA(io.ComfyNode):
         factors, names = training.factors_for(model, clip, settings)
         state = None if resume[0] == files.NEW else files.load_state(resume[0], settings)
         target = files.TrainingFiles.new(filename[0], names, settings, training.family_of(model))
+        target.require_room(factors)
         shown.update("encoding the pictures", now=True)
-        found = training.examples_of(model, vae, given, settings)
-        written: list[str] = []
+        found, written = training.examples_of(model, vae, given, settings), []
+
+        def save(learned: Learned) -> None:
+            written.append(target.save(learned))
+            shown.update(f"{learned.step} steps saved as {written[-1]}", now=True)
+
         steps = settings.epochs * Order(found, settings).steps_per_epoch
-        watch = watch_over(model, steps, shown, target, written)
+        watch = Watch(previews(model, steps), shown.update, save)
         history = training.train(model, clip, found, factors, settings, watch, state)
-        prompts = training.prompts_to_preview(found, settings)
         report = describe(history, settings, written, time.monotonic() - began)
         changed, read = training.with_lora(model, clip, files.content(factors, names))
-        return io.NodeOutput(
-            changed,
-            read,
-            course.plot(history),
-            course.sheet(model, vae, history, prompts),
-            report,
-            written[-1],
-            ui=host.told(cls, report),
-        )
-
-
-def watch_over(
-    model: Any, steps: int, shown: host.ProgressText, target: files.TrainingFiles, written: list[str]
-) -> Watch:
-    """Show previews and text under the node, and write files; their names are added to `written`."""
-    import comfy.utils
-
-    bar, preview = comfy.utils.ProgressBar(steps), latent_preview.prepare_callback(model, steps)
-
-    def show(step: int, drawn: Any) -> None:
-        if drawn is None:
-            bar.update_absolute(step + 1, steps)
-        else:
-            preview(step, drawn, drawn, steps)
-
-    def save(learned: Learned) -> None:
-        written.append(target.save(learned))
-        shown.update(f"{learned.step} steps saved as {written[-1]}", now=True)
-
-    return Watch(show, shown.update, save)
+        sheet = course.sheet(model, vae, history, training.prompts_to_preview(found, settings))
+        told = host.told(cls, report, saved=written)
+        return io.NodeOutput(changed, read, course.plot(history), sheet, report, written[-1], ui=told)
 
 
 def describe(history: History, settings: LoRASettings, written: list[str], seconds: float) -> str:

@@ -9,7 +9,7 @@ from .network import LearnedNetwork
 from .optimise import CLIP_NORM, WEIGHT_DECAY, adamw, clip_gradients, divide_gradients
 from .reading import ReadTokens, embedding_weights, loss_of
 from .seeds import generator, generator_at
-from .watch import Watch, kept_if_it_ends_early, nothing
+from .watch import Watch, kept_if_it_ends_early, nothing, previews
 
 __all__ = [
     "CLIP_NORM",
@@ -37,6 +37,7 @@ __all__ = [
     "loss_of",
     "nan_error",
     "nothing",
+    "previews",
     "unet_file",
     "weighted_layers",
 ]

@@ -37,3 +37,20 @@ def kept_if_it_ends_early(keep: Callable[[], None]) -> Iterator[None]:
     except BaseException:
         keep()
         raise
+
+
+def previews(model: Any, steps: int) -> Callable[[int, Tensor | None], None]:
+    """show(step, latent or None) of a Watch: the progress bar of the node that runs, with what is drawn."""
+    import comfy.utils
+    import latent_preview
+
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    progress = comfy.utils.ProgressBar(steps)
+
+    def show(step: int, latent: Tensor | None) -> None:
+        seen = None
+        if latent is not None and previewer is not None:
+            seen = previewer.decode_latent_to_preview_image("JPEG", latent)
+        progress.update_absolute(step + 1, steps, seen)
+
+    return show

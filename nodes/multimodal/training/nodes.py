@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 
-import latent_preview
 from comfy_api.latest import io
 
 from ... import host, inputs, saving, sockets
-from ...training import Watch
+from ...training import Watch, previews
 from ..dataset import STAGES, read_dataset
 from ..dataset import files as dataset_files
 from . import files, plot
@@ -310,22 +309,6 @@ class TrainMultimodal(io.ComfyNode):
         report = f"{describe(trained)}; {seconds:.0f} s; written: {', '.join(written)}"
         shown = host.told(cls, report, saved=written)
         return io.NodeOutput(trained.encoder, changed, trained.samples, plot.draw(trained.history), report, ui=shown)
-
-
-def previews(model, steps: int):
-    """show(step, latent or None): the progress bar of the node that runs, with what is drawn."""
-    import comfy.utils
-
-    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-    progress = comfy.utils.ProgressBar(steps)
-
-    def show(step, latent) -> None:
-        seen = None
-        if latent is not None and previewer is not None:
-            seen = previewer.decode_latent_to_preview_image("JPEG", latent)
-        progress.update_absolute(step + 1, steps, seen)
-
-    return show
 
 
 SHELVES = [files.STATES]
