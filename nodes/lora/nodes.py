@@ -352,7 +352,7 @@ class TrainLoRA(io.ComfyNode):
 
         steps = settings.epochs * Order(found, settings).steps_per_epoch
         watch = Watch(previews(model, steps), shown.update, save)
-        history = training.train(model, clip, found, factors, settings, watch, state)
+        history = training.train(model, clip, found, factors, settings=settings, watch=watch, state=state)
         report = describe(history, settings, written, time.monotonic() - began)
         changed, read = training.with_lora(model, clip, files.content(factors, names))
         sheet = course.sheet(model, vae, history, training.prompts_to_preview(found, settings))

@@ -104,6 +104,7 @@ def train(
     clip: Any,
     found: list[Example],
     factors: dict[str, training.Factors],
+    *,
     settings: LoRASettings,
     watch: training.Watch,
     state: dict[str, Tensor] | None = None,
