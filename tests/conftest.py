@@ -12,7 +12,6 @@ The pack is loaded by path as `palimpsest`, as the host loads packs, and its roo
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -156,10 +155,7 @@ def client(server):
     return ApiClient(server.url)
 
 
-# A file of the pocket's that the host does not like yet, and what it says of it; only where its workflows run.
-KNOWN_ERRORS = {"palimpsest_pocket_unet.safetensors": re.compile(r"^ERROR lora ")}
 _LOG_READ: dict[Path, int] = {}  # how far each log was looked at
-LOADS_IT = re.compile(r"Multimodal|multimodal|test_pocket")
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +169,6 @@ def _host_logs_no_error(request: pytest.FixtureRequest):
         file.seek(_LOG_READ.get(log, 0))
         lines = file.read().decode("utf-8", "replace").splitlines()
         _LOG_READ[log] = file.tell()
-    forgiven = KNOWN_ERRORS.values() if LOADS_IT.search(request.node.nodeid) else ()
-    errors = [line for line in lines if "ERROR" in line and not any(known.search(line) for known in forgiven)]
+    errors = [line for line in lines if "ERROR" in line]
     if errors and not request.node.get_closest_marker("expects_error"):
         pytest.fail("the host's log holds\n" + "\n".join(errors[:20]), pytrace=False)

@@ -21,7 +21,7 @@ from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.encoder import Connector
 from palimpsest.nodes.multimodal.interleaved import Picture, Prompt, cut_out
 from palimpsest.nodes.multimodal.vlm import Hidden, Span, VisionLanguage
-from pocket import judge, text_encoder, world
+from pocket import checkpoint, judge, text_encoder, world
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -158,7 +158,10 @@ LORA = "loras/palimpsest_pocket_unet.safetensors"
 
 
 def write_trained(folder: Path, seeing: dict[str, Tensor], connector: Connector, lora: dict[str, Tensor]) -> None:
-    """Vision-language model (its trained weights by name), connector and LoRA, in float16, each in its own folder."""
+    """Vision-language model (its trained weights by name), connector and LoRA, in float16, each in its own folder.
+
+    The LoRA of the narrow U-Net, which is trained, is written for the checkpoint, which is twice as wide.
+    """
     weights = write_vlm(folder / VLM) / "model.safetensors"
     state = load_file(weights) | {f"model.{name}": tensor.contiguous() for name, tensor in seeing.items()}
     save_file({name: tensor.half() for name, tensor in state.items()}, weights, {"format": "pt"})
@@ -169,7 +172,8 @@ def write_trained(folder: Path, seeing: dict[str, Tensor], connector: Connector,
         path.parent.mkdir(parents=True, exist_ok=True)
     content = multimodal_files.content(connector, torch.float16)
     multimodal_files.SHELF.write(folder / CONNECTOR, *content, over=True)
-    save_file({name: tensor.half().contiguous() for name, tensor in lora.items()}, folder / LORA)
+    wide = checkpoint.widen_lora(lora)
+    save_file({name: tensor.half().contiguous() for name, tensor in wide.items()}, folder / LORA)
 
 
 # ---- drawn scenes ---------------------------------------------------------------------------------------------------

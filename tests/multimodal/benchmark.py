@@ -369,10 +369,12 @@ def main() -> None:
     parser.add_argument("--methods", choices=METHODS, nargs="+", help="some of the rows")
     options, output = pocket_host.parse(parser, threads=1)
     work = Path(options.trained or options.work or output / "multimodal_training")
-    model, clip, vae = pocket_host.load_pocket()
-    trained = {} if options.trained else train(options, work, model, vae)
+    trained = {}
+    if not options.trained:
+        model, _, vae = pocket_host.load_pocket()
+        trained = train(options, work, model, vae)
     with torch.inference_mode():
-        pocket = load(work, model, clip, vae)
+        pocket = load(work, *pocket_host.load_pocket(narrow=False))  # as users load it
         asked = questions(options.first, options.count)
         rows, shown = measure(pocket, options, asked)
     text = table(COLUMNS, rows, lambda column: 0 if column == "tokens" else 2)

@@ -51,7 +51,7 @@ def at(picture: torch.Tensor, tokens: int) -> Image.Image:
 def animals() -> Image.Image:
     """Held-out animals in another pose, at another side and place than in their pictures, by the pocket encoder."""
     with torch.inference_mode():
-        pocket = bench.load(ROOT / "tests" / "pocket" / "models", *pocket_host.load_pocket())
+        pocket = bench.load(ROOT / "tests" / "pocket" / "models", *pocket_host.load_pocket(narrow=False))
         asked = bench.questions(bench.FIRST, max(ANIMALS) + 1)
         cells = []
         for question in (asked[i] for i in ANIMALS):

@@ -65,6 +65,22 @@ def widen(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return wide
 
 
+def widen_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A LoRA of the narrow U-Net's attention as one of `widen`'s: its up down is what `widen` makes of the narrow one.
+
+    Rows of up are repeated as rows of a weight are, columns of down as its columns; alpha and rank stay.
+    """
+    wide = {}
+    for name, value in state.items():
+        layer = name.replace("attn2_to_", "attn2.to_")
+        if name.endswith("lora_up.weight"):
+            value = value.repeat_interleave(2, 0) / (2**0.5 if "to_q." in name else 1)
+        elif name.endswith("lora_down.weight") and not _reads_fixed_input(layer):
+            value = value.repeat_interleave(2, 1) / 2
+        wide[name] = value.contiguous()
+    return wide
+
+
 def _reads_fixed_input(name: str) -> bool:
     """Whether a layer's input is not a feature: the latent, the text, or the sinusoidal time embedding."""
     return name.startswith(("input_blocks.0.0.", "time_embed.0.")) or "attn2.to_k." in name or "attn2.to_v." in name

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from pocket import checkpoint, text_encoder
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,29 @@ def test_widened_layers_compute_the_same():
     assert wide["norm.weight"].shape == (2 * c,)
     expected = run(narrow)
     assert torch.allclose(run(wide), expected, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("layer", ["attn1_to_q", "attn1_to_out_0", "attn2_to_q", "attn2_to_k", "attn2_to_v"])
+def test_a_widened_lora_changes_the_widened_weight_as_the_narrow_one_the_narrow(layer):
+    torch.manual_seed(0)
+    name = f"lora_unet_input_blocks_1_1_transformer_blocks_0_{layer}"
+    up, down = torch.randn(8, 3), torch.randn(3, 6)
+    wide = checkpoint.widen_lora({f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down})
+    weight = layer.replace("_to_", ".to_").replace("out_0", "out.0") + ".weight"
+    wanted = checkpoint.widen({weight: up @ down})[weight]
+    torch.testing.assert_close(wide[f"{name}.lora_up.weight"] @ wide[f"{name}.lora_down.weight"], wanted)
+
+
+def test_the_shipped_lora_fits_the_checkpoint(shipped):
+    wide = checkpoint.widen(shipped[0])
+    shapes = {"lora_unet_" + name.replace(".", "_").removesuffix("_weight"): t.shape for name, t in wide.items()}
+    folder = Path(checkpoint.__file__).parent / "models" / "loras"
+    for name, tensor in load_file(folder / "palimpsest_pocket_unet.safetensors").items():
+        layer, _, kind = name.partition(".")
+        if kind.startswith("lora_up"):
+            assert len(tensor) == shapes[layer][0], name
+        elif kind.startswith("lora_down"):
+            assert tensor.shape[1] == shapes[layer][1], name
 
 
 def test_widened_shapes_are_those_of_sd15(shipped):
