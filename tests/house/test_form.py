@@ -189,3 +189,8 @@ def length_of(function) -> int:
 
 def test_half_of_the_functions_are_short():
     assert statistics.median(length_of(each) for path in CODE for each in functions(path)) <= MEDIAN_FUNCTION
+
+
+def test_the_readme_is_read_in_minutes():
+    words = re.findall(r"[^\s|]*\w[^\s|]*", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(words) <= 900, f"{len(words)} words"
