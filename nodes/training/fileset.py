@@ -78,13 +78,13 @@ class FileSet:
 
         Raises OSError at the end that names what was kept, and why the rest was not.
         """
-        written, failed = [], []
+        first, written, failed = not self.own, [], []
         for part, (tensors, header) in contents.items():
             shelf, _ = self.places[part]
             try:
                 shelf.write(self.paths[part], tensors, header, over=part in self.own)
             except FileExistsError:  # another ComfyUI took this number meanwhile
-                if not self.own or set(self.own) == set(written):
+                if first:
                     self.give_up(written)
                     return self.write(contents)
                 failed.append(f"{self.listed([part])[0]} is there already")

@@ -69,6 +69,17 @@ def test_a_number_that_another_process_took_meanwhile_is_left_to_it(models, take
     assert sum("mine_00001" in name for name in names(models)) == 1
 
 
+def test_a_later_part_whose_name_was_taken_costs_no_earlier_one(models):
+    made, parts = FileSet.new("mine", PLACES), contents()
+    made.write({part: each for part, each in parts.items() if part != "lora"})
+    made.paths["lora"].write_bytes(b"ANOTHER'S")
+    with pytest.raises(
+        OSError, match=r"mine_00001_unet.safetensors is there already. Kept: models/palimpsest_states/mine"
+    ):
+        made.write(parts)
+    assert made.paths["lora"].read_bytes() == b"ANOTHER'S" and len(names(models)) == 3
+
+
 def test_it_is_tried_before_whether_every_one_can_be_written(models):
     (models / "palimpsest_states").touch()
     with pytest.raises(OSError, match=r"mine_00001.safetensors cannot be written \(Not a directory\)"):
