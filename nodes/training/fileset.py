@@ -58,10 +58,10 @@ class FileSet:
             found.append(f"models/{shelf.folder}/{shelf.name(self.paths[part])}")
         return found
 
-    def require_room(self, sizes: dict[str, int]) -> None:
-        """Raise OSError where a disk has too little room for parts of these bytes, the largest of them twice.
+    def require_room(self, sizes: dict[str, int], *, again: bool = False) -> None:
+        """Raise OSError where a disk has too little room for parts of these bytes.
 
-        Twice, because what is written anew takes the place of the earlier file when it is whole.
+        again: they will be written anew; the largest counts twice, for it takes the earlier one's place when whole.
         """
         disks: dict[int, dict[str, int]] = {}
         for part in sizes:
@@ -71,7 +71,8 @@ class FileSet:
             largest = max(found, key=lambda part: found[part])
             shelf, _ = self.places[largest]
             files = {self.paths[part]: size for part, size in found.items()}
-            shelf.require_room({self.paths[largest]: 0} | files | {self.paths[largest]: 2 * found[largest]})
+            size = found[largest] * (2 if again else 1)
+            shelf.require_room({self.paths[largest]: size} | files | {self.paths[largest]: size})
 
     def write(self, contents: dict[str, Content]) -> list[str]:
         """Write the parts, whatever becomes of the others; returns what was written, as people find it.
