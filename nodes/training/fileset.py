@@ -58,10 +58,10 @@ class FileSet:
             found.append(f"models/{shelf.folder}/{shelf.name(self.paths[part])}")
         return found
 
-    def require_room(self, sizes: dict[str, int]) -> None:
-        """Raise OSError where a disk has too little room for parts of these bytes, the largest of them twice.
+    def require_room(self, sizes: dict[str, int], *, again: bool = False) -> None:
+        """Raise OSError where a disk has too little room for parts of these bytes.
 
-        Twice, because what is written anew takes the place of the earlier file when it is whole.
+        again: they will be written anew; the largest counts twice, for it takes the earlier one's place when whole.
         """
         disks: dict[int, dict[str, int]] = {}
         for part in sizes:
@@ -71,20 +71,21 @@ class FileSet:
             largest = max(found, key=lambda part: found[part])
             shelf, _ = self.places[largest]
             files = {self.paths[part]: size for part, size in found.items()}
-            shelf.require_room({self.paths[largest]: 0} | files | {self.paths[largest]: 2 * found[largest]})
+            size = found[largest] * (2 if again else 1)
+            shelf.require_room({self.paths[largest]: size} | files | {self.paths[largest]: size})
 
     def write(self, contents: dict[str, Content]) -> list[str]:
         """Write the parts, whatever becomes of the others; returns what was written, as people find it.
 
         Raises OSError at the end that names what was kept, and why the rest was not.
         """
-        written, failed = [], []
+        first, written, failed = not self.own, [], []
         for part, (tensors, header) in contents.items():
             shelf, _ = self.places[part]
             try:
                 shelf.write(self.paths[part], tensors, header, over=part in self.own)
             except FileExistsError:  # another ComfyUI took this number meanwhile
-                if not self.own or set(self.own) == set(written):
+                if first:
                     self.give_up(written)
                     return self.write(contents)
                 failed.append(f"{self.listed([part])[0]} is there already")

@@ -591,7 +591,7 @@ def test_no_step_is_taken_for_what_cannot_be_written(vlms, dataset, folder, monk
 
 def test_the_room_that_is_asked_for_is_that_of_the_files(vlms, dataset, folder, monkeypatch):
     asked = {}
-    monkeypatch.setattr(training_files.TrainingFiles, "require_room", lambda self, sizes: asked.update(sizes))
+    monkeypatch.setattr(training_files.TrainingFiles, "require_room", lambda self, sizes, again: asked.update(sizes))
     train(vlms(), dataset, train_unet=True, train_language=True, keep_state=True)
     places = {"connector": "palimpsest_connectors/connector_00001", "state": "palimpsest_trainings/connector_00001"}
     places |= {part: f"loras/connector_00001_{part}" for part in ("unet", "language")}

@@ -69,6 +69,15 @@ def test_a_number_that_another_process_took_meanwhile_is_left_to_it(models, take
     assert sum("mine_00001" in name for name in names(models)) == 1
 
 
+def test_a_later_part_whose_name_was_taken_costs_no_earlier_one(models):
+    made, parts = FileSet.new("mine", PLACES), contents()
+    made.write({part: each for part, each in parts.items() if part != "lora"})
+    made.paths["lora"].write_bytes(b"ANOTHER'S")
+    with pytest.raises(OSError, match=r"mine_00001_unet.safetensors is there already. Kept: models/palimpsest_st"):
+        made.write(parts)
+    assert made.paths["lora"].read_bytes() == b"ANOTHER'S" and len(names(models)) == 3
+
+
 def test_it_is_tried_before_whether_every_one_can_be_written(models):
     (models / "palimpsest_states").touch()
     with pytest.raises(OSError, match=r"mine_00001.safetensors cannot be written \(Not a directory\)"):
@@ -100,11 +109,12 @@ def test_one_that_fails_takes_no_other_with_it_and_is_told_with_what_was_kept(mo
     assert len(names(models)) == 3 and all("mine_00001" in name for name in names(models))
 
 
-def test_too_little_room_is_told_before_and_the_largest_counts_twice(models, monkeypatch):
+def test_too_little_room_is_told_before_and_the_largest_counts_twice_where_it_is_written_again(models, monkeypatch):
     usage, made = files.shutil.disk_usage("."), FileSet.new("mine", PLACES)
     sizes = {"state": 30_000_000, "thing": 10_000_000}
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage._replace(free=72_000_000))
-    made.require_room(sizes)
+    made.require_room(sizes, again=True)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage._replace(free=69_000_000))
+    made.require_room(sizes)
     with pytest.raises(OSError, match=r"needs 70 MB, the disk has 69 MB free: make room, or train less"):
-        made.require_room(sizes)
+        made.require_room(sizes, again=True)

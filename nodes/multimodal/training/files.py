@@ -83,9 +83,13 @@ class TrainingFiles:
         """Where the connector lies, or will."""
         return self.files.paths["connector"]
 
-    def require_room(self, sizes: dict[str, int]) -> None:
-        """Raise OSError where the disk has too little room for parts of these bytes; those not kept do not count."""
-        self.files.require_room({part: size for part, size in sizes.items() if part in self.files.places})
+    def require_room(self, sizes: dict[str, int], *, again: bool = True) -> None:
+        """Raise OSError where the disk has too little room for parts of these bytes; those not kept do not count.
+
+        again: they will be written more than once.
+        """
+        kept = {part: size for part, size in sizes.items() if part in self.files.places}
+        self.files.require_room(kept, again=again)
 
     def save(self, snapshot: Snapshot) -> list[str]:
         """Write, or write anew, everything that was learned: the state first, from which all else can be made again.

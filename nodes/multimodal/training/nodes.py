@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from comfy_api.latest import io
 
@@ -301,7 +302,8 @@ class TrainMultimodal(io.ComfyNode):
             written[:] = kept.save(snapshot)
             shown.update(f"{snapshot.info['steps']} steps saved as {kept.connector.name}", now=True)
 
-        watch = Watch(previews(model, settings.steps), shown.update, save, kept.require_room)
+        room = partial(kept.require_room, again=0 < settings.save_every < settings.steps)
+        watch = Watch(previews(model, settings.steps), shown.update, save, room)
         trained = train(model, vae, multimodal_encoder, dataset, settings, clip=clip, state=state, watch=watch)
         lora = trained.snapshot.unet_lora
         changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model
