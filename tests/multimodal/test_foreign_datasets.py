@@ -466,7 +466,7 @@ def test_pictures_of_one_three_and_four_channels_are_built(channels):
     [
         (torch.rand(1, 8, 8, 2), r"images has the form \(1, 8, 8, 2\): connect pictures"),
         (torch.rand(8, 8, 3), r"images has the form \(8, 8, 3\)"),
-        (torch.rand(0, 8, 8, 3), "images has the form"),
+        (torch.rand(0, 8, 8, 3), "images is empty or holds NaN"),
         (torch.rand(1, 4, 9, 3), "picture 1 of images has 9 x 4 pixels, from 8 x 8"),
         (torch.rand(1, 1, 1, 3).expand(1, 8192, 4097, 3), "picture 1 of images has 4097 x 8192 pixels"),
     ],
