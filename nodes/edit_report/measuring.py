@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels import edit_metrics as metrics
-from ..pictures import rgb
+from ..colours import rgb
 from .embedding import Embedder
 
 

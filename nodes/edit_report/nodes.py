@@ -7,7 +7,7 @@ import math
 from comfy_api.latest import io, ui
 
 from .. import host, inputs
-from ..pictures import rgb
+from ..colours import rgb
 from . import drawing, measuring, reporting
 from .embedding import Embedder
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pictures import rgb
+from ..colours import rgb
 from ..quoting import quoted
 
 # brackets, colons and commas also full-width, as people write them who write Chinese or Japanese

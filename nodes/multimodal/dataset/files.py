@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ... import files as storage
+from ...quoting import quoted
 
 DATASETS = "palimpsest_datasets"  # in the host's output folder, and in its input folder
 DETECTORS = storage.ModelFolders(
@@ -39,8 +40,8 @@ def dataset_path(name: str) -> Path:
     if name not in known:
         have = ", ".join(sorted(known)) or "nothing"
         raise ValueError(
-            f"there is no dataset {name!r} in output/{DATASETS} or input/{DATASETS}, only {have}: connect dataset, or "
-            "make one with Build Multimodal Dataset and refresh."
+            f"there is no dataset {quoted(name)} in output/{DATASETS} or input/{DATASETS}, only {have}: connect "
+            "dataset, or make one with Build Multimodal Dataset and refresh."
         )
     return known[name]
 

@@ -16,6 +16,6 @@ def rgb(image: Tensor, what: str) -> Tensor:
         form = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f"{what} has the form {form}: connect pictures of 1 (grey), 3 (RGB) or 4 (RGBA) channels.")
     colours = image[..., :3]
-    if image.numel() == 0 or not torch.isfinite(colours).all():
+    if image.numel() == 0 or not all(torch.isfinite(row).all() for row in colours):
         raise ValueError(f"{what} is empty or holds NaN: connect a picture that decoded well.")
     return colours.expand(*image.shape[:3], 3)
