@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from palimpsest.nodes import foreign
+from palimpsest.nodes.host.cancelling import CancellableFile
 from palimpsest.nodes.multimodal import dataset as datasets
 from palimpsest.nodes.multimodal.dataset import STAGES, Recipe, lists, text
 from palimpsest.nodes.multimodal.dataset.dataset import RANGES
@@ -155,6 +157,20 @@ def test_a_folder_without_its_files_is_told(folder):
     os.mkfifo(folder / "dataset.jsonl")
     with pytest.raises(ValueError, match="is a pipe or a device"):
         datasets.read_dataset(folder)
+
+
+def test_a_disk_that_fails_is_not_told_as_a_damaged_file(folder, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    dataset = datasets.read_dataset(folder)
+    monkeypatch.setattr(CancellableFile, "read", fail)
+    with pytest.raises(ValueError, match=r"'set/a.png' cannot be read \(Input/output error\): let ComfyUI read it"):
+        dataset.picture(0)
+    monkeypatch.setattr("builtins.open", fail)
+    for file in (lambda: foreign.object_of(folder / "dataset.json", ""), lambda: [*foreign.lines_of(folder / "a.png")]):
+        with pytest.raises(ValueError, match=r"cannot be read \(Input/output error\)"):
+            file()
 
 
 # ---- the recipe
