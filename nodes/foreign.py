@@ -45,6 +45,12 @@ def regular_file(path: Path) -> Path:
     return found
 
 
+def unreadable(path: Path, error: OSError) -> ValueError:
+    """What to raise where the disk or its rights keep a file from being read."""
+    name = quoted(f"{path.parent.name}/{path.name}")
+    return ValueError(f"{name} cannot be read ({error.strerror}): let ComfyUI read it, or put it on a sound disk.")
+
+
 def file_within(folder: Path, name: str) -> Path:
     """Where a regular file of a folder lies, with links followed, in the folder itself.
 
@@ -96,12 +102,17 @@ def lines_of(path: Path) -> Iterator[str]:
     """The lines of a regular file, one at a time, as long as the run is not cancelled; encodings as in text_of.
 
     Lines end where editors end them: U+2028 and its like are letters of a text. Of a line no more than MOST_LINE
-    letters are read at once, and one more, by which json_line knows it.
+    letters are read at once, and one more, by which json_line knows it. Raises ValueError as regular_file, and where
+    the disk or its rights keep it from being read.
     """
-    with open(regular_file(path), "rb") as raw, io.TextIOWrapper(raw, **decoding_of(raw.peek(4))) as file:
-        while line := file.readline(MOST_LINE + 1):
-            stop_if_cancelled()
-            yield line
+    where = regular_file(path)
+    try:
+        with open(where, "rb") as raw, io.TextIOWrapper(raw, **decoding_of(raw.peek(4))) as file:
+            while line := file.readline(MOST_LINE + 1):
+                stop_if_cancelled()
+                yield line
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 # ------------------------------------------------------------------------------------------------------------ the JSON
@@ -152,7 +163,7 @@ def object_of(path: Path, way_out: str) -> dict[str, Any]:
     try:
         found = json_of(text_of(where))
     except OSError as error:
-        raise ValueError(f"{name} cannot be read ({error.strerror}): let ComfyUI read it.") from error
+        raise unreadable(path, error) from error
     except ValueError as error:
         raise ValueError(f"{name} is damaged ({str(error).rstrip('.')}): {way_out}.") from error
     if not isinstance(found, dict):

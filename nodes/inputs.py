@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -104,6 +105,20 @@ def prompt_note(trajectory: host.Trajectory, positive: list) -> str:
 def unique_id() -> list[io.Hidden]:
     """The hidden input by which a node shows text under itself."""
     return [io.Hidden.unique_id]
+
+
+def grown(chosen: dict[str, Any], growing: str, prefix: str, given: dict[str, Any] | None) -> dict[str, Any]:
+    """What is connected to a growing input, by name; those of plain names (image1) are taken out of `chosen`.
+
+    The editor names them images.image1, which the host gives as a dict; programs that write graphs say image1 as well.
+    Raises ValueError for one that comes under both names.
+    """
+    found = dict(given or {})
+    for name in [name for name in chosen if re.fullmatch(rf"{prefix}\d+", name)]:
+        if found.get(name) is not None:
+            raise ValueError(f"{name} and {growing}.{name} are both connected and are one input: disconnect one.")
+        found[name] = chosen.pop(name)
+    return found
 
 
 def source_features(tooltip: str) -> io.Combo.Input:

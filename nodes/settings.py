@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
+from .quoting import quoted
+
 AS_SET = "as set below"
 
 Chosen = TypeVar("Chosen", bound="Settings")
@@ -22,9 +24,12 @@ class Settings:
 
     @classmethod
     def of(cls: type[Chosen], chosen: Mapping[str, Any]) -> Chosen:
-        """The settings a node was given, by input id. Raises TypeError for an id that is no field."""
-        given = dict(chosen)
+        """The settings a node was given, by input id. Raises TypeError, in a sentence, for an id that is no field."""
+        given, known = dict(chosen), [field.name for field in fields(cls)]
         preset = cls.PRESETS.get(given.pop("preset", AS_SET), {})
+        odd = sorted(given.keys() - set(known))
+        if odd:
+            raise TypeError(f"this node has no input {quoted(odd[0])}, it has {', '.join(known)}: take it out.")
         return cls(**given | preset)
 
     def named(self) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels import edit_metrics as metrics
+from ..colours import rgb
 from .embedding import Embedder
 
 
@@ -105,13 +105,12 @@ def understood(edit: Edit, embedder: Embedder) -> Numbers:
 def matched(image: Tensor, pictures: int, size: tuple[int, int], what: str) -> tuple[Tensor, bool]:
     """An IMAGE as (pictures, *size, 3) in 0..1, and whether it was resized.
 
-    Raises ValueError for another batch or NaN.
+    Raises ValueError for another batch, and as `rgb`.
     """
-    if image.numel() == 0 or not torch.isfinite(image).all():
-        raise ValueError(f"{what} is empty or holds NaN: connect a picture that decoded well.")
+    image = rgb(image, what)
     if len(image) not in (1, pictures):
         raise ValueError(f"{what} has {len(image)} pictures, edited has {pictures}: give one for all, or one for each.")
-    image = image[..., :3].float().clamp(0, 1)
+    image = image.float().clamp(0, 1)
     resized = tuple(image.shape[1:3]) != size
     if resized:
         image = F.interpolate(image.movedim(-1, 1), size=size, mode="bicubic", antialias=True).movedim(1, -1)

@@ -7,6 +7,7 @@ import math
 from comfy_api.latest import io, ui
 
 from .. import host, inputs
+from ..colours import rgb
 from . import drawing, measuring, reporting
 from .embedding import Embedder
 
@@ -110,7 +111,8 @@ class EditReport(io.ComfyNode):
             raise ValueError("clip compares the prompt with what clip_vision sees: connect clip_vision, too.")
         if chosen.get("is_clip") and len(edited) < 2:
             raise ValueError("is_clip is on, but edited is a single picture: connect all frames as one batch.")
-        pictures, size = len(edited), tuple(source.shape[1:3])
+        source, pictures = rgb(source, "source"), len(edited)
+        size = tuple(source.shape[1:3])
         edited, resized = measuring.matched(edited, pictures, size, "edited")
         edit = measuring.Edit(
             source=measuring.matched(source, pictures, size, "source")[0],

@@ -143,7 +143,8 @@ class KeepOutside(io.ComfyNode):
     @classmethod
     def execute(cls, source, edited, mask, more_masks=None, **chosen) -> io.NodeOutput:
         """One picture after the other, so that a long batch needs memory for one."""
-        masks = [mask, *(more for more in (more_masks or {}).values() if more is not None)]
+        more_masks = inputs.grown(chosen, "more_masks", "mask_", more_masks)
+        masks = [mask, *(more for more in more_masks.values() if more is not None)]
         settings = compositing.KeepOutsideSettings.of(chosen)
         count = compositing.picture_count(source, edited, masks)
         images = source.new_empty(count, *source.shape[1:])

@@ -10,15 +10,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..colours import rgb
+from ..quoting import quoted
+
+# brackets, colons and commas also full-width, as people write them who write Chinese or Japanese
+OPENING, CLOSING, COLON, COMMA = r"<{\uff1c\uff5b", r">}\uff1e\uff5d", r":\uff1a", r",\uff0c"
+NAMED = r"(?:image|picture)[ _]?(?P<number>\d+)"
 # <image1>, {image1}, <image 1:0.8>, <image1: 0.8, tokens=1296>; Picture 1, as the host's editing nodes say it
 PLACEHOLDER = re.compile(
-    r"(?:<|\{)\s*(?:image|picture)[ _]?(?P<number>\d+)\s*(?::\s*(?P<weight>[^,<>{}]*))?"
-    r"(?:,\s*tokens\s*=\s*(?P<tokens>[^,<>{}]*))?(?:>|\})",
+    rf"[{OPENING}]\s*{NAMED}\s*(?P<rest>[{COLON}{COMMA}][^{OPENING}{CLOSING}]*)?[{CLOSING}]", re.IGNORECASE
+)
+REST = re.compile(
+    rf"(?:[{COLON}]\s*(?P<weight>[^{COMMA}]+?)\s*)?(?:[{COMMA}]\s*tokens\s*[=\uff1d]\s*(?P<tokens>\d+)\s*)?",
     re.IGNORECASE,
 )
-SPOKEN = re.compile(r"\b(?:image|picture)[ _]?(?P<number>\d+)\b", re.IGNORECASE)
-UNNUMBERED = re.compile(r"(?:<|\{)\s*(?:image|picture)\b[^<>{}]*(?:>|\})", re.IGNORECASE)
+SPOKEN = re.compile(rf"(?<![A-Za-z0-9_]){NAMED}(?![A-Za-z0-9_])", re.IGNORECASE)
+# what was meant as a placeholder and is none: no number, one bracket alone, another sign
+ODD = re.compile(
+    rf"[{OPENING}]\s*(?:image|picture)(?![A-Za-z])[^{OPENING}{CLOSING}]{{0,40}}[{CLOSING}]?"
+    rf"|(?<![A-Za-z])(?:image|picture)[ _]?\d+[^{OPENING}{CLOSING}\s]{{0,20}}[{CLOSING}]",
+    re.IGNORECASE,
+)
+# a weight behind a picture, not in its brackets: (image1:0.7), <image1>:0.7
+OUTSIDE = re.compile(rf"\s*[{COLON}]\s*(?:[-+]?\d*[.\uff0e{COMMA}]\d+|[-+]?\d+\s*[)\uff09])")
 WEIGHTS = (-4.0, 4.0)
+MOST_PICTURES = 10  # in a prompt
+HOW = "write <image1> for the first picture, <image1:0.8> to weaken it, or <image1, tokens=1296> to show more of it"
 
 
 @dataclass(frozen=True)
@@ -50,38 +67,51 @@ def parse(text: str) -> tuple[str | Placeholder, ...]:
     nodes number them.
     """
     pattern = PLACEHOLDER if PLACEHOLDER.search(text) else SPOKEN
+    if pattern is SPOKEN:
+        refuse_odd(text)
     parts: list[str | Placeholder] = []
     end = 0
     for found in pattern.finditer(text):
+        outside = OUTSIDE.match(text, found.end())
+        if outside:
+            raise ValueError(
+                f"the weight in {quoted(text[found.start() : outside.end()])} stands outside of the brackets: write it "
+                "inside, with a point, as in <image1:0.8>."
+            )
         parts += [text[end : found.start()], read_placeholder(found)]
         end = found.end()
     parts = [part for part in (*parts, text[end:]) if part != ""]
     for part in parts:
-        odd = UNNUMBERED.search(part) if isinstance(part, str) else None
-        if odd:
-            raise ValueError(
-                f"{odd.group()!r} names no picture: write <image1> for the first picture, <image1:0.8> to weaken it, "
-                "or <image1, tokens=1296> to show more of it."
-            )
+        if isinstance(part, str):
+            refuse_odd(part)
     return tuple(parts)
 
 
+def refuse_odd(text: str) -> None:
+    """Raise ValueError where words of a text were meant as a placeholder: they would be read as words in silence."""
+    odd = ODD.search(text)
+    if odd:
+        raise ValueError(f"{quoted(odd.group())} names no picture: {HOW}.")
+
+
 def read_placeholder(found: re.Match) -> Placeholder:
-    """What one placeholder says. Raises ValueError for a weight or number of tokens that is none."""
-    said = found.groupdict()
-    weight, tokens = said.get("weight"), said.get("tokens")
+    """What one placeholder says. Raises ValueError for a weight, a number of tokens or of a picture that is none."""
+    rest = REST.fullmatch(found.groupdict().get("rest") or "")
     try:
-        read = Placeholder(int(said["number"]), float(weight or 1.0), int(tokens) if tokens else None)
-    except ValueError as error:
+        weight, tokens = rest["weight"], rest["tokens"]
+        read = Placeholder(int(found["number"]), float(weight or 1.0), int(tokens) if tokens else None)
+    except (TypeError, ValueError) as error:  # TypeError: more stands there than a weight and tokens
         raise ValueError(
-            f"{found.group()!r} cannot be read: write a weight as in <image1:0.8> and tokens as in "
-            "<image1:0.8, tokens=576>."
+            f"{quoted(found.group())} cannot be read: write a weight with a point, as in <image1:0.8>, and tokens as "
+            "in <image1:0.8, tokens=576>."
         ) from error
     if not WEIGHTS[0] <= read.weight <= WEIGHTS[1]:
         raise ValueError(
-            f"the weight in {found.group()!r} must be from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}: 1 shows the picture as it "
-            "is, 0 takes it out."
+            f"the weight in {quoted(found.group())} must be from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}: 1 shows the picture "
+            "as it is, 0 takes it out."
         )
+    if not 1 <= read.number <= MOST_PICTURES:
+        raise ValueError(f"{quoted(found.group())} names no picture: they are numbered from 1 to {MOST_PICTURES}.")
     return read
 
 
@@ -145,27 +175,32 @@ def numbered(images: Mapping[str, Tensor], masks: Mapping[str, Tensor], remove: 
 
     A masked picture is cut out; see cut_out. Raises ValueError for a mask without a picture.
     """
-    found = {
-        int(name.removeprefix("image")): single(image, name) for name, image in images.items() if image is not None
-    }
+    found = {number_in(name, "image"): single(image, name) for name, image in images.items() if image is not None}
     for name, mask in ((name, mask) for name, mask in masks.items() if mask is not None):
-        number = int(name.removeprefix("mask"))
+        number = number_in(name, "mask")
         if number not in found:
             raise ValueError(f"{name} has no picture: connect images.image{number}, or disconnect the mask.")
         found[number] = cut_out(found[number], mask, f"image{number}", remove)
     return found
 
 
+def number_in(name: str, kind: str) -> int:
+    """The number of an input named image1 or mask1. Raises ValueError for one that no prompt can name."""
+    number = name.removeprefix(kind)
+    if not re.fullmatch("[1-9][0-9]?", number) or int(number) > MOST_PICTURES:
+        raise ValueError(f"{quoted(name)} is no input: they are {kind}1 to {kind}{MOST_PICTURES}.")
+    return int(number)
+
+
 def single(image: Tensor, name: str) -> Tensor:
-    """The one picture of an IMAGE, (H, W, 3) in float32. Raises ValueError for a batch, and for NaN."""
-    if image.ndim != 4 or len(image) != 1:
+    """The one picture of an IMAGE, (H, W, 3) in float32. Raises ValueError for a batch, and as `rgb`."""
+    colours = rgb(image, name)
+    if len(colours) != 1:
         raise ValueError(
-            f"{name} holds {len(image)} pictures and stands for one: take one out of the batch with Get Image or Mask "
-            "Range From Batch."
+            f"{name} holds {len(colours)} pictures and stands for one: take one out of the batch with Get Image or "
+            "Mask Range From Batch."
         )
-    if not torch.isfinite(image).all():
-        raise ValueError(f"{name} holds NaN or infinite values: look at the node that makes it.")
-    return image[0, ..., :3].float().clamp(0, 1)
+    return colours[0].float().clamp(0, 1)
 
 
 def cut_out(picture: Tensor, mask: Tensor, name: str, remove: bool) -> Tensor:
@@ -174,6 +209,8 @@ def cut_out(picture: Tensor, mask: Tensor, name: str, remove: bool) -> Tensor:
     The mask is brought to the picture's size; its box is where it is 0.5 or more. Raises ValueError for an empty mask.
     """
     height, width = picture.shape[:2]
+    if mask.ndim < 2 or mask.numel() == 0 or not torch.isfinite(mask).all():
+        raise ValueError(f"the mask of {name} has no pixels, or NaN in them: look at the node that makes it.")
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if len(mask) != 1:
         raise ValueError(f"the mask of {name} holds {len(mask)} masks and stands for one: take one out of the batch.")

@@ -10,11 +10,10 @@ from .. import host, inputs, sockets
 from . import files, prompting
 from .dataset import nodes as dataset_nodes
 from .encoder import describe_encoder
+from .interleaved import MOST_PICTURES
 from .loading import NONE, PERCEIVER, EncoderSettings, load_encoder
 from .training import nodes as training_nodes
 from .vlm import DTYPES
-
-MAX_PICTURES = 10
 
 
 class LoadMultimodalEncoder(io.ComfyNode):
@@ -175,7 +174,7 @@ class MultimodalPrompt(io.ComfyNode):
                     "images",
                     template=io.Autogrow.TemplateNames(
                         io.Image.Input("image", tooltip="One picture, of any size and shape."),
-                        names=[f"image{i}" for i in range(1, MAX_PICTURES + 1)],
+                        names=[f"image{i}" for i in range(1, MOST_PICTURES + 1)],
                         min=0,
                     ),
                     tooltip="The pictures, image1 for <image1> and so on, one each. They are padded to squares with "
@@ -185,7 +184,7 @@ class MultimodalPrompt(io.ComfyNode):
                     "masks",
                     template=io.Autogrow.TemplateNames(
                         io.Mask.Input("mask", tooltip="White where the subject is.", optional=True),
-                        names=[f"mask{i}" for i in range(1, MAX_PICTURES + 1)],
+                        names=[f"mask{i}" for i in range(1, MOST_PICTURES + 1)],
                         min=0,
                     ),
                     optional=True,
@@ -242,8 +241,10 @@ class MultimodalPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, multimodal_encoder, images=None, masks=None, clip=None, **chosen) -> io.NodeOutput:
+        images = inputs.grown(chosen, "images", "image", images)
+        masks = inputs.grown(chosen, "masks", "mask", masks)
         settings = prompting.PromptSettings.of(chosen)
-        made = prompting.prompt(model, multimodal_encoder, images or {}, masks or {}, settings, clip)
+        made = prompting.prompt(model, multimodal_encoder, images, masks, settings, clip)
         return io.NodeOutput(made.model, made.positive, made.negative, made.report, ui=host.told(cls, made.report))
 
 

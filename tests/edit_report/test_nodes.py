@@ -184,9 +184,20 @@ def test_two_sides_that_do_not_belong_together_are_refused():
         report(source=SOURCE, edited=EDITED, prompt="a cat", clip_vision=vision(), clip=Clip(random_projection(12)))
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_pictures_and_those_with_transparency_are_measured(channels):
+    source, edited = (each[..., :1].repeat(1, 1, 1, channels) for each in (SOURCE, EDITED))
+    wanted = means(source=SOURCE[..., :1].repeat(1, 1, 1, 3), edited=EDITED[..., :1].repeat(1, 1, 1, 3))
+    assert means(source=source, edited=edited) == wanted
+    assert means(source=source, edited=EDITED)["psnr"] < wanted["psnr"]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"source": SOURCE[..., :2]}, r"source has the form \(2, 40, 48, 2\): connect pictures of 1"),
+        ({"ideal": SOURCE[0]}, r"ideal has the form \(40, 48, 3\)"),
+        ({"source": SOURCE[:, :0]}, "source is empty or holds NaN"),
         ({"source": torch.cat([SOURCE, SOURCE[:1]])}, "source has 3 pictures, edited has 2"),
         ({"edited": EDITED * torch.nan}, "edited is empty or holds NaN"),
         ({"edited": EDITED[:1], "is_clip": True}, "a single picture"),

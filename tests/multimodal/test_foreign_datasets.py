@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from palimpsest.nodes import foreign
+from palimpsest.nodes.host.cancelling import CancellableFile
 from palimpsest.nodes.multimodal import dataset as datasets
 from palimpsest.nodes.multimodal.dataset import STAGES, Recipe, lists, text
 from palimpsest.nodes.multimodal.dataset.dataset import RANGES
@@ -155,6 +157,20 @@ def test_a_folder_without_its_files_is_told(folder):
     os.mkfifo(folder / "dataset.jsonl")
     with pytest.raises(ValueError, match="is a pipe or a device"):
         datasets.read_dataset(folder)
+
+
+def test_a_disk_that_fails_is_not_told_as_a_damaged_file(folder, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    dataset = datasets.read_dataset(folder)
+    monkeypatch.setattr(CancellableFile, "read", fail)
+    with pytest.raises(ValueError, match=r"'set/a.png' cannot be read \(Input/output error\): let ComfyUI read it"):
+        dataset.picture(0)
+    monkeypatch.setattr("builtins.open", fail)
+    for file in (lambda: foreign.object_of(folder / "dataset.json", ""), lambda: [*foreign.lines_of(folder / "a.png")]):
+        with pytest.raises(ValueError, match=r"cannot be read \(Input/output error\)"):
+            file()
 
 
 # ---- the recipe
@@ -466,7 +482,7 @@ def test_pictures_of_one_three_and_four_channels_are_built(channels):
     [
         (torch.rand(1, 8, 8, 2), r"images has the form \(1, 8, 8, 2\): connect pictures"),
         (torch.rand(8, 8, 3), r"images has the form \(8, 8, 3\)"),
-        (torch.rand(0, 8, 8, 3), "images has the form"),
+        (torch.rand(0, 8, 8, 3), "images is empty or holds NaN"),
         (torch.rand(1, 4, 9, 3), "picture 1 of images has 9 x 4 pixels, from 8 x 8"),
         (torch.rand(1, 1, 1, 3).expand(1, 8192, 4097, 3), "picture 1 of images has 4097 x 8192 pixels"),
     ],

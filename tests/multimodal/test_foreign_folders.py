@@ -12,7 +12,7 @@ import tiny_vlm
 import torch
 from palimpsest.nodes import files as storage
 from palimpsest.nodes.multimodal.dataset import open_detection
-from palimpsest.nodes.multimodal.vlm import load_vlm, reading
+from palimpsest.nodes.multimodal.vlm import FAMILIES, folders, load_vlm, reading
 from safetensors.torch import load_file, save_file
 
 INTERRUPT = comfy.model_management.InterruptProcessingException
@@ -201,6 +201,64 @@ def test_no_code_of_a_folder_runs(models, tmp_path):
         edited(auto_map={"AutoModel": "evil.X", "AutoConfig": "evil.Y"})(tmp_path / "there" / "foreign")
         READERS["vlm"](tmp_path / "there" / "foreign")
     assert not (tmp_path / "ran").exists()
+
+
+# ---- what published folders say
+
+IDEFICS2 = {  # as its authors published it; what is not named is as the classes have it
+    "architectures": ["Idefics2ForConditionalGeneration"], "image_token_id": 32001, "model_type": "idefics2",
+    "perceiver_config": {
+        "chunk_size_feed_forward": 0, "hidden_act": "silu", "max_length": 20, "model_type": "idefics2",
+        "num_key_value_heads": 4, "resampler_depth": 3, "resampler_head_dim": 96, "resampler_n_heads": 16,
+        "resampler_n_latents": 64,
+    },
+    "text_config": {
+        "max_position_embeddings": 32768, "model_type": "mistral", "pad_token_id": 0, "rms_norm_eps": 1e-5,
+        "sliding_window": None, "torch_dtype": "bfloat16", "vocab_size": 32003,
+    },
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
+    "vision_config": {
+        "hidden_size": 1152, "image_size": 980, "intermediate_size": 4304, "model_type": "idefics2",
+        "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14,
+    },
+}  # fmt: skip
+QWEN = {  # a flat one: the language model's values stand outside
+    "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "hidden_size": 2048,
+    "intermediate_size": 11008, "max_position_embeddings": 128000, "max_window_layers": 70,
+    "model_type": "qwen2_5_vl", "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "rope_theta": 1000000.0,
+    "sliding_window": 32768, "tie_word_embeddings": True, "vocab_size": 151936, "vision_token_id": 151654,
+    "vision_config": {
+        "depth": 32, "fullatt_block_indexes": [7, 15, 23, 31], "hidden_size": 1280, "in_chans": 3,
+        "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048, "patch_size": 14, "spatial_merge_size": 2,
+        "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112,
+    },
+}  # fmt: skip
+READ_BY_NONE = {"architectures", "torch_dtype", "chunk_size_feed_forward", "max_length", "vision_token_id", "in_chans"}
+
+
+@pytest.mark.parametrize("said", [IDEFICS2, QWEN], ids=["idefics2", "qwen2_5_vl"])
+def test_a_published_configuration_is_kept_and_its_model_measured(tmp_path, said):
+    """Every value that the classes read is what transformers' own reading makes of it; weights are counted alike."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    kind = said["model_type"]
+    ours, theirs = folders.configuration(tmp_path, kind, FAMILIES[kind].parts), CONFIG_MAPPING[kind].from_dict(said)
+    for part in ("", "text_config", "vision_config", "perceiver_config"):
+        if part in said or part in ("", "text_config"):
+            mine, other = ((getattr(each, part) if part else each).to_dict() for each in (ours, theirs))
+            names = other.keys() - READ_BY_NONE - {"dtype", "_name_or_path", "text_config", "vision_config"}
+            assert {k: mine[k] for k in names} == {k: other[k] for k in names}
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(theirs)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    with reading.Measured("published", numbers) as measured:
+        transformers.AutoModel.from_config(ours)
+    assert 0 <= measured.left < numbers * 0.01 + reading.SLACK
+    with pytest.raises(reading.Refused, match="more weights than"), reading.Measured("published", numbers // 2):
+        transformers.AutoModel.from_config(ours)
 
 
 # ---- links

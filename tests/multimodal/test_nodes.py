@@ -214,6 +214,27 @@ def test_what_cannot_be_prompted_is_refused(encoder, settings, says):
         prompt(encoder, **settings)
 
 
+def test_plain_names_of_growing_inputs_are_those_with_dots(encoder):
+    """As programs write them that do not know the editor's names: image1 for images.image1, mask1 for masks.mask1."""
+    mask = torch.zeros(1, 30, 50)
+    mask[:, 5:20, 10:30] = 1.0
+    wanted = prompt(encoder, masks={"mask1": mask})[1][0][0]
+    assert torch.equal(prompt(encoder, images=None, image1=picture(), mask1=mask)[1][0][0], wanted)
+    with pytest.raises(ValueError, match=r"image1 and images.image1 are both connected"):
+        prompt(encoder, image1=picture())
+    with pytest.raises(ValueError, match="'image11' is no input: they are image1 to image10"):
+        prompt(encoder, image11=picture())
+    with pytest.raises(TypeError, match=r"this node has no input 'images.foo', it has text, .*take it out"):
+        prompt(encoder, **{"images.foo": picture()})
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_pictures_and_those_with_transparency_are_prompted(encoder, channels):
+    image = picture()[..., :1].repeat(1, 1, 1, channels)
+    wanted = prompt(encoder, images={"image1": image[..., :1].repeat(1, 1, 1, 3)})[1][0][0]
+    assert torch.equal(prompt(encoder, images={"image1": image})[1][0][0], wanted)
+
+
 def test_a_model_of_another_width_is_refused(loaded):
     made = join(loaded(), tiny_vlm.connector(loaded(), width=32))
     with pytest.raises(ValueError, match=r"tokens of 32 channels .*, this model reads 24"):

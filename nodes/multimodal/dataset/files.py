@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ... import files as storage
 from ...names import PARTS, first_free, safe_name, within
+from ...quoting import quoted
 from ...writing import make_folder, not_written
 
 DATASETS = "palimpsest_datasets"  # in the host's output folder, and in its input folder
@@ -41,8 +42,8 @@ def dataset_path(name: str) -> Path:
     if name not in known:
         have = ", ".join(sorted(known)) or "nothing"
         raise ValueError(
-            f"there is no dataset {name!r} in output/{DATASETS} or input/{DATASETS}, only {have}: connect dataset, or "
-            "make one with Build Multimodal Dataset and refresh."
+            f"there is no dataset {quoted(name)} in output/{DATASETS} or input/{DATASETS}, only {have}: connect "
+            "dataset, or make one with Build Multimodal Dataset and refresh."
         )
     return known[name]
 

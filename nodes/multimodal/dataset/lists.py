@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ...pictures import rgb
+from ...colours import rgb
+from ...host.cancelling import Cancellable
 from ...quoting import quoted
 from .finders import ByBox, ByDetector, ByMask
 from .pictures import require_pixels
@@ -18,9 +19,10 @@ LEAST_SIDE = 8  # pixels of a picture
 def one_by_one(images: list, what: str = "images") -> list[torch.Tensor]:
     """Pictures (H, W, 3) of a list of batches: the host's own memory. Raises ValueError for none, and for NaN.
 
-    One channel stands for all three, a fourth is left out.
+    One channel stands for all three, a fourth is left out. Stopped where the run is cancelled.
     """
-    pictures = [picture for batch in images for picture in rgb(batch, what)]
+    with Cancellable():
+        pictures = [picture for batch in images for picture in rgb(batch, what)]
     if not pictures:
         raise ValueError(f"{what} has no pictures: look at the node that makes them.")
     for number, picture in enumerate(pictures, 1):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ....kernels.conditioning_pictures import sketch
 from ... import plots
-from ...foreign import regular_file
+from ...foreign import regular_file, unreadable
 from ...host.cancelling import Cancellable, CancellableFile
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # decoded by Pillow itself; others start programs, or are no pictures
@@ -43,6 +43,8 @@ def read_picture(path: Path) -> Tensor:
     except Image.DecompressionBombError as error:
         raise WrongSize(f"{name} of the dataset is too large ({error}): make it smaller.") from error
     except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from error
         raise ValueError(
             f"{name} of the dataset is damaged or none of {', '.join(FORMATS)}: build the dataset again."
         ) from error

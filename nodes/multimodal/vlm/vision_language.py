@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...host.cancelling import Cancellable
 from ...host.gradient import alias
 from ..interleaved import Picture, Prompt, squared
 from .families import Family
@@ -192,7 +193,7 @@ class VisionLanguage:
         ids, mask = self.batch([row for row, _ in read], length)
         token_mask, positions = None if bool(mask.all()) else mask.long(), self.family.positions(layouts, length)
         where = {} if positions is None else {"position_ids": positions.to(ids.device)}
-        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), Cancellable():
             if torch.is_grad_enabled():
                 make_ordinary(self.model)
             embedded = self.embedded(ids, mask, layouts)
