@@ -52,7 +52,7 @@ def tensor_of(value: Any, name: str, what: str, *, dimensions: tuple[int, ...]) 
     if not value.is_floating_point():
         value = value.float()
     if not host.is_finite(value):
-        raise ValueError(f"{name} holds NaN or infinite values: {LOOK_BEFORE} (a VAE may want --fp32-vae).")
+        raise ValueError(f"{name} holds NaN or infinite values: {LOOK_BEFORE}; half precision is a frequent cause.")
     return value
 
 
@@ -198,6 +198,8 @@ def object_of_ours(value: Any, name: str) -> Any:
     """What a socket of ours carries, all of its tensors and levels finite; each object is looked at once."""
     if SOUND.get(id(value)) is value:
         return value
+    if not is_dataclass(value):
+        raise ValueError(f"{name} is {quoted(value)}, which no node of this pack made: {LOOK_BEFORE}.")
     if hasattr(value, "require_sound"):
         value.require_sound()
     for what, part in parts_of(value):
@@ -205,8 +207,7 @@ def object_of_ours(value: Any, name: str) -> Any:
             raise ValueError(f"{name} holds NaN or infinite values ({what}): make it again.")
         if isinstance(part, Tensor) and part.numel() == 0:
             raise ValueError(f"{name} is empty ({what} of shape {tuple(part.shape)}): make it again.")
-    if is_dataclass(value):
-        SOUND[id(value)] = value
+    SOUND[id(value)] = value
     return value
 
 
@@ -288,17 +289,20 @@ def looked_at(value: Any, name: str, socket: Any, *, listed: bool = False) -> An
 def fitting(sockets: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise ValueError for a latent or prompt that the connected model cannot read, or that lies beside the picture."""
     model, latents = given.get("model"), latents_of(given)
-    if model is not None and latents is not None:
-        host.require_channels(model, latents)
-    tokens = given.get("tokens")
-    if model is not None and hasattr(tokens, "prompt"):
-        host.require_width(model, tokens.prompt, "tokens")
-    for name, value in given.items():
-        if value is not None and name in sockets and sockets[name].io_type == "CONDITIONING":
+    if model is not None:
+        trajectory, tokens = given.get("trajectory"), given.get("tokens")
+        if not host.is_unet(model) or (trajectory is not None and not host.same_layout(model, trajectory.layout)):
+            return  # the nodes say so themselves, by their names
+        if latents is not None:
+            host.require_channels(model, latents)
+        if tokens is not None:
+            host.require_width(model, tokens.prompt, "tokens")
+    for name, prompts in given.items():
+        if prompts is not None and name in sockets and sockets[name].io_type == "CONDITIONING":
             if model is not None:
-                host.require_readable(model, value, name)
+                host.require_readable(model, prompts, name)
             if latents is not None:
-                host.require_inside(value, tuple(latents.shape[-2:]), name)
+                host.require_inside(prompts, tuple(latents.shape[-2:]), name)
 
 
 def latents_of(given: Mapping[str, Any]) -> Tensor | None:

@@ -31,7 +31,15 @@ from .model import (
     single_device,
     transformer_parts,
 )
-from .prompts import require_active, require_channels, require_inside, require_readable, require_width, text_width
+from .prompts import (
+    is_unet,
+    require_active,
+    require_channels,
+    require_inside,
+    require_readable,
+    require_width,
+    text_width,
+)
 from .reference import (
     AUTO,
     SAME_STEP,
@@ -84,6 +92,7 @@ __all__ = [
     "cross_attention_layers",
     "each_run",
     "is_finite",
+    "is_unet",
     "latents_at",
     "layer_key",
     "layout_fingerprint",

@@ -188,7 +188,7 @@ def test_two_sides_that_do_not_belong_together_are_refused():
     ("changes", "says"),
     [
         ({"source": torch.cat([SOURCE, SOURCE[:1]])}, "source has 3 pictures, edited has 2"),
-        ({"edited": EDITED * torch.nan}, "edited is empty or holds NaN"),
+        ({"edited": EDITED * torch.nan}, "edited holds NaN or infinite values"),
         ({"edited": EDITED[:1], "is_clip": True}, "a single picture"),
         ({"clip": Clip(random_projection())}, "connect clip_vision"),
         ({"mask": torch.ones(3, 8, 8)}, "the mask has 3 pictures"),
