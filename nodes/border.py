@@ -13,6 +13,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ NOT_FINITE = (
 def tensor_of(value: Any, name: str, what: str, *, dimensions: tuple[int, ...]) -> Tensor:
     """A tensor of floats with as many dimensions and without NaN. Whole numbers become floats, bytes 0 to 1."""
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} is {quoted(value)}, {what} is a tensor: {LOOK_BEFORE}.")
+        raise ValueError(f"{name} is {quoted(value)} and no tensor, {what}: {LOOK_BEFORE}.")
     if value.ndim not in dimensions:
         raise ValueError(f"{name} has {value.ndim} dimensions {tuple(value.shape)}, {what}: {LOOK_BEFORE}.")
     if value.numel() == 0:
@@ -48,7 +49,7 @@ def tensor_of(value: Any, name: str, what: str, *, dimensions: tuple[int, ...]) 
     if value.dtype == torch.uint8:
         value = value.float() / (255 if int(value.max()) > 1 else 1)
     if value.is_complex():
-        raise ValueError(f"{name} holds complex numbers, {what} real ones: {LOOK_BEFORE}.")
+        raise ValueError(f"{name} holds complex numbers: {LOOK_BEFORE}.")
     if not value.is_floating_point():
         value = value.float()
     if not host.is_finite(value):
@@ -135,15 +136,9 @@ def sigmas(value: Any, name: str) -> Tensor:
 def number(value: Any, name: str, socket: Any) -> int | float:
     """A finite number within the input's bounds, which the host checks only where it was typed."""
     make, what = KINDS_OF_NUMBER[socket.io_type]
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or make(value) != value
-    ):
-        raise ValueError(f"{name} is {quoted(value)}: give it {what} from {socket.min} to {socket.max}.")
-    if not socket.min <= value <= socket.max:
-        raise ValueError(f"{name} is {value:.6g}: give it {what} from {socket.min} to {socket.max}.")
+    counts = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not counts or make(value) != value or not socket.min <= value <= socket.max:
+        raise ValueError(f"{name} is {quoted(value)}: give it {what} from {socket.min:g} to {socket.max:g}.")
     return make(value)
 
 
@@ -178,7 +173,7 @@ def boxes(value: Any, name: str) -> Any:
         raise ValueError(f"{name} holds {quoted(value)}, which is no box: {LOOK_BEFORE}.")
     for side in (*SIDES, *({"score"} & value.keys())):
         number = value.get(side)
-        if not isinstance(number, int | float) or not math.isfinite(number):
+        if not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"{name} has a box whose {side} is {quoted(number)}: {LOOK_BEFORE}.")
     return value
 
