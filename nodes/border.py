@@ -13,6 +13,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ NOT_FINITE = (
 def tensor_of(value: Any, name: str, what: str, *, dimensions: tuple[int, ...]) -> Tensor:
     """A tensor of floats with as many dimensions and without NaN. Whole numbers become floats, bytes 0 to 1."""
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} is {quoted(value)}, {what} is a tensor: {LOOK_BEFORE}.")
+        raise ValueError(f"{name} is {quoted(value)} and no tensor, {what}: {LOOK_BEFORE}.")
     if value.ndim not in dimensions:
         raise ValueError(f"{name} has {value.ndim} dimensions {tuple(value.shape)}, {what}: {LOOK_BEFORE}.")
     if value.numel() == 0:
@@ -48,11 +49,11 @@ def tensor_of(value: Any, name: str, what: str, *, dimensions: tuple[int, ...]) 
     if value.dtype == torch.uint8:
         value = value.float() / (255 if int(value.max()) > 1 else 1)
     if value.is_complex():
-        raise ValueError(f"{name} holds complex numbers, {what} real ones: {LOOK_BEFORE}.")
+        raise ValueError(f"{name} holds complex numbers: {LOOK_BEFORE}.")
     if not value.is_floating_point():
         value = value.float()
     if not host.is_finite(value):
-        raise ValueError(f"{name} holds NaN or infinite values: {LOOK_BEFORE} (a VAE may want --fp32-vae).")
+        raise ValueError(f"{name} holds NaN or infinite values: {LOOK_BEFORE}; half precision is a frequent cause.")
     return value
 
 
@@ -135,15 +136,9 @@ def sigmas(value: Any, name: str) -> Tensor:
 def number(value: Any, name: str, socket: Any) -> int | float:
     """A finite number within the input's bounds, which the host checks only where it was typed."""
     make, what = KINDS_OF_NUMBER[socket.io_type]
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or make(value) != value
-    ):
-        raise ValueError(f"{name} is {quoted(value)}: give it {what} from {socket.min} to {socket.max}.")
-    if not socket.min <= value <= socket.max:
-        raise ValueError(f"{name} is {value:.6g}: give it {what} from {socket.min} to {socket.max}.")
+    counts = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not counts or make(value) != value or not socket.min <= value <= socket.max:
+        raise ValueError(f"{name} is {quoted(value)}: give it {what} from {socket.min:g} to {socket.max:g}.")
     return make(value)
 
 
@@ -178,7 +173,7 @@ def boxes(value: Any, name: str) -> Any:
         raise ValueError(f"{name} holds {quoted(value)}, which is no box: {LOOK_BEFORE}.")
     for side in (*SIDES, *({"score"} & value.keys())):
         number = value.get(side)
-        if not isinstance(number, int | float) or not math.isfinite(number):
+        if not isinstance(number, Real) or not math.isfinite(number):
             raise ValueError(f"{name} has a box whose {side} is {quoted(number)}: {LOOK_BEFORE}.")
     return value
 
@@ -198,6 +193,8 @@ def object_of_ours(value: Any, name: str) -> Any:
     """What a socket of ours carries, all of its tensors and levels finite; each object is looked at once."""
     if SOUND.get(id(value)) is value:
         return value
+    if not is_dataclass(value):
+        raise ValueError(f"{name} is {quoted(value)}, which no node of this pack made: {LOOK_BEFORE}.")
     if hasattr(value, "require_sound"):
         value.require_sound()
     for what, part in parts_of(value):
@@ -205,8 +202,7 @@ def object_of_ours(value: Any, name: str) -> Any:
             raise ValueError(f"{name} holds NaN or infinite values ({what}): make it again.")
         if isinstance(part, Tensor) and part.numel() == 0:
             raise ValueError(f"{name} is empty ({what} of shape {tuple(part.shape)}): make it again.")
-    if is_dataclass(value):
-        SOUND[id(value)] = value
+    SOUND[id(value)] = value
     return value
 
 
@@ -288,17 +284,20 @@ def looked_at(value: Any, name: str, socket: Any, *, listed: bool = False) -> An
 def fitting(sockets: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise ValueError for a latent or prompt that the connected model cannot read, or that lies beside the picture."""
     model, latents = given.get("model"), latents_of(given)
-    if model is not None and latents is not None:
-        host.require_channels(model, latents)
-    tokens = given.get("tokens")
-    if model is not None and hasattr(tokens, "prompt"):
-        host.require_width(model, tokens.prompt, "tokens")
-    for name, value in given.items():
-        if value is not None and name in sockets and sockets[name].io_type == "CONDITIONING":
+    if model is not None:
+        trajectory, tokens = given.get("trajectory"), given.get("tokens")
+        if not host.is_unet(model) or (trajectory is not None and not host.same_layout(model, trajectory.layout)):
+            return  # the nodes say so themselves, by their names
+        if latents is not None:
+            host.require_channels(model, latents)
+        if tokens is not None:
+            host.require_width(model, tokens.prompt, "tokens")
+    for name, prompts in given.items():
+        if prompts is not None and name in sockets and sockets[name].io_type == "CONDITIONING":
             if model is not None:
-                host.require_readable(model, value, name)
+                host.require_readable(model, prompts, name)
             if latents is not None:
-                host.require_inside(value, tuple(latents.shape[-2:]), name)
+                host.require_inside(prompts, tuple(latents.shape[-2:]), name)
 
 
 def latents_of(given: Mapping[str, Any]) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...kernels import attention_map as maths
 from .. import host
+from ..quoting import quoted
 from ..settings import Settings
 from .record import AttentionRecord, RecordedRun, span
 
@@ -72,7 +73,9 @@ def chosen_words(record: AttentionRecord, asked: str) -> list[int]:
     known = {word.casefold(): i for i, word in enumerate(record.words)}
     for name in names:
         if name.casefold() not in known:
-            raise ValueError(f"{name!r} was not recorded; the words of this record are {', '.join(record.words)}.")
+            raise ValueError(
+                f"{quoted(name)} was not recorded; the words of this record are {', '.join(record.words)}."
+            )
     return list(dict.fromkeys(known[name.casefold()] for name in names)) or list(range(len(record.words)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import host
+from ..quoting import quoted
 
 
 def in_pfb_diff_object(place: host.Place) -> bool:
@@ -55,7 +56,7 @@ def listed_layers(available: list[host.AttentionLayer], custom: str) -> list[hos
         raise ValueError(f"{error} {there}") from None
     for part in parts:
         if not any(part.means(*layer.key) for layer in available):
-            raise ValueError(f"custom_layers: {part.text!r} is no such layer. {there}")
+            raise ValueError(f"custom_layers: {quoted(part.text)} is no such layer. {there}")
     return [layer for layer in available if any(part.means(*layer.key) for part in parts)]
 
 

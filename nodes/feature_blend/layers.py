@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import host
+from ..quoting import quoted
 
 Feature = tuple[str, int]
 
@@ -72,13 +73,15 @@ def parse(text: str, layers: list[FeatureLayer]) -> list[FeatureLayer]:
 def named(part: host.Part, layers: list[FeatureLayer]) -> list[FeatureLayer]:
     """The features that a part of the text names. Raises ValueError where the model lacks one of them."""
     if part.index is not None:
-        raise ValueError(f"layers: {part.text!r} names a layer inside of a block; features are whole blocks' inputs.")
+        raise ValueError(
+            f"layers: {quoted(part.text)} names a layer inside of a block; features are whole blocks' inputs."
+        )
     found = [layer for layer in layers if part.means(layer.block, layer.number)]
     if not found or (part.numbers is not None and len(found) != len(part.numbers)):
         present = [layer.number for layer in layers if layer.block == part.block]
         latent = " (the input of input block 0 is the latent: use blend_latents_until)" if part.block == "input" else ""
         raise ValueError(
-            f"layers: this model has no {part.text!r}; its features are {part.block} {present[0]} to "
+            f"layers: this model has no {quoted(part.text)}; its features are {part.block} {present[0]} to "
             f"{present[-1]}{latent}."
         )
     return found

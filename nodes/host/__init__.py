@@ -49,7 +49,15 @@ from .model import (
     transformer_parts,
 )
 from .others import guiding_nodes, patching_nodes, refused_by_name
-from .prompts import require_active, require_channels, require_inside, require_readable, require_width, text_width
+from .prompts import (
+    is_unet,
+    require_active,
+    require_channels,
+    require_inside,
+    require_readable,
+    require_width,
+    text_width,
+)
 from .reference import (
     AUTO,
     SAME_STEP,
@@ -110,6 +118,7 @@ __all__ = [
     "frames_of",
     "guiding_nodes",
     "is_finite",
+    "is_unet",
     "latents_at",
     "layer_key",
     "layout_fingerprint",

@@ -45,7 +45,7 @@ def read_parts(text: str, name: str, example: str) -> list[Part]:
     for written in filter(None, (" ".join(part.lower().split()) for part in text.split(","))):
         match = PART.fullmatch(written)
         if match is None:
-            raise ValueError(f"{name}: {written!r} names no layer; write for instance {example!r}.")
+            raise ValueError(f"{name}: {written[:60]!r} names no layer; write for instance {example!r}.")
         block, first, last, index = match.groups()
         first, last, index = (None if number is None else int(number) for number in (first, last or first, index))
         found.append(Part(written, block, first, last, index))

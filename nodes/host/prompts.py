@@ -10,11 +10,16 @@ from torch import Tensor
 POOLED_WIDTH = 1280  # of CLIP ViT-bigG, which SDXL reads beside the tokens
 
 
-def text_width(model: Any) -> int | None:
-    """Channels of the texts that a host MODEL's U-Net reads; None for other networks."""
+def is_unet(model: Any) -> bool:
+    """Whether a host MODEL is a U-Net; others are refused by the nodes, by name."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    if not isinstance(model.model.diffusion_model, UNetModel):
+    return isinstance(model.model.diffusion_model, UNetModel)
+
+
+def text_width(model: Any) -> int | None:
+    """Channels of the texts that a host MODEL's U-Net reads; None for other networks."""
+    if not is_unet(model):
         return None
     return getattr(model.model.model_config, "unet_config", {}).get("context_dim")
 

@@ -168,12 +168,12 @@ def reconstruction(model, noise: torch.Tensor, positive: list, negative: list | 
 def checked_latent(model, latent: dict) -> torch.Tensor:
     """A LATENT's samples. Raises ValueError for video latents, foreign channel counts and empty pictures."""
     samples = latent["samples"]
+    host.require_channels(model, samples)
     if samples.ndim != 4:
         raise ValueError(
-            f"the latent has shape {tuple(samples.shape)}, Invert Picture takes pictures (batch, channels, height, "
-            "width): give a clip as a batch of frames."
+            f"the latent has shape {tuple(samples.shape)}, Invert Picture takes pictures of {samples.shape[1]} latent "
+            "channels (batch, channels, height, width): give a clip as a batch of frames."
         )
-    host.require_channels(model, samples)
     if torch.count_nonzero(samples) == 0:
         raise ValueError("the latent is empty (all zero): inversion starts from a picture, connect VAE Encode.")
     return samples

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .. import inputs, saving, sockets
+from ..quoting import quoted
 from .apply_node import ApplyKV
 from .files import SHELF, describe_kv, load_kv, save_kv
 from .tune_node import TuneKV
@@ -109,7 +110,9 @@ class PromptLines(io.ComfyNode):
     def execute(cls, lines, template="{}") -> io.NodeOutput:
         """Fill the template with every line."""
         if "{}" not in template:
-            raise ValueError(f"template {template!r} has no {{}}: write it where each line should go, or {{}} alone.")
+            raise ValueError(
+                f"template {quoted(template)} has no {{}}: write it where each line should go, or {{}} alone."
+            )
         kept = [line.strip() for line in lines.splitlines()]
         prompts = [template.replace("{}", line) for line in kept if line and not line.startswith("#")]
         if not prompts:

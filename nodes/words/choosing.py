@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from ..quoting import MOST_LETTERS, quoted
 from .reading import EMBEDDING, Word
 
 STOP = """
@@ -15,6 +16,7 @@ and or but nor so than then there is are was were be been being has have had do 
 STOP_WORDS = frozenset(STOP.split())
 NUMBERED = re.compile(r"(.*?)\s*#\s*(\d+)", re.DOTALL)
 EVERY_CONTENT_WORD = "*"
+NAMED = 40  # words of a prompt that an error names
 
 
 def choose(words: list[Word], asked: str, read: Callable[[str], list[Word]]) -> dict[str, tuple[Word, ...]]:
@@ -35,8 +37,8 @@ def choose(words: list[Word], asked: str, read: Callable[[str], list[Word]]) -> 
         entries[at : at + 1] = content
     if not entries:
         raise ValueError(
-            f"words is {asked!r} and chooses nothing: write one or more of the prompt's words, separated by commas, or "
-            f"* for all. {listed(spoken)}"
+            f"words is {quoted(asked)} and chooses nothing: write one or more of the prompt's words, separated by "
+            f"commas, or * for all. {listed(spoken)}"
         )
     return {entry: named_by(entry, words, spoken, read) for entry in dict.fromkeys(entries)}
 
@@ -47,10 +49,12 @@ def named_by(entry: str, words: list[Word], spoken: list[Word], read: Callable) 
     phrase, number = (numbered.group(1), int(numbered.group(2))) if numbered else (entry, None)
     found = occurrences(patterns_of(phrase, spoken, read), spoken)
     if not found:
-        raise ValueError(f"{phrase!r} is not in the prompt. {listed(spoken)}")
+        raise ValueError(f"{quoted(phrase)} is not in the prompt. {listed(spoken)}")
     if number is not None and not 1 <= number <= len(found):
         times = "once" if len(found) == 1 else f"{len(found)} times"
-        raise ValueError(f"{entry!r} asks for occurrence {number}, but {phrase!r} is in the prompt {times}.")
+        raise ValueError(
+            f"{quoted(entry)} asks for occurrence {number}, but {quoted(phrase)} is in the prompt {times}."
+        )
     chosen = found if number is None else [found[number - 1]]
     spans = [(words.index(run[0]), words.index(run[-1])) for run in chosen]
     return tuple(word for i, word in enumerate(words) if any(first <= i <= last for first, last in spans))
@@ -80,4 +84,6 @@ def patterns_of(phrase: str, spoken: list[Word], read: Callable[[str], list[Word
 def listed(spoken: list[Word]) -> str:
     """A sentence that names the prompt's words."""
     texts = list(dict.fromkeys(word.text for word in spoken))
-    return "Its words are: " + ", ".join(texts) + "." if texts else "The prompt has no words."
+    more = f", and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    named = ", ".join(text[:MOST_LETTERS] for text in texts[:NAMED])
+    return f"Its words are: {named}{more}." if texts else "The prompt has no words."

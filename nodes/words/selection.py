@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..quoting import quoted
 from .choosing import choose
 from .reading import Word, decoded, read_words, refuse_foreign_embeddings
 from .words import ChosenWords
@@ -37,7 +38,7 @@ def common_positions(clip: Any, by_encoder: dict[str, list[Word]], asked: str) -
     first, *others = (positions_of(clip, encoder, words, asked) for encoder, words in by_encoder.items())
     for entry in (entry for other in others for entry in first if other.get(entry) != first[entry]):
         raise ValueError(
-            f"the two text encoders of this model read {entry!r} at different places of the prompt (an embedding "
+            f"the two text encoders of this model read {quoted(entry)} at different places of the prompt (an embedding "
             "before it has another length for each): take that embedding out, or write it behind the chosen words."
         )
     return first
@@ -54,8 +55,8 @@ def refuse_what_is_cut(positions: Positions, encoded: Tensor) -> None:
     for entry, rows in positions.items():
         if max(rows) >= encoded.shape[1]:
             raise ValueError(
-                f"{entry!r} lies at token {max(rows)}, but the text encoder cuts this prompt after {encoded.shape[1]}: "
-                "shorten the prompt."
+                f"{quoted(entry)} lies at token {max(rows)}, but the text encoder cuts this prompt after "
+                f"{encoded.shape[1]}: shorten the prompt."
             )
 
 

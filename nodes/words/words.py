@@ -25,6 +25,15 @@ class ChosenWords:
     prompt: Tensor
     variants: tuple[Tensor, ...] = ()
 
+    def require_sound(self) -> None:
+        """Raise ValueError where there is no word, or one behind the end of the prompt."""
+        rows = self.every_position
+        if not rows or rows[-1] >= self.prompt.shape[1]:
+            raise ValueError(
+                f"the chosen words are tokens {rows or 'none'} of a prompt of {self.prompt.shape[1]}: choose them by "
+                "Select Words."
+            )
+
     @property
     def every_position(self) -> tuple[int, ...]:
         """The positions of all words together, ascending."""

@@ -199,7 +199,7 @@ def test_grey_pictures_and_those_with_transparency_are_measured(channels):
         ({"ideal": SOURCE[0]}, r"ideal has the form \(40, 48, 3\)"),
         ({"source": SOURCE[:, :0]}, "source is empty or holds NaN"),
         ({"source": torch.cat([SOURCE, SOURCE[:1]])}, "source has 3 pictures, edited has 2"),
-        ({"edited": EDITED * torch.nan}, "edited is empty or holds NaN"),
+        ({"edited": EDITED * torch.nan}, "edited holds NaN or infinite values"),
         ({"edited": EDITED[:1], "is_clip": True}, "a single picture"),
         ({"clip": Clip(random_projection())}, "connect clip_vision"),
         ({"mask": torch.ones(3, 8, 8)}, "the mask has 3 pictures"),

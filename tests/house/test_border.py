@@ -75,10 +75,10 @@ def test_no_number_is_none_or_out_of_bounds(node, socket, value):
 def test_nan_in_a_widget_is_refused_where_it_gave_black_pictures(model, walked):
     usual = {"model": model, "positive": prompts()[0]}
     walk = usual | {"latent": tiny_models.latent(), "negative": prompts()[1]}
-    refused(Invert, "guidance is nan: give it a number from 0.0 to 30.0", **walk, guidance=NAN)
+    refused(Invert, "guidance is nan: give it a number from 0 to 30", **walk, guidance=NAN)
     refused(Invert, "reconstruction_guidance is nan", **walk, reconstruction_guidance=NAN)
     refused(FeatureBlend, "alpha_inside is nan", **usual, trajectory=walked, alpha_inside=NAN)
-    refused(ApplyKV, "strength is nan", model=model, kv=object(), strength=NAN)
+    refused(ApplyKV, "strength is nan", model=model, kv=walked, strength=NAN)
     refused(ContextSampler, "strength is nan", context_adapter=object(), strength=NAN)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from palimpsest.kernels import alignment, colour_match, robust
 from palimpsest.kernels import keep_outside as maths
+from palimpsest.kernels.pausing import pausing
 
 TINT = torch.tensor([[0.9, 0.05, 0.0], [0.0, 1.1, -0.04], [0.02, 0.0, 0.95]], dtype=torch.float64)
 OFFSET = torch.tensor([0.04, -0.03, 0.01], dtype=torch.float64)
@@ -67,6 +68,34 @@ def test_distances_are_euclidean_and_infinite_where_nothing_is_outside():
     mask[0, 0] = 0
     assert maths.distance_to_outside(mask)[3, 4].item() == pytest.approx(5.0)
     assert maths.distance_to_outside(torch.ones(3, 3)).isinf().all()
+
+
+def test_distances_in_bands_are_those_of_the_whole_as_far_as_they_reach(monkeypatch):
+    mask = (torch.rand(40, 23, generator=torch.Generator().manual_seed(1)) > 0.01).float()
+    whole = maths.distance_to_outside(mask)
+    assert float(whole.max()) > 6
+    for rows, reach in ((1, 3), (7, 5), (40, 2), (3, 100)):
+        monkeypatch.setattr(maths, "BAND", rows * 23)
+        banded = maths.distance_to_outside(mask, reach)
+        assert torch.equal(banded.clamp(max=reach), whole.clamp(max=reach))
+
+
+def test_long_work_can_be_stopped_between_its_parts(monkeypatch):
+    """Every part of it calls what `pausing` was given; outside of it nothing is called."""
+    asked = []
+    picture, mask = torch.rand(64, 64, 3), torch.ones(64, 64)
+    work = (
+        lambda: maths.dilate(mask, 9),
+        lambda: maths.distance_to_outside(mask, 3),
+        lambda: alignment.shifted_back(picture, 0.5, 1.5),
+    )
+    for part in work:
+        with pausing(lambda: asked.append(1)):
+            part()
+        assert asked
+        asked.clear()
+        part()
+        assert not asked
 
 
 def test_the_feather_begins_at_exactly_zero_and_ends_at_exactly_one():
