@@ -42,7 +42,7 @@ THUMBNAIL = 512
 LABEL = 30  # height of a line of text under a picture
 LETTERS = 23  # height of the letters
 GAP = 8
-QUALITY = 88
+QUALITY = 80
 LARGEST = 60_000  # bytes
 
 # Help page: its picture's name, and the demo's pictures in it with what stands under each.

@@ -6,7 +6,7 @@ python dev.py draw edit_report
 from __future__ import annotations
 
 import torch
-from make_pictures import ROOT, save
+from make_pictures import ROOT, panels, save
 from palimpsest.nodes import plots
 from palimpsest.nodes.edit_report import drawing, measuring
 from pocket import world
@@ -22,5 +22,10 @@ def main() -> None:
     edited[1] = torch.where(mask[1, ..., None] > 0, edited[1], (edited[1] * 0.9 + 0.05))
     source /= 255
     edit = measuring.Edit(source, edited, mask)
-    picture = drawing.draw(edit, measuring.measure(edit))[0]
-    print(save(plots.to_image(picture), ROOT / "web" / "docs" / "PalimpsestEditReport" / "report.jpg"))
+    texts = ("source", "edited", f"difference x {drawing.AMPLIFIED:g}", "difference outside the mask")
+    cells = [
+        (plots.to_image(cell), text)
+        for row in range(len(edited))
+        for cell, text in zip(drawing.cells(edit, row), texts, strict=True)
+    ]
+    print(save(panels(cells), ROOT / "web" / "docs" / "PalimpsestEditReport" / "report.jpg"))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 
-import make_blueprints
 import make_workflows
 import pytest
-from graphs.blueprints import BLUEPRINTS
 from graphs.shipped import (
     API,
     MAKES_TUNING,

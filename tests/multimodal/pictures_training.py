@@ -14,17 +14,19 @@ import numpy as np
 import tiny_vlm
 import torch
 from benchmarks import pocket_host
-from make_pictures import ROOT, save
+from make_pictures import CELL, ROOT, panels, save
 from palimpsest.nodes import plots
 from palimpsest.nodes.multimodal import dataset as interleaved_dataset
+from palimpsest.nodes.multimodal.dataset import contact_sheet
 from palimpsest.nodes.multimodal.encoder import MultimodalEncoder
 from palimpsest.nodes.multimodal.training import plot as multimodal_plot
 from palimpsest.nodes.multimodal.training import training as multimodal_training
 from palimpsest.nodes.multimodal.training.settings import TrainSettings
 from palimpsest.nodes.multimodal.vlm import load_vlm
+from PIL import ImageOps
 from pocket import world
 
-SCENES, SHOWN, STEPS = 12, 4, 24
+SCENES, SHOWN, STEPS = 12, 2, 24
 DOCS = ROOT / "web" / "docs"
 
 
@@ -48,8 +50,13 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         dataset = drawn_dataset(Path(place) / "animals")
-        sheet = plots.to_image(interleaved_dataset.overview(dataset, SHOWN)[0])
-        print(save(sheet, DOCS / "PalimpsestBuildMultimodalDataset" / "contact_sheet.jpg"))
+        rows = (contact_sheet.row_of(dataset, index) for index in range(SHOWN))
+        cells = [
+            (ImageOps.pad(plots.to_image(picture), (CELL, CELL), color="white"), row.text if i == 0 else text)
+            for row in rows
+            for i, (picture, text) in enumerate(row.cells)
+        ]
+        print(save(panels(cells), DOCS / "PalimpsestBuildMultimodalDataset" / "contact_sheet.jpg"))
         vlm = load_vlm(tiny_vlm.write(Path(place) / "vlm"), "float32")
         model, _, vae = pocket_host.load_pocket(narrow=True)
         settings = TrainSettings(
