@@ -96,7 +96,8 @@ def token_weights(
         target = before if region.mode.renormalise else after
         for chunk, (row, area) in enumerate(zip(rows, call.areas, strict=True)):
             columns = [column for column, token in enumerate(tokens) if token in row]
-            weights = region.weights(area, size.pictures, size.height, size.width)
+            whole = call.latent if area is None else area.whole
+            weights = region.weights(area, size.pictures, size.height, size.width, whole=whole)
             target[chunk, ..., columns] *= weights[..., None].cpu()
     return before, after
 

@@ -48,9 +48,13 @@ class Region:
     window: host.Window
     mask_negative: bool
 
-    def weights(self, area: host.Area | None, pictures: int, height: int, width: int) -> Tensor:
-        """The words' weight at each of a layer's height x width places, (pictures or 1, height * width) in float32."""
-        mask = self.mask if area is None else area.crop(self.mask)
+    def weights(self, area: host.Area | None, pictures: int, height: int, width: int, *, whole: host.Grid) -> Tensor:
+        """The words' weight at each of a layer's height x width places, (pictures or 1, height * width) in float32.
+
+        whole: the latent's size, without an area.
+        """
+        mask = host.as_encoded(self.mask, whole)
+        mask = mask if area is None else area.crop(mask)
         grid = host.picture_rows(mask, pictures, height, width)[: len(mask)].flatten(1)
         return weight((grid >= 0.5).float() if self.mode.cut else grid, self.strength, self.outside)
 

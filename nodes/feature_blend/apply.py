@@ -139,7 +139,8 @@ def apply(
         return Applied(patched, "both alphas are 1: nothing is blended")
     host.source_prompt(prompt)  # refuses one that is limited to an area
     if mask is not None:
-        mask = grown(mask, settings.grow_mask, trajectory.latents.shape[-2:])
+        latent = trajectory.latents.shape[-2:]
+        mask = grown(host.as_encoded(mask, latent), settings.grow_mask, latent)
     source = SOURCE_LATENTS[settings.source_latents](trajectory, settings.seed)
     held = held_latents(model, source, settings, mask)
     if layers:

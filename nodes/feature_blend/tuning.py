@@ -219,6 +219,7 @@ def tune(
             "the mask of Tune Feature Blend is one colour all over: white is the edit, black is what is rebuilt; paint "
             "both, or leave it off."
         )
+    mask = None if mask is None else host.as_encoded(mask, trajectory.latents.shape[-2:])
     model = host.single_device(model)
     with torch.inference_mode(False):
         alphas = LearnedAlphas(chosen, model.load_device)

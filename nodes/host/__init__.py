@@ -10,6 +10,7 @@ from .attention import (
     run_attention,
 )
 from .call import ModelCall, Prompt, Run, Window, acts, call_of, each_run, noise_level, observe, require_span, run_of
+from .cutting import CELL, as_encoded, beyond, middle, was_cut
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import picture_rows
@@ -48,6 +49,7 @@ from .ui import Notice, ProgressText, node_id, show_text, told
 
 __all__ = [
     "AUTO",
+    "CELL",
     "OF_A_NODE",
     "SAME_STEP",
     "SELF_ATTENTION",
@@ -70,8 +72,10 @@ __all__ = [
     "VisitLevels",
     "Window",
     "acts",
+    "as_encoded",
     "attach_source",
     "attention_dtype",
+    "beyond",
     "biased_attention",
     "blocks",
     "call_of",
@@ -84,6 +88,7 @@ __all__ = [
     "latents_at",
     "layer_key",
     "layout_fingerprint",
+    "middle",
     "nearest_level",
     "node_id",
     "noise_level",
@@ -107,6 +112,7 @@ __all__ = [
     "source_prompt",
     "told",
     "transformer_parts",
+    "was_cut",
     "whole_grid",
     "with_fixed_controls",
 ]

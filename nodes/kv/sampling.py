@@ -111,7 +111,8 @@ class Source:
         size = layer.height, layer.width
         if size not in kept.grids:
             pictures = self.kv.pictures if len(self.source_mask) > 1 else 1
-            grid = host.picture_rows(self.source_mask, pictures, *size, "source_mask")
+            mask = host.as_encoded(self.source_mask, self.kv.latent[1:])
+            grid = host.picture_rows(mask, pictures, *size, "source_mask")
             kept.grids[size] = grid.flatten(1).to(device)
         return kept.grids[size]
 
@@ -167,6 +168,8 @@ class CurrentStep:
         name = ("mask", height, width, len(like), like.dtype, self.areas)
         if name not in self.grids:
             chunks, pictures = host.chunk_rows(options, len(like))
+            whole = next((area.whole for area in self.areas or () if area), host.call_of(options).latent)
+            mask = host.as_encoded(mask, whole)
             parts = [
                 host.picture_rows(mask if area is None else area.crop(mask), pictures, height, width)
                 for area in self.areas or (None,)
