@@ -97,6 +97,7 @@ def token_weights(
         for chunk, (row, area) in enumerate(zip(rows, call.areas, strict=True)):
             columns = [column for column, token in enumerate(tokens) if token in row]
             whole = call.latent if area is None else area.whole
+            region.look_at(call, whole)
             weights = region.weights(area, size.pictures, size.height, size.width, whole=whole)
             target[chunk, ..., columns] *= weights[..., None].cpu()
     return before, after

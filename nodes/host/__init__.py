@@ -13,7 +13,7 @@ from .call import ModelCall, Prompt, Run, Window, acts, call_of, each_run, noise
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
-from .masks import picture_rows
+from .masks import one_colour, picture_rows, stretched
 from .model import (
     AttentionLayer,
     Grid,
@@ -93,6 +93,7 @@ __all__ = [
     "node_id",
     "noise_level",
     "observe",
+    "one_colour",
     "picture_rows",
     "places",
     "read_parts",
@@ -110,6 +111,7 @@ __all__ = [
     "source_levels",
     "source_name",
     "source_prompt",
+    "stretched",
     "told",
     "transformer_parts",
     "was_cut",

@@ -18,6 +18,7 @@ from .settings import ApplySettings, chosen_layers
 from .tokens import Tokens
 
 TECHNIQUE = "KV Inversion"
+NOTICE = host.Notice("Apply KV")  # says what it finds while sampling to the log
 HIDDEN = "palimpsest_kv.hidden"  # in the options of a model call: the source that is not looked at in it
 
 
@@ -169,6 +170,8 @@ class CurrentStep:
         if name not in self.grids:
             chunks, pictures = host.chunk_rows(options, len(like))
             whole = next((area.whole for area in self.areas or () if area), host.call_of(options).latent)
+            if unlike := host.stretched(mask, whole):
+                NOTICE.say(host.call_of(options).run, unlike)
             mask = host.as_encoded(mask, whole)
             parts = [
                 host.picture_rows(mask if area is None else area.crop(mask), pictures, height, width)
