@@ -133,6 +133,19 @@ def inference():
 
 
 @pytest.fixture(scope="session")
+def pocket_vae(comfy_host_path: Path):
+    """The pocket model's VAE, by the host's loader."""
+    import comfy.sd
+    import torch
+
+    file = Path(os.environ.get("PALIMPSEST_MODELS", dev.MODELS)) / "checkpoints" / "palimpsest_pocket.safetensors"
+    if not file.is_file():
+        pytest.skip("needs the pocket model: run `python dev.py setup`")
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(str(file), output_clip=False, output_model=False)[2]
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     """A real ComfyUI with the pack, the pocket model and the example pictures, started once. Gives a dev.Host."""
     comfy = os.environ.get("COMFYUI_PATH")

@@ -94,6 +94,11 @@ def apply(
     return Applied(patched, prompts.edit, f"{prompts.report}; {how}{note}")
 
 
+def fitted_mask(mask: Tensor, trajectory: host.Trajectory) -> Tensor:
+    """The part of a mask that the source's latents show, (1 or B, h, w)."""
+    return host.as_encoded(mask.reshape(-1, *mask.shape[-2:]).float(), trajectory.latents.shape[-2:])
+
+
 def check(model: Any, trajectory: host.Trajectory, mask: Tensor | None) -> None:
     """Raise ValueError for another architecture and for what is no mask."""
     host.require_unet(model, TECHNIQUE)
@@ -115,7 +120,7 @@ def fusion_of(
         layers={SELF: keys, CROSS: keys},
         above={kind: to_sigma(share) for kind, share in settings.until.items()},
         threshold=settings.blend_threshold,
-        mask=None if mask is None else mask.reshape(-1, *mask.shape[-2:]).float(),
+        mask=None if mask is None else fitted_mask(mask, trajectory),
         negative=settings.fuse_negative,
     )
 

@@ -145,9 +145,14 @@ def read(
     host.require_span(settings.start_percent, settings.end_percent)
     run = record.of(samples)
     chosen = chosen_words(record, settings.words)
-    size = size or tuple(8 * side for side in run.samples.shape[-2:])
+    cells = tuple(run.samples.shape[-2:])
+    encoded = tuple(host.CELL * side for side in cells)
+    size = size or encoded
+    cut = tuple(side // host.CELL for side in size) == cells  # the VAE left the sides' rest out
     levels = chosen_levels(run, settings.levels)
-    mass = mean_mass(run, levels, settings.start_percent, settings.end_percent, size)
+    mass = mean_mass(run, levels, settings.start_percent, settings.end_percent, encoded if cut else size)
+    mass = host.beyond(mass, size) if cut else mass
+    mask = host.as_encoded(mask, cells) if mask is not None and size == encoded else mask
     shown, mass = normalised(mass, settings.normalise, record)[:, chosen], mass[:, chosen]
     thresholds = maths.otsu(shown) if settings.threshold == 0 else torch.full(shown.shape[:2], settings.threshold)
     found = maths.cleaned((shown > thresholds[..., None, None]).float(), settings.clean).amax(1)

@@ -96,7 +96,9 @@ def token_weights(
         target = before if region.mode.renormalise else after
         for chunk, (row, area) in enumerate(zip(rows, call.areas, strict=True)):
             columns = [column for column, token in enumerate(tokens) if token in row]
-            weights = region.weights(area, size.pictures, size.height, size.width, call.frames)
+            whole = call.latent if area is None else area.whole
+            region.look_at(call, whole)
+            weights = region.weights(area, size.pictures, size.height, size.width, whole=whole, frames=call.frames)
             target[chunk, ..., columns] *= weights[..., None].cpu()
     return before, after
 

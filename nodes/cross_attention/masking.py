@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..words import ChosenWords
 from .attention import NAME, attach
 from .layers import PFB_OBJECT, choose_layers
-from .regions import MODES, Region
+from .regions import MODES, SILENT_NODE, Region
 
 INSIDE, OUTSIDE = "inside", "outside"
 
@@ -34,10 +34,12 @@ class MaskSettings(Settings):
     end_percent: float = 1.0
 
 
-def mask_words(model: Any, mask: Tensor, words: ChosenWords | None, settings: MaskSettings) -> Any:
+def mask_words(
+    model: Any, mask: Tensor, words: ChosenWords | None, settings: MaskSettings, notice: host.Notice = SILENT_NODE
+) -> Any:
     """A clone of the model in which words act in one part of the picture. At strength 0 it is the model, bit for bit.
 
-    words None: every token of the prompts. Raises ValueError for a model without such layers, for layers that it does
+    words None: every token of the prompts. notice hears of a latent that the mask does not fit. Raises ValueError for a model without such layers, for layers that it does
     not have, for an empty span of steps, for what is no mask, and for every token in a mode that only moves attention
     from one word to another.
     """
@@ -57,11 +59,29 @@ def mask_words(model: Any, mask: Tensor, words: ChosenWords | None, settings: Ma
         layers=frozenset(layer.key for layer in chosen),
         window=host.Window.of(model, settings.start_percent, settings.end_percent),
         mask_negative=settings.mask_negative,
+        notice=notice,
     )
     patched = model.clone()
     if settings.strength > 0:
         attach(patched, chosen, regions=(region,))
     return patched
+
+
+def report(mask: Tensor, words: ChosenWords | None, settings: MaskSettings) -> str:
+    """What was asked for, and whether it comes to nothing."""
+    named = "all words" if words is None else f"the words {words.quoted}"
+    white = settings.side == INSIDE
+    colour = host.one_colour(mask)
+    if settings.strength == 0:
+        return "strength is 0: nothing is masked"
+    if colour is None:
+        share = float(mask.float().mean())
+        return f"{named} act {settings.side} the mask, in {share if white else 1 - share:.0%} of the picture"
+    if (colour == "white") == white:
+        return f"the mask is {colour} all over and side {settings.side}: {named} act everywhere, nothing is masked"
+    return f"the mask is {colour} all over and side {settings.side}: {named} act nowhere; paint where they may act" + (
+        ", in Load Image's mask editor" if colour == "black" else ""
+    )
 
 
 def softened(mask: Tensor, feather: float) -> Tensor:

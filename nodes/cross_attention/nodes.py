@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import inputs, sockets
+from .. import host, inputs, sockets
 from .layers import LAYERS, PFB_OBJECT
-from .masking import INSIDE, OUTSIDE, MaskSettings, mask_words
+from .masking import INSIDE, OUTSIDE, MaskSettings, mask_words, report
 from .regions import MODES
 
 MODE_TOOLTIP = (
@@ -108,11 +108,14 @@ class CrossAttentionMask(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model in which those words act there only.")],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
     def execute(cls, model, mask, tokens=None, **chosen) -> io.NodeOutput:
-        return io.NodeOutput(mask_words(model, mask, tokens, MaskSettings.of(chosen)))
+        settings, notice = MaskSettings.of(chosen), host.Notice("Cross-Attention Mask", host.node_id(cls))
+        patched = mask_words(model, mask, tokens, settings, notice)
+        return io.NodeOutput(patched, ui=host.told(cls, report(mask, tokens, settings)))
 
 
 NODES = [CrossAttentionMask]

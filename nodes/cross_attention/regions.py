@@ -10,6 +10,8 @@ from ...kernels.cross_attention_mask import weight
 from .. import host
 from ..words import ChosenWords, copies
 
+SILENT_NODE = host.Notice("Cross-Attention Mask")  # says what it finds to the log alone
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -47,12 +49,30 @@ class Region:
     layers: frozenset[host.LayerKey]
     window: host.Window
     mask_negative: bool
+    notice: host.Notice = SILENT_NODE
+
+    def look_at(self, call: host.ModelCall, whole: host.Grid) -> None:
+        """Say where the mask does not fit the latent that is sampled."""
+        unlike = host.stretched(self.mask, whole)
+        if unlike is not None:
+            self.notice.say(call.run, unlike)
 
     def weights(
-        self, area: host.Area | None, pictures: int, height: int, width: int, frames: host.Frames = host.EVERY
+        self,
+        area: host.Area | None,
+        pictures: int,
+        height: int,
+        width: int,
+        *,
+        whole: host.Grid,
+        frames: host.Frames = host.EVERY,
     ) -> Tensor:
-        """The words' weight at each of a layer's height x width places, (pictures or 1, height * width) in float32."""
-        mask = self.mask if area is None else area.crop(self.mask)
+        """The words' weight at each of a layer's height x width places, (pictures or 1, height * width) in float32.
+
+        whole: the latent's size, without an area; frames: which of a clip the call shows.
+        """
+        mask = host.as_encoded(self.mask, whole)
+        mask = mask if area is None else area.crop(mask)
         rows = host.rows_of_frames(mask, frames, pictures, height, width)
         grid = (rows if len(mask) > 1 else rows[:1]).flatten(1)
         return weight((grid >= 0.5).float() if self.mode.cut else grid, self.strength, self.outside)

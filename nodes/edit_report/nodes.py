@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from comfy_api.latest import io, ui
 
 from .. import host, inputs
@@ -11,6 +12,8 @@ from ..colours import rgb
 from . import drawing, measuring, reporting
 from .embedding import Embedder
 
+RESIZED = "The edit was resized to the source's size before measuring."
+CUT = "The edit shows the middle of the source, as a VAE cuts it: that was measured."
 WIRED = {  # the numbers with a socket of their own
     "background_psnr": "What was kept: PSNR in dB against the source outside the mask, or of the whole picture without "
     "a mask. inf is bit-identical.",
@@ -111,7 +114,11 @@ class EditReport(io.ComfyNode):
             raise ValueError("clip compares the prompt with what clip_vision sees: connect clip_vision, too.")
         if chosen.get("is_clip") and len(edited) < 2:
             raise ValueError("is_clip is on, but edited is a single picture: connect all frames as one batch.")
-        source, pictures = rgb(source, "source"), len(edited)
+        source = rgb(source, "source")
+        pictures, cut = len(edited), is_cut(source, edited)
+        if cut:
+            size, part = tuple(source.shape[1:3]), tuple(edited.shape[1:3])
+            source, ideal, mask = (cut_like(other, size, part) for other in (source, ideal, mask))
         size = tuple(source.shape[1:3])
         edited, resized = measuring.matched(edited, pictures, size, "edited")
         edit = measuring.Edit(
@@ -122,12 +129,26 @@ class EditReport(io.ComfyNode):
             **chosen,
         )
         numbers = measuring.measure(edit, None if clip_vision is None else Embedder(clip_vision, clip))
-        note = "The edit was resized to the source's size before measuring." if resized else ""
+        note = CUT if cut else RESIZED if resized else ""
         sentence = reporting.sentence(numbers, note)
         picture = drawing.draw(edit, numbers)
         shown = ui.PreviewImage(picture, cls=cls if cls.hidden else None).as_dict() | host.told(cls, sentence)
         report = reporting.markdown(numbers, pictures, note)
         return io.NodeOutput(report, picture, reporting.as_json(numbers), *wired(numbers), ui=shown)
+
+
+def is_cut(source: torch.Tensor, edited: torch.Tensor) -> bool:
+    """Whether the edits show the middle of their source, as the host's VAE cuts it."""
+    pictures = all(each.ndim == 4 and each.numel() and torch.isfinite(each).all() for each in (source, edited))
+    return bool(pictures) and host.was_cut(source[0], edited[0])
+
+
+def cut_like(other: torch.Tensor | None, size: tuple[int, int], part: tuple[int, int]) -> torch.Tensor | None:
+    """The middle of pictures or masks of the source's size; others as they are."""
+    if other is None or tuple(other.shape[1:3]) != size:
+        return other
+    rows, columns = host.middle(size, part)
+    return other[:, rows, columns]
 
 
 def wired(numbers: measuring.Numbers) -> list[float]:

@@ -14,13 +14,10 @@ from .. import host, inputs
 from ..settings import Settings
 from . import layers as layering
 from .blend import Alpha, BlendFeatures, sources_of
-from .latents import SOURCE_LATENTS, HeldLatents, hold_latents
+from .latents import SILENT_NODE, SOURCE_LATENTS, TECHNIQUE, HeldLatents, hold_latents
 from .layers import Feature, FeatureLayer
 from .path import INSIDE, OUTSIDE, Path
 from .weights import BlendWeights
-
-TECHNIQUE = "Feature Blend"
-SILENT_NODE = host.Notice(TECHNIQUE)  # says what it finds to the log alone
 
 # PFB-Diff's scripts (arXiv:2306.16894, authors' code): t_combine 0 and 200 of 1000, self_replace_step 0.5 and 0.8, of
 # which the complement is the share of sampling; a background's mask leaves out the object grown by 18 of 512 pixels.
@@ -144,9 +141,12 @@ def apply(
         apart = "between its noise levels the source is a straight line"
         host.compare_runs(patched, host.Recorded.of(trajectory, apart, from_start=False, exact=False), remarks)
     if mask is not None:
-        mask = grown(mask, settings.grow_mask, trajectory.latents.shape[-2:])
+        latent = trajectory.latents.shape[-2:]
+        said += [unlike] if (unlike := host.stretched(mask, latent)) else []
+        mask = grown(host.as_encoded(mask, latent), settings.grow_mask, latent)
+        said += nowhere(mask, settings, alphas)
     source = SOURCE_LATENTS[settings.source_latents](trajectory, settings.seed)
-    held = held_latents(model, source, settings, mask)
+    held = held_latents(model, source, settings, mask, notice)
     if layers:
         sources = sources_of(layers, settings.released_code)
         path = None if settings.released_code else path_of(source, alphas, mask, held, window, notice)
@@ -160,14 +160,28 @@ def apply(
     return Applied(patched, "; ".join([*said, *held_in_words(settings, mask)]))
 
 
+def nowhere(mask: Tensor, settings: BlendSettings, alphas: Mapping[Feature, Alpha]) -> list[str]:
+    """What is to be said of a mask of one colour that leaves nothing of the edit, or nothing of the source."""
+    colour = host.one_colour(mask)
+    insides, outsides = zip(*alphas.values(), strict=True) if alphas else ((1.0,), (1.0,))
+    if colour == "black" and (settings.blend_latents_until > 0 or 0.0 in outsides):
+        return [
+            "the mask is black all over, so that the edit acts nowhere and the source comes back: paint white where "
+            "the edit may act"
+        ]
+    if colour == "white" and set(insides) == {1.0}:
+        return ["the mask is white all over, so that nothing of the source is kept: paint black what is to stay"]
+    return []
+
+
 def held_latents(
-    model: Any, source: host.Trajectory, settings: BlendSettings, mask: Tensor | None
+    model: Any, source: host.Trajectory, settings: BlendSettings, mask: Tensor | None, notice: host.Notice
 ) -> HeldLatents | None:
     """What the latent is held to outside of a mask, as the settings ask for; None where it is not."""
     if mask is None or settings.blend_latents_until == 0.0:
         return None
     above = model.get_model_object("model_sampling").percent_to_sigma(settings.blend_latents_until)
-    return HeldLatents(source, above, mask, settings.released_code)
+    return HeldLatents(source, above, mask, settings.released_code, notice)
 
 
 def held_in_words(settings: BlendSettings, mask: Tensor | None) -> list[str]:

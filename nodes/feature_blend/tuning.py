@@ -221,6 +221,7 @@ def tune(
         )
     named = {"target_positive": prompts.edit, "negative": prompts.negative}
     inputs.require_active(model, trajectory.sigmas, settings.guidance, **named)
+    mask = None if mask is None else host.as_encoded(mask, trajectory.latents.shape[-2:])
     model = host.single_device(model)
     with torch.inference_mode(False), host.refused_by_name(model, "Tune Feature Blend"):
         alphas = LearnedAlphas(chosen, model.load_device)

@@ -25,11 +25,12 @@ from .call import (
     run_of,
 )
 from .compiled import not_compiled, uncompiled
+from .cutting import CELL, as_encoded, beyond, middle, was_cut
 from .finite import is_finite
 from .frames import EVERY, Frames, windows_part_prompts
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
-from .masks import picture_rows, rows_of_frames
+from .masks import one_colour, picture_rows, rows_of_frames, stretched
 from .model import (
     AttentionLayer,
     Grid,
@@ -77,6 +78,7 @@ from .ui import Notice, ProgressText, node_id, show_text, told
 
 __all__ = [
     "AUTO",
+    "CELL",
     "EVERY",
     "OF_A_NODE",
     "SAME_STEP",
@@ -103,8 +105,10 @@ __all__ = [
     "VisitLevels",
     "Window",
     "acts",
+    "as_encoded",
     "attach_source",
     "attention_dtype",
+    "beyond",
     "biased_attention",
     "blocks",
     "call_of",
@@ -122,11 +126,13 @@ __all__ = [
     "latents_at",
     "layer_key",
     "layout_fingerprint",
+    "middle",
     "nearest_level",
     "node_id",
     "noise_level",
     "not_compiled",
     "observe",
+    "one_colour",
     "patching_nodes",
     "picture_rows",
     "places",
@@ -154,10 +160,12 @@ __all__ = [
     "source_levels",
     "source_name",
     "source_prompt",
+    "stretched",
     "text_width",
     "told",
     "transformer_parts",
     "uncompiled",
+    "was_cut",
     "whole_grid",
     "windows_part_prompts",
     "with_fixed_controls",

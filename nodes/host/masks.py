@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .frames import Frames
+from .model import Grid
+
+BLACK = 0.5 / 255  # mask values below half a step of an 8-bit picture count as black
+UNLIKE = 0.1  # by what share the proportions of a mask and its latent may differ: sides are rounded to cells
 
 
 def picture_rows(mask: Tensor, pictures: int, height: int, width: int, what: str = "mask") -> Tensor:
@@ -31,3 +37,21 @@ def rows_of_frames(mask: Tensor, frames: Frames, pictures: int, height: int, wid
         return picture_rows(mask, pictures, height, width)
     whole = picture_rows(mask, frames.clip if mask.ndim > 2 and len(mask) > 1 else 1, height, width)
     return frames.rows(whole).expand(pictures, -1, -1, -1)
+
+
+def one_colour(mask: Tensor) -> str | None:
+    """ "black" or "white" where a MASK is that all over; None for one that has a region."""
+    if float(mask.max()) < BLACK:
+        return "black"
+    return "white" if float(mask.min()) > 1 - BLACK else None
+
+
+def stretched(mask: Tensor, latent: Grid) -> str | None:
+    """A sentence where a MASK has other proportions than the latent of (height, width) that it is laid over."""
+    size = mask.shape[-2:]
+    if abs(math.log(size[0] * latent[1] / (size[1] * latent[0]))) <= UNLIKE:
+        return None
+    return (
+        f"the mask has {size[1]} x {size[0]} pixels and the latent {latent[1]} x {latent[0]} cells, other proportions: "
+        "it is stretched over the latent; a tile or crop of a picture needs its own part of the mask"
+    )

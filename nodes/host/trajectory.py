@@ -52,6 +52,13 @@ class Trajectory:
         if any(high <= low for high, low in itertools.pairwise(self.sigmas)):
             raise ValueError("the trajectory's noise levels do not fall to 0: connect one of Invert Picture.")
 
+    def begins_at(self, latent: Tensor) -> bool:
+        """Whether a latent (B, C, H, W) is the inverted noise."""
+        start = self.latents[0].to(latent)
+        if start.shape[1:] != latent.shape[1:] or len(start) not in (1, len(latent)):
+            return False
+        return bool((latent - start).norm() <= 0.01 * start.expand_as(latent).norm())
+
     def check_batch(self, x: Tensor) -> None:
         """Refuse a batch or a picture size other than the trajectory's."""
         pictures, _, height, width = self.latents.shape[1:]

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ...kernels import keep_outside as maths
 from ...kernels.pausing import pause
+from .. import host
 from ..settings import Settings
 from . import matching
 
-STRETCH, CENTRE = "stretch", "centre crop"
+AUTOMATIC, STRETCH, CENTRE = "automatic", "stretch", "centre crop"
 BLACK = 0.5 / 255  # mask values below half a step of an 8-bit picture count as black
 BAND = 2**20  # pixels that are mixed and compared at a time
 
@@ -27,7 +28,7 @@ class KeepOutsideSettings(Settings):
     feather: int = 8
     colour_match: str = "mean and spread"
     align: str = matching.SUB_PIXEL
-    fit: str = STRETCH
+    fit: str = AUTOMATIC
     invert_mask: bool = False
 
 
@@ -93,24 +94,70 @@ def union(masks: list[Tensor], number: int, size: tuple[int, int], inverted: boo
     return torch.where(found < BLACK, 0.0, found)
 
 
-def stretched(edited: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The edit (h, w, C) over the whole source (H, W, C), and where it lies: everywhere, (H, W) bool."""
-    return resized(edited, size), torch.ones(size, dtype=torch.bool, device=edited.device)
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """An edit where it lies in its source: picture (H, W, C); known (H, W) bool, where the edit shows something.
+
+    covered (H, W) bool: where it may go in; beyond `known` its border is repeated.
+    """
+
+    picture: Tensor
+    known: Tensor
+    covered: Tensor
+    note: str = ""
 
 
-def centred(edited: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The edit of a source that was cropped to its centre: as large as it fits, and where it lies (H, W) bool."""
-    scale = min(size[0] / edited.shape[0], size[1] / edited.shape[1])
+def whole(size: tuple[int, int], like: Tensor) -> Tensor:
+    """(H, W) bool, everywhere."""
+    return torch.ones(size, dtype=torch.bool, device=like.device)
+
+
+def stretched(source: Tensor, edited: Tensor) -> Placed:
+    """The edit (h, w, C) over the whole source (H, W, C)."""
+    size = tuple(source.shape[:2])
+    everywhere = whole(size, edited)
+    note = "" if edited.shape[:2] == size else f"the edit was resized from {in_pixels(edited)} pixels ({STRETCH})"
+    return Placed(resized(edited, size), everywhere, everywhere, note)
+
+
+def centred(source: Tensor, edited: Tensor) -> Placed:
+    """The edit of a source that was cropped to its centre, as large as it fits."""
+    size = source.shape[:2]
+    scale = 1 if host.was_cut(source, edited) else min(size[0] / edited.shape[0], size[1] / edited.shape[1])
     height, width = (max(1, round(side * scale)) for side in edited.shape[:2])
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     placed = edited.new_zeros(*size, edited.shape[-1])
     placed[top : top + height, left : left + width] = resized(edited, (height, width))
-    covered = torch.zeros(size, dtype=torch.bool, device=edited.device)
+    covered = ~whole(size, edited)
     covered[top : top + height, left : left + width] = True
-    return placed, covered
+    note = "" if edited.shape[:2] == size else f"the edit was resized from {in_pixels(edited)} pixels ({CENTRE})"
+    return Placed(placed, covered, covered, note)
 
 
-FITS = {STRETCH: stretched, CENTRE: centred}
+def put_back(source: Tensor, edited: Tensor) -> Placed:
+    """The edit of a source that the host's VAE cut, where it cut it: unscaled, in the middle, its border repeated."""
+    size = tuple(source.shape[:2])
+    placed = host.beyond(edited.movedim(-1, 0), size).movedim(0, -1)
+    known = ~whole(size, edited)
+    known[host.middle(size, tuple(edited.shape[:2]))] = True
+    note = (
+        f"the edit shows the middle of the source, {in_pixels(edited)} of {in_pixels(source)} pixels, as a VAE cuts "
+        "it: put back there, its border repeated beyond"
+    )
+    return Placed(placed, known, whole(size, edited), note)
+
+
+def automatic(source: Tensor, edited: Tensor) -> Placed:
+    """An edit where the host's VAE cut it, else over the whole source."""
+    return (put_back if host.was_cut(source, edited) else stretched)(source, edited)
+
+
+FITS = {AUTOMATIC: automatic, STRETCH: stretched, CENTRE: centred}
+
+
+def in_pixels(picture: Tensor) -> str:
+    """Its size, as people write it."""
+    return f"{picture.shape[1]} x {picture.shape[0]}"
 
 
 def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
@@ -133,15 +180,14 @@ def keep(source: Tensor, edited: Tensor, mask: Tensor, how: KeepOutsideSettings)
     size = tuple(source.shape[:2])
     working = torch.float64 if source.dtype == torch.float64 else torch.float32
     base = source.to(working)
-    edit, covered = FITS[how.fit](edited.to(source.device, working), size)
-    weights = edit_weights(mask.to(source.device), covered, how)
+    placed = FITS[how.fit](base, edited.to(source.device, working))
+    edit, weights = placed.picture, edit_weights(mask.to(source.device), placed.covered, how)
     notes = ["nothing is replaced (the mask is black), the source is given back"]
     if bool((weights > 0).any()):
         pause()
-        comparable = (weights == 0) & covered & opaque(base) & opaque(edit)
+        comparable = (weights == 0) & placed.known & opaque(base) & opaque(edit)
         edit, notes = matching.matched(base, edit, comparable, how.align, how.colour_match)
-        if edited.shape[:2] != size:
-            notes.append(f"the edit was resized from {edited.shape[1]} x {edited.shape[0]} pixels ({how.fit})")
+        notes += [placed.note] if placed.note else []
         if edit.shape[-1] > base.shape[-1]:
             weights = weights * edit[..., 3].clamp(0, 1).to(weights.dtype)
             edit = edit[..., :3]

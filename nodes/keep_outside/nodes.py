@@ -94,10 +94,11 @@ class KeepOutside(io.ComfyNode):
                 io.Combo.Input(
                     "fit",
                     options=list(compositing.FITS),
-                    default=compositing.STRETCH,
+                    default=compositing.AUTOMATIC,
                     advanced=True,
-                    tooltip="Where an edit of another size lies. stretch: over the whole source. centre crop: over "
-                    "its middle, for models that crop the picture to their own proportions first; the rest stays.",
+                    tooltip="Where an edit of another size lies. automatic: where the host's VAE cut it, if sides are "
+                    "no multiples of 8 (or 16, 32, 64), else stretched. stretch: over the whole source. centre crop: "
+                    "over its middle, for models that crop the picture to their own proportions; the rest stays.",
                 ),
                 io.Boolean.Input(
                     "invert_mask",

@@ -18,6 +18,7 @@ from .settings import ApplySettings, chosen_layers
 from .tokens import Tokens
 
 TECHNIQUE = "KV Inversion"
+NOTICE = host.Notice("Apply KV")  # says what it finds while sampling to the log
 HIDDEN = "palimpsest_kv.hidden"  # in the options of a model call: the source that is not looked at in it
 
 
@@ -112,7 +113,8 @@ class Source:
         size = layer.height, layer.width
         if size not in kept.grids:
             pictures = self.kv.pictures if len(self.source_mask) > 1 else 1
-            grid = host.picture_rows(self.source_mask, pictures, *size, "source_mask")
+            mask = host.as_encoded(self.source_mask, self.kv.latent[1:])
+            grid = host.picture_rows(mask, pictures, *size, "source_mask")
             kept.grids[size] = grid.flatten(1).to(device)
         return kept.grids[size]
 
@@ -175,6 +177,10 @@ class CurrentStep:
         if name not in self.grids:
             chunks, pictures = host.chunk_rows(options, len(like))
             mask = mask.reshape(-1, *mask.shape[-2:])
+            whole = next((area.whole for area in self.areas or () if area), host.call_of(options).latent)
+            if unlike := host.stretched(mask, whole):
+                NOTICE.say(host.call_of(options).run, unlike)
+            mask = host.as_encoded(mask, whole)
             parts = [
                 host.rows_of_frames(mask if area is None else area.crop(mask), self.frames, pictures, height, width)
                 for area in self.areas or (None,)

@@ -40,7 +40,7 @@ def tune(
         model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
     )
     model = host.single_device(model)
-    state = TuningState(mask=tuning_mask(mask, trajectory.pictures), others=host.patching_nodes(model))
+    state = TuningState(mask=tuning_mask(mask, trajectory), others=host.patching_nodes(model))
     require_whole_pictures(positive, negative)
     levels, guidance = trajectory.sigmas, settings.run_guidance
     inputs.require_active(model, levels, guidance, positive=positive, negative=negative)
@@ -75,11 +75,12 @@ def learning_layers(model: Any, settings: TuneSettings) -> list[host.AttentionLa
     return layers
 
 
-def tuning_mask(mask: Tensor | None, pictures: int) -> Tensor | None:
+def tuning_mask(mask: Tensor | None, trajectory: host.Trajectory) -> Tensor | None:
     """The mask of every picture, (pictures, h, w). Raises ValueError for one in which nothing is white."""
     if mask is None:
         return None
-    rows = host.picture_rows(mask, pictures, *mask.shape[-2:])[:, 0].clone()
+    mask = host.as_encoded(mask, trajectory.latents.shape[-2:])
+    rows = host.picture_rows(mask, trajectory.pictures, *mask.shape[-2:])[:, 0].clone()
     if not bool((rows.flatten(1).amax(1) > 0).all()):
         raise ValueError("the mask of Tune KV is black all over: nothing would be learned. Paint the subject white.")
     return rows

@@ -11,7 +11,7 @@ from palimpsest.nodes.keep_outside.nodes import KeepOutside
 from pocket import world
 
 PLAIN = {
-    "grow": 0, "feather": 0, "colour_match": "none", "align": "none", "fit": "stretch", "invert_mask": False,
+    "grow": 0, "feather": 0, "colour_match": "none", "align": "none", "fit": "automatic", "invert_mask": False,
 }  # fmt: skip
 
 
@@ -304,6 +304,38 @@ def test_an_edit_of_the_sources_centre_goes_back_to_the_centre():
     assert torch.equal(image[:, :, :20], source[:, :, :20])
     assert float(weights[:, :, 60:].max()) == 0
     assert float(weights[:, :, 20:60].min()) == 1
+
+
+@pytest.mark.parametrize("size", [(125, 131), (121, 128), (128, 135)])
+def test_an_edit_of_a_picture_that_the_vae_cut_goes_back_where_it_was_cut(inference, pocket_vae, size):
+    source, edited, mask = (resized(each, size) for each in scene())
+    decoded = pocket_vae.vae_encode_crop_pixels(edited)
+    image, weights, report, _ = KeepOutside.execute(source, decoded, mask, **defaults() | {"feather": 0}).args
+    assert "shows the middle of the source" in report and "moved back" not in report
+    assert error_inside(image, edited, weights) < 0.002
+    image, weights, *_ = keep(source, decoded, torch.ones_like(mask), fit="automatic")
+    assert float(weights.min()) == 1  # up to the picture's border
+    stretched, weights, *_ = KeepOutside.execute(
+        source, decoded, mask, **defaults() | {"feather": 0, "fit": "stretch"}
+    ).args
+    assert error_inside(stretched, edited, weights) > 0.004
+    through = KeepOutside.execute(source, pocket_vae.decode(pocket_vae.encode(edited)), mask, **defaults()).args
+    assert "shows the middle of the source" in through[2]
+
+
+@pytest.mark.parametrize("size", [(125, 131), (128, 135)])
+def test_an_edit_of_that_size_that_was_resized_is_stretched(size):
+    source, edited, mask = (resized(each, size) for each in scene())
+    small = resized(edited, tuple(side // 8 * 8 for side in size))
+    *_, report, _ = KeepOutside.execute(source, small, mask, **defaults()).args
+    assert "(stretch)" in report
+
+
+def resized(picture, size):
+    """A picture or mask (1, h, w[, C]) at another size."""
+    flat = picture.reshape(1, *picture.shape[1:3], -1).movedim(-1, 1)
+    new = torch.nn.functional.interpolate(flat, size=size, mode="bicubic", antialias=True).movedim(1, -1).clamp(0, 1)
+    return new if picture.ndim == 4 else (new[..., 0] > 0.5).float()
 
 
 # ------------------------------------------------------------------------------------------------- shift and colour
