@@ -156,7 +156,7 @@ def client(server):
 
 
 # A file of the pocket's that the host does not like yet, and what it says of it; only where its workflows run.
-KNOWN_ERRORS = {"palimpsest_pocket_unet.safetensors": re.compile(r"^ERROR lora ")}
+KNOWN_ERRORS = {"palimpsest_pocket_unet.safetensors": re.compile("ERROR lora ")}
 _LOG_READ: dict[Path, int] = {}  # how far each log was looked at
 LOADS_IT = re.compile(r"Multimodal|multimodal|test_pocket")
 

@@ -141,7 +141,7 @@ def edit_an_action() -> dict:
     return graph(
         {
             "start": note("Start here", START_HERE, 300),
-            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 380),
+            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 470),
             "knobs": note("Not right yet?", KNOBS + KNOBS_OF_TUNING, 350),
         },
         group(
@@ -249,7 +249,7 @@ def two_subjects() -> dict:
         {
             "start": note("Start here", START_TWO, 340),
             "expect": note("What to expect", EXPECT_TWO, 380),
-            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 380),
+            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 470),
         },
         group(
             "1 Your pictures",
