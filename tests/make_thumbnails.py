@@ -1,7 +1,7 @@
 """Draw the thumbnails of the shipped workflows: run each in full with the pocket's values, and lay out what it shows.
 
     python dev.py make thumbnails                 workflows/*.jpg
-    ... make_thumbnails --of "05" output/all      some of them; every picture of the run goes into a folder, too
+    ... make_thumbnails --of "^0[56]" folder      some of them; every picture of the run goes into a folder, too
 
 Each shows one thing: what its workflow makes, the source small in a corner.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,7 +92,7 @@ OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the number in the wo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--of", default="", help="only workflows with this in their name")
+    parser.add_argument("--of", default="", help="only workflows whose names have this (a regular expression) in them")
     options = parser.parse_args()
     import api
     from graphs.shipped import WORKFLOWS, pocket_form, provide_files
@@ -99,7 +100,7 @@ def main() -> None:
     dev = prepared.load_dev()
     with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
         client = api.ApiClient(host.url, timeout=600)
-        for path in (each for each in WORKFLOWS if options.of in each.stem):
+        for path in (each for each in WORKFLOWS if re.search(options.of, each.stem)):
             prompt = pocket_form(path.stem)
             provide_files(client, prompt)
             shown = Shown(client, prompt, client.queue(prompt, timeout=3600))

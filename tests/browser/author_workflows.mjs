@@ -11,11 +11,12 @@
 import { answerLines, forget, load } from './editor.mjs';
 
 const FIRST_VIEW = { scale: 0.65, offset: [580, 180] }; // the left upper part, large enough to read
-const ROOM = { titleBar: 30, groupTitle: 44, side: 30, between: 60, below: 60, belowOurs: 130 }; // ours tell reports below
+const ROOM = { titleBar: 30, groupTitle: 44, side: 30, between: 60, below: 60, belowGrowing: 130 };
+const GROWING = /^Palimpsest|^MarkdownNote$/; // ours tell reports below, notes are as tall as their words
 
 /** Make the nodes and links; an unknown type, widget or socket is an error. */
 function build(page, description) {
-  return page.evaluate(({ description: { nodes, notes, groups }, room }) => {
+  return page.evaluate(({ description: { nodes, notes, groups }, room, growing }) => {
     const { app, LiteGraph } = window;
     app.graph.clear();
     const made = {};
@@ -54,7 +55,7 @@ function build(page, description) {
       for (const key of keys) {
         const node = made[key];
         node.pos = [left, top + room.titleBar];
-        top += room.titleBar + node.size[1] + (node.type.startsWith('Palimpsest') ? room.belowOurs : room.below);
+        top += room.titleBar + node.size[1] + (new RegExp(growing).test(node.type) ? room.belowGrowing : room.below);
       }
       return top;
     };
@@ -76,7 +77,7 @@ function build(page, description) {
       left += group.size[0] + room.side;
     }
     return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, String(node.id)]));
-  }, { description, room: ROOM });
+  }, { description, room: ROOM, growing: GROWING.source });
 }
 
 /** The graph in both formats; loaded once more first, so that what is saved is what a load gives. */

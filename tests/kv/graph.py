@@ -141,7 +141,7 @@ def edit_an_action() -> dict:
     return graph(
         {
             "start": note("Start here", START_HERE, 300),
-            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 380),
+            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 470),
             "knobs": note("Not right yet?", KNOBS + KNOBS_OF_TUNING, 350),
         },
         group(
@@ -183,17 +183,21 @@ def edit_again() -> dict:
     return graph(
         {"start": note("Start here", START_AGAIN, 320), "knobs": note("Not right yet?", KNOBS, 210)},
         group(
-            "1 The model and what was learned",
+            "1 The model, and what was learned",
             "learned",
-            {"checkpoint": checkpoint(), "load": load_kv(), "negative": negative()},
+            {
+                "checkpoint": checkpoint(),
+                "load": load_kv(),
+                "negative": negative(),
+                "image": load_image(CAT, "The photo, to compare with"),
+            },
         ),
         group(
             "2 Edit it",
             "edit",
             {"edit": text("The picture as it should be", YAWNING), "apply": apply("load.kv")},
             {"sample": sampler("apply.MODEL", "edit.CONDITIONING", "load.noise"), "decode": decode()},
-            {"save": save(), "image": load_image(CAT, "The photo, to compare with")},
-            {"compare": compare()},
+            {"save": save(), "compare": compare()},
         ),
     )
 
@@ -202,9 +206,14 @@ def many_prompts() -> dict:
     return graph(
         {"start": note("Start here", START_MANY, 360), "knobs": note("Not right yet?", KNOBS, 210)},
         group(
-            "1 The model and what was learned",
+            "1 The model, and what was learned",
             "learned",
-            {"checkpoint": checkpoint(), "load": load_kv(), "negative": negative()},
+            {
+                "checkpoint": checkpoint(),
+                "load": load_kv(),
+                "negative": negative(),
+                "image": load_image(CAT, "The photo, to compare with"),
+            },
         ),
         group(
             "2 Edit it",
@@ -216,8 +225,7 @@ def many_prompts() -> dict:
                 "apply": apply("load.kv"),
             },
             {"sample": sampler("apply.MODEL", "edit.CONDITIONING", "load.noise"), "decode": decode()},
-            {"save": save("The edited pictures", height=440)},
-            {"image": load_image(CAT, "The photo, to compare with"), "compare": compare()},
+            {"save": save("The edited pictures"), "compare": compare()},
         ),
     )  # fmt: skip
 
@@ -249,7 +257,7 @@ def two_subjects() -> dict:
         {
             "start": note("Start here", START_TWO, 340),
             "expect": note("What to expect", EXPECT_TWO, 380),
-            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 380),
+            "settings": note("Values for SD 1.5 and SDXL", SETTINGS, 470),
         },
         group(
             "1 Your pictures",
