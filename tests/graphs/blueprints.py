@@ -15,7 +15,7 @@ LABELS = {
     "words": "words that change", "negative_prompt": "negative prompt",
 }  # fmt: skip
 EDITING, INPAINTING = (f"Image generation and editing/{kind}" for kind in ("Edit image", "Inpaint image"))
-STEPS, SCHEDULER = 30, "normal"
+STEPS, GUIDANCE, SCHEDULER = 30, 7.5, "normal"
 SIZES = "Use photos of the size your model was trained at: 512 pixels for SD 1.5, 1024 for SDXL."
 
 
@@ -51,7 +51,7 @@ def invert(at: list[int]) -> dict:
                        "negative": "negative.CONDITIONING", "sigmas": "levels.SIGMAS"}}  # fmt: skip
 
 
-def sampling(at: list[int], model: str, positive: str, guidance: float) -> dict:
+def sampling(at: list[int], model: str, positive: str) -> dict:
     """From the inverted noise, over the same noise levels."""
     left, top = at
     return {
@@ -59,7 +59,7 @@ def sampling(at: list[int], model: str, positive: str, guidance: float) -> dict:
                   "widgets": {"sampler_name": "euler"}},
         "sample": {"type": "SamplerCustom", "at": [left, top + 120], "size": [380, 400],
                    "widgets": {"add_noise": False, "noise_seed": 0, "control_after_generate": "fixed",
-                               "cfg": guidance},
+                               "cfg": GUIDANCE},
                    "inputs": {"model": model, "positive": positive, "negative": "negative.CONDITIONING",
                               "sampler": "euler.SAMPLER", "sigmas": "levels.SIGMAS",
                               "latent_image": "invert.noise"}},
@@ -82,14 +82,14 @@ def change_an_action() -> dict:
         **photo("a photo of a dog standing on a beach"),
         "edit": text("The photo as it should be", [460, 430], "a photo of a dog sitting on a beach"),
         "guidance": {"type": "PrimitiveFloat", "title": "Guidance, learning and editing", "at": [460, 650],
-                     "size": [380, 60], "widgets": {"value": 5.0}},
+                     "size": [380, 60], "widgets": {"value": GUIDANCE}},
         "tune": {"type": "PalimpsestTuneKV", "at": [920, 0], "size": [380, 620],
                  "inputs": {"model": "checkpoint.MODEL", "trajectory": "invert.trajectory",
                             "positive": "source.CONDITIONING", "negative": "negative.CONDITIONING",
                             "guidance": "guidance.FLOAT"}},
         "apply": {"type": "PalimpsestApplyKV", "at": [1380, 0], "size": [380, 300],
                   "widgets": {"source_guidance": 3.0}, "inputs": {"model": "checkpoint.MODEL", "kv": "tune.kv"}},
-        **sampling([1380, 380], "apply.MODEL", "edit.CONDITIONING", 5.0),
+        **sampling([1380, 380], "apply.MODEL", "edit.CONDITIONING"),
         "decode": decode([1840, 0], "sample.output"),
     }  # fmt: skip
     nodes["sample"]["inputs"]["cfg"] = "guidance.FLOAT"
@@ -120,7 +120,7 @@ def in_a_mask(source: str, edit: str, words: str, mask: str) -> dict:
                   "widgets": {"control_after_generate": "fixed"},
                   "inputs": {"model": "mask.MODEL", "trajectory": "invert.trajectory",
                              "positive": "source.CONDITIONING", "mask": mask}},
-        **sampling([1380, 0], "blend.MODEL", "words.positive", 6.0),
+        **sampling([1380, 0], "blend.MODEL", "words.positive"),
         "decode": decode([1840, 0], "sample.output"),
         "keep": keep_outside([1840, 140], mask),
     }  # fmt: skip
@@ -170,7 +170,7 @@ def keep_everything_else() -> dict:
         "limited": {"type": "SetLatentNoiseMask", "at": [460, 0], "size": [380, 60],
                     "inputs": {"samples": "encode.LATENT", "mask": "image.MASK"}},
         "sample": {"type": "KSampler", "at": [460, 130], "size": [380, 320],
-                   "widgets": {"seed": 0, "control_after_generate": "fixed", "steps": STEPS, "cfg": 6.0,
+                   "widgets": {"seed": 0, "control_after_generate": "fixed", "steps": STEPS, "cfg": GUIDANCE,
                                "sampler_name": "euler", "scheduler": SCHEDULER, "denoise": 0.8},
                    "inputs": {"model": "checkpoint.MODEL", "positive": "edit.CONDITIONING",
                               "negative": "negative.CONDITIONING", "latent_image": "limited.LATENT"}},
