@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 
 from lora import ink
-from make_pictures import ROOT, Studio, row, save
+from make_pictures import ROOT, Studio, panels, save
 from PIL import Image
 from pocket import world
 
@@ -62,8 +62,4 @@ def main() -> None:
         example = Image.fromarray(ink.in_ink(world.render(ink.scenes(1)[0])))
         shown = [(example, "one of 12 drawings")]
         shown += [(picture(p.latents[0]), f"after {p.epoch} epochs") for p in history.previews if p.epoch in SHOWN]
-    rows = [row(shown[i : i + 2]) for i in range(0, len(shown), 2)]
-    sheet = Image.new("RGB", (rows[0].width, sum(each.height for each in rows)), "white")
-    for number, each in enumerate(rows):
-        sheet.paste(each, (0, number * each.height))
-    save(sheet, ROOT / "web" / "docs" / "PalimpsestTrainLoRA" / "sheet.jpg")
+    save(panels(shown), ROOT / "web" / "docs" / "PalimpsestTrainLoRA" / "sheet.jpg")
