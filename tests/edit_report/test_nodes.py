@@ -195,9 +195,6 @@ def test_grey_pictures_and_those_with_transparency_are_measured(channels):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"source": SOURCE[..., :2]}, r"source has the form \(2, 40, 48, 2\): connect pictures of 1"),
-        ({"ideal": SOURCE[0]}, r"ideal has the form \(40, 48, 3\)"),
-        ({"source": SOURCE[:, :0]}, "source is empty or holds NaN"),
         ({"source": torch.cat([SOURCE, SOURCE[:1]])}, "source has 3 pictures, edited has 2"),
         ({"edited": EDITED * torch.nan}, "edited holds NaN or infinite values"),
         ({"edited": EDITED[:1], "is_clip": True}, "a single picture"),

@@ -336,14 +336,22 @@ def test_what_cannot_be_built_is_said_and_nothing_is_left_behind(folders, change
     assert not list((folders / "output").rglob("*_00001"))
 
 
-def test_cancelling_leaves_nothing_behind(folders, monkeypatch):
+@pytest.mark.parametrize("question", [1, 5, 20, 60])
+def test_cancelling_leaves_nothing_behind(folders, monkeypatch, question):
+    """Before the folder is made, and while pictures, crops and wholes are written into it."""
+    asked, places = [], []
+
     def stop():
-        raise comfy.model_management.InterruptProcessingException
+        asked.append(1)
+        places.extend((folders / "output").glob("palimpsest_datasets/*"))
+        if len(asked) >= question:
+            raise comfy.model_management.InterruptProcessingException
 
     monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", stop)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         build(masks=[masks()])
-    assert not list((folders / "output" / "palimpsest_datasets").iterdir())
+    assert bool(places) is (question > 5)
+    assert not list((folders / "output").glob("palimpsest_datasets/*"))
 
 
 @pytest.mark.parametrize(

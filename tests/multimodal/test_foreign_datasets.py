@@ -248,6 +248,18 @@ def test_a_picture_beyond_the_budget_or_of_another_kind_is_not_decoded(folder, c
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_picture_of_any_mode_keeps_its_greys(folder, mode):
+    """White, middle grey and black, also in 16 bits, which Pillow by itself would make white."""
+    greys = np.array([[0] * 8, [128] * 8, [255] * 8] * 3, dtype=np.uint8)
+    image = Image.fromarray(greys.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(greys).convert(mode)
+    image.save(folder / "b.png")
+    found = read_picture(folder / "b.png")
+    assert found.shape == (9, 8, 3)
+    rows = (0, 2) if mode == "1" else (0, 1, 2)
+    torch.testing.assert_close(found[rows, 0, 0], torch.tensor(greys[rows, 0] / 255).float(), atol=1 / 255, rtol=0)
+
+
 def test_a_file_that_is_too_large_is_not_opened(folder):
     (folder / "b.png").open("wb").truncate(1 << 29)
     with pytest.raises(ValueError, match="has more than 269 MB"):

@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def read_picture(path: Path) -> Tensor:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the budget below is smaller
             with Image.open(file, formats=FORMATS) as image:
                 require_pixels(*image.size, f"{name} of the dataset", least=1)
-                return plots.to_tensor(image.convert("RGB"))
+                return in_colours(image)
     except WrongSize:
         raise
     except Image.DecompressionBombError as error:
@@ -48,6 +50,14 @@ def read_picture(path: Path) -> Tensor:
         raise ValueError(
             f"{name} of the dataset is damaged or none of {', '.join(FORMATS)}: build the dataset again."
         ) from error
+
+
+def in_colours(image: Image.Image) -> Tensor:
+    """A picture that was opened as (H, W, 3) in 0..1. Grey of 16 bits, as depth maps are saved, keeps its range."""
+    if image.mode.startswith("I"):  # Pillow would cut it off at 255 of 65535
+        grey = torch.from_numpy(np.asarray(image, dtype=np.float32) / 65535).clamp(0, 1)
+        return grey[..., None].expand(-1, -1, 3).contiguous()
+    return plots.to_tensor(image.convert("RGB"))
 
 
 class WrongSize(ValueError):
