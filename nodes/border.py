@@ -162,6 +162,7 @@ def nested(prompt: str) -> int:
     return max(itertools.accumulate(steps), default=0)
 
 
+LISTED = {"file", "folder", "connector", "lora", "detector", "resume"}  # the nodes say themselves what is on the disk
 SIDES = ("x", "y", "width", "height")
 
 
@@ -181,7 +182,7 @@ def boxes(value: Any, name: str) -> Any:
 def choice(value: Any, name: str, socket: Any) -> Any:
     """One of the options of an input, which the host checks only where it was typed."""
     options = list(socket.options or ())
-    if options and value not in options:
+    if options and value not in options and name not in LISTED:
         raise ValueError(f"{name} is {quoted(value)}: choose one of {quoted(', '.join(map(str, options)))}.")
     return value
 
