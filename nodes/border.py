@@ -162,6 +162,7 @@ def nested(prompt: str) -> int:
     return max(itertools.accumulate(steps), default=0)
 
 
+LISTED = {"file", "folder", "connector", "lora", "detector", "resume"}  # the nodes say themselves what is on the disk
 SIDES = ("x", "y", "width", "height")
 
 
@@ -181,7 +182,7 @@ def boxes(value: Any, name: str) -> Any:
 def choice(value: Any, name: str, socket: Any) -> Any:
     """One of the options of an input, which the host checks only where it was typed."""
     options = list(socket.options or ())
-    if options and value not in options:
+    if options and value not in options and name not in LISTED:
         raise ValueError(f"{name} is {quoted(value)}: choose one of {quoted(', '.join(map(str, options)))}.")
     return value
 
@@ -283,21 +284,21 @@ def looked_at(value: Any, name: str, socket: Any, *, listed: bool = False) -> An
 
 def fitting(sockets: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise ValueError for a latent or prompt that the connected model cannot read, or that lies beside the picture."""
-    model, latents = given.get("model"), latents_of(given)
+    model, latents, trajectory = given.get("model"), latents_of(given), given.get("trajectory")
     if model is not None:
-        trajectory, tokens = given.get("trajectory"), given.get("tokens")
         if not host.is_unet(model) or (trajectory is not None and not host.same_layout(model, trajectory.layout)):
             return  # the nodes say so themselves, by their names
         if latents is not None:
             host.require_channels(model, latents)
-        if tokens is not None:
-            host.require_width(model, tokens.prompt, "tokens")
-    for name, prompts in given.items():
-        if prompts is not None and name in sockets and sockets[name].io_type == "CONDITIONING":
+    for name, value in given.items():
+        kind = sockets[name].io_type if name in sockets and value is not None else ""
+        if kind == "PALIMPSEST_TOKENS" and model is not None:
+            host.require_width(model, value.prompt, name)
+        elif kind == "CONDITIONING":
             if model is not None:
-                host.require_readable(model, prompts, name)
+                host.require_readable(model, value, name)
             if latents is not None:
-                host.require_inside(prompts, tuple(latents.shape[-2:]), name)
+                host.require_inside(value, tuple(latents.shape[-2:]), name)
 
 
 def latents_of(given: Mapping[str, Any]) -> Tensor | None:

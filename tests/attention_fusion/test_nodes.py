@@ -204,7 +204,7 @@ def test_what_cannot_be_fused_is_refused_in_a_sentence(setup):
         sample(patched, noise, tiny_models.prompt(5), empty(clip))
     with pytest.raises(ValueError, match="recorded with another model architecture"):
         fuse(tiny_models.unet("sdxl"), clip, trajectory)
-    with pytest.raises(ValueError, match="mask is empty or holds NaN"):
+    with pytest.raises(ValueError, match="mask holds NaN or infinite values"):
         fuse(model, clip, trajectory, mask=torch.full((1, 8, 8), torch.nan))
     tiled = tiny_models.execute(HyperTile, model=patched, tile_size=32, swap_size=2, max_depth=0)[0]
     with pytest.raises(ValueError, match="another node merges or tiles them"):

@@ -732,11 +732,11 @@ def test_every_input_arrives_in_its_field(folder, monkeypatch):
     [
         (lambda: {"positive": prompts(3), "pictures": 2}, "3 prompts for 2 pictures"),
         (lambda: {"positive": [[torch.randn(3, 7, 24), {}]], "pictures": 2}, "3 rows of text for 2 pictures"),
-        (lambda: {"positive": []}, "no text"),
+        (lambda: {"positive": []}, "positive holds no prompt"),
         (lambda: {"positive": nodes.ConditioningSetArea().append(tiny_models.prompt(1), 32, 32, 0, 0, 1.0)[0]}, "area"),
         (lambda: {"positive": nodes.ConditioningSetMask().append(
             tiny_models.prompt(1), torch.ones(1, 64, 64), "default", 1.0)[0]}, "mask"),
-        (lambda: {"latent": {"samples": torch.full((1, 4, 8, 8), math.nan)}}, "the latent holds NaN"),
+        (lambda: {"latent": {"samples": torch.full((1, 4, 8, 8), math.nan)}}, "latent holds NaN"),
         (lambda: {"latent": {"samples": torch.zeros(1, 4, 2, 8, 8)}}, "5 dimensions"),
         (lambda: {"context_adapter": other("sdxl")}, "SDXL latents"),
         (lambda: {"context_adapter": other(video=True)}, "is a video adapter and video is off"),

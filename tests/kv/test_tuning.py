@@ -136,9 +136,12 @@ def test_tuning_refuses_what_it_cannot_do(tuned):
         tune(tiny_models.unet("sdxl"), trajectory, "sdxl")
     with pytest.raises(ValueError, match=r"start_percent 0\.95 and end_percent 1 leave none of 4 steps"):
         tune(tiny_models.unet(), trajectory, start_percent=0.95)
-    nan = [[torch.full((1, 7, 24), float("nan")), {}]]
+    broken = tiny_models.unet()
+    broken.set_model_unet_function_wrapper(
+        lambda network, given: network(given["input"], given["timestep"], **given["c"]) * torch.nan
+    )
     with pytest.raises(ValueError, match="NaN at step 1"):
-        tune(tiny_models.unet(), trajectory, negative=nan)
+        tune(broken, trajectory)
     limited = [[tiny_models.prompt(1)[0][0], {"area": (4, 4, 0, 0), "strength": 1.0}]]
     with pytest.raises(ValueError, match="limited to an area"):
         tune(tiny_models.unet(), trajectory, negative=limited)
