@@ -66,19 +66,29 @@ def split(left: Image.Image, right: Image.Image) -> Image.Image:
     return sheet
 
 
-def two_insets(shown: Shown) -> Image.Image:
-    sheet = thumbnail(shown["The pictures"][0], shown.loaded[0])
-    inset = thumbnail(shown["The pictures"][0], shown.loaded[1]).crop(
-        (14, 14, 14 + THUMBNAIL // 3 + 8, 14 + THUMBNAIL // 3 + 8)
-    )
-    sheet.paste(inset, (THUMBNAIL - inset.width - 14, 14))
+def with_inset(sheet: Image.Image, picture: Image.Image, left: int, top: int) -> Image.Image:
+    """A picture, framed and small, on another; (left, top) counts from the other side where it is negative."""
+    frame = Image.new("RGB", (THUMBNAIL // 3 + 8,) * 2, "white")
+    frame.paste(enlarged(picture, THUMBNAIL // 3), (4, 4))
+    free = THUMBNAIL - frame.width
+    sheet.paste(frame, tuple(place if place >= 0 else free + place for place in (left, top)))
     return sheet
+
+
+def two_insets(shown: Shown) -> Image.Image:
+    first, second = shown.loaded
+    return with_inset(thumbnail(shown["The pictures"][0], first), second, -14, 14)
+
+
+def found(shown: Shown) -> Image.Image:
+    """The heat map has its words in the upper left corner."""
+    return with_inset(enlarged(shown["Where the word is"][0], THUMBNAIL), shown["The mask"][0], 14, -14)
 
 
 OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the number in the workflow's name
     "03": lambda shown: grid([shown["compare a"][0], *shown["The edited pictures"][:3]]),
     "04": lambda shown: three(shown.loaded[0], shown.loaded[1], shown["Both in one picture"][0]),
-    "08": lambda shown: thumbnail(shown["Where the word is"][0].crop((0, 0, 512, 512)), shown["The mask"][0]),
+    "08": found,
     "09": lambda shown: thumbnail(shown["compare b"][0], shown["What was learned"][0]),
     "11": lambda shown: split(shown["compare a"][0], shown["compare b"][0]),
     "13": lambda shown: grid(shown["With the adapter"]),

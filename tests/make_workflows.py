@@ -1,6 +1,7 @@
 """Build the shipped workflows in the real graph editor, so that they are saved exactly as the editor saves.
 
     python dev.py make workflows          writes workflows/*.json and, in API format, tests/data/api/*.json
+    ... make_workflows --of "^05"         some of them
 
 Needs a browser as the browser tests do. The graphs are described in tests/<technique>/graph.py.
 The thumbnails come from make_pictures.py.
@@ -8,9 +9,11 @@ The thumbnails come from make_pictures.py.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -31,6 +34,9 @@ def write(value: dict, path: Path) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--of", default="", help="only workflows whose names have this (a regular expression) in them")
+    wanted = re.compile(parser.parse_args().of)
     dev = prepared.load_dev()
     place, browser = dev.set_up(None), dev.prepare_browser()
     os.environ.update(dev.environment(place, browser))
@@ -41,7 +47,7 @@ def main() -> None:
         dev.open_host(place, "workflows", None) as host,
         Editor("author_workflows.mjs", host.url) as editor,
     ):
-        for name, describe in GRAPHS.items():
+        for name, describe in ((name, of) for name, of in GRAPHS.items() if wanted.search(name)):
             made = editor.ask(describe())
             if made["pageErrors"]:
                 raise RuntimeError(f"{name}: {made['pageErrors']}")

@@ -78,7 +78,7 @@ function missing(page) {
     const models = stores?.get('missingModel')?.missingModelCandidates ?? [];
     const media = stores?.get('missingMedia')?.missingMediaCandidates ?? [];
     return {
-      stores: Boolean(stores),
+      stores: Boolean(stores?.has('missingModel') && stores.has('missingMedia')),
       models: models.map(({ name, url, directory }) => [name, url ?? null, directory ?? null]),
       media: media.map(({ name }) => name),
     };

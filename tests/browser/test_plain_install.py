@@ -67,16 +67,24 @@ def test_the_archive_is_small_and_has_no_tests(archive):
     assert Path(packed).stat().st_size < LARGEST_ARCHIVE
 
 
+def sees_missing_files() -> bool:
+    """Whether the host's editor is one whose lists of missing files we know."""
+    version = os.environ.get("PALIMPSEST_HOST_VERSION", dev.DEFAULT_RELEASE)
+    return version not in dev.RELEASES or version == dev.DEFAULT_RELEASE
+
+
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_template_opens_without_an_error(editor, workflow, tmp_path):
     asked = {"workflow": str(workflow), "screenshot": str(tmp_path / "plain.png"), "run": False}
     report = editor.ask(asked)
     assert report["missing"] == [], "node types the editor does not know"
-    assert report["lacking"]["stores"], "the editor keeps what is missing somewhere else: this test sees nothing"
-    assert report["lacking"]["media"] == []
-    assert report["lacking"]["models"] == [[CHECKPOINT["name"], CHECKPOINT["url"], CHECKPOINT["directory"]]]
     assert report["pageErrors"] == []
     assert report["badRequests"] == []
+    if not report["lacking"]["stores"]:
+        assert not sees_missing_files(), "the editor keeps what is missing somewhere else: this test sees nothing"
+        pytest.skip("this older editor does not tell what is missing")
+    assert report["lacking"]["media"] == []
+    assert report["lacking"]["models"] == [[CHECKPOINT["name"], CHECKPOINT["url"], CHECKPOINT["directory"]]]
 
 
 def test_the_host_logged_no_error(plain_host):

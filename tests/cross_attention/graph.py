@@ -93,12 +93,19 @@ YOURS = "1 Your photo, and what should become of it"
 
 
 def recolour() -> dict:
-    first, second, third = edited("image.MASK")
-    measured = {"report": report("keep.image", "keep.mask", BLUE_CUP)}
+    first, second, _ = edited("image.MASK")
+    keep = second.pop("keep")
     return graph(
         notes(START_RECOLOUR, 400),
         group(YOURS, "yours", photo(), {"words": words(BLUE_CUP, "blue"), "invert": invert()}),
-        group("2 The word acts in the mask", "edit", first, second, third | measured),
+        group(
+            "2 The word acts in the mask",
+            "edit",
+            first,
+            second,
+            {"keep": keep, "save": save(images="keep.image")},
+            {"compare": compare(after="keep.image"), "report": report("keep.image", "keep.mask", BLUE_CUP)},
+        ),
     )
 
 
