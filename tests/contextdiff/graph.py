@@ -93,14 +93,13 @@ def align() -> dict:
     return graph(
         {"start": note("Start here", START_ALIGN, 330)},
         group(
-            "1 Your photo, its prompt and the edit's",
+            "1 Your photo and its prompt",
             "yours",
             {
                 "checkpoint": checkpoint(),
                 "image": load_image(CAT, "Your photo"),
                 "encode": encode(),
                 "source": text("The picture as it is", AWAKE),
-                "edit": text("The picture as it should be", ASLEEP),
                 "negative": negative(),
             },
         ),
@@ -121,6 +120,7 @@ def align() -> dict:
             "3 Edit",
             "edit",
             {
+                "edit": text("The picture as it should be", ASLEEP),
                 "context": {"type": "PalimpsestContextSampler", "size": [380, 180],
                             "inputs": {"context_adapter": "train.context_adapter"}},
                 "levels": schedule(),
@@ -211,11 +211,13 @@ def edit_clip() -> dict:
                 "save": {"type": "SaveAnimatedWEBP", "title": "The edited clip", "size": [380, 440],
                          "widgets": {"filename_prefix": "palimpsest_clip", "fps": 8.0, "lossless": True, "quality": 90,
                                      "method": "default"}, "inputs": {"images": "decode.IMAGE"}},
+                "compare": compare(),
+            },
+            {
                 "report": {"type": "PalimpsestEditReport", "size": [380, 470],
                            "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "is_clip": True},
                            "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE"}},
             },
-            {"compare": compare(title="Before and after (needs Nodes 2.0)")},
         ),
     )  # fmt: skip
 
