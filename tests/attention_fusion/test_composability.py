@@ -167,10 +167,10 @@ def test_cancelling_while_the_source_is_recorded_leaves_the_model_as_it_was(setu
     plain = sample(model, noise, positive, positive)
     broken = model.clone()
 
-    def stop(args):
+    def stop(apply_model, args):  # in the network's own call: guidance is left out of a recording
         raise comfy.model_management.InterruptProcessingException
 
-    broken.set_model_sampler_post_cfg_function(stop)
+    broken.set_model_unet_function_wrapper(stop)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         fuse(broken, clip, trajectory, source_features=CACHED)
     assert torch.equal(sample(model, noise, positive, positive), plain)
