@@ -25,6 +25,7 @@ from .quoting import quoted
 
 LOOK_BEFORE = "look at the node before it"
 LEAST_LATENT = 4  # cells a side: a U-Net halves the grid several times
+BRIGHTEST = 1e5  # of a picture: more than half precision holds, for pictures of high dynamic range
 LETTERS = 1_000_000  # of a text: a caption for each of ten thousand pictures
 LETTERS_OF_A_PROMPT = 10_000  # thirty times what CLIP encodes at once; two prompts are compared word by word
 BRACKETS = 100  # within one another: the host reads a prompt's weights by recursion
@@ -65,6 +66,8 @@ def picture(value: Any, name: str) -> Tensor:
     channels = image.shape[-1]
     if channels > 4:
         raise ValueError(f"{name} has {channels} channels, a picture has 3, or 4 with alpha: {LOOK_BEFORE}.")
+    if max(map(abs, map(float, torch.aminmax(image)))) > BRIGHTEST:
+        raise ValueError(f"{name} has values beyond {BRIGHTEST:g}, a picture goes from 0 to 1: {LOOK_BEFORE}.")
     if channels > 2:
         return image
     return torch.cat([image[..., :1].expand(-1, -1, -1, 3), image[..., 1:]], -1)
@@ -268,7 +271,8 @@ def looked_at(value: Any, name: str, socket: Any, *, listed: bool = False) -> An
         inner = socket.template.input
         return {key: looked_at(each, key, inner, listed=listed) for key, each in (value or {}).items()}
     if listed and isinstance(value, list):
-        return [looked_at(each, name, socket) for each in value]
+        given = [each for each in value if each is not None or not socket.optional]
+        return [looked_at(each, name, socket) for each in given] or None
     if value is None and socket.optional:
         return None
     if value is None:

@@ -281,3 +281,16 @@ def test_large_objects_are_looked_at_once(model, monkeypatch, walked):
 
 def test_a_latent_without_samples_is_refused_by_the_reader():
     refused(ReadAttentionMap, "samples holds no samples", record=object(), samples={})
+
+
+def test_a_picture_far_beyond_white_is_refused():
+    with pytest.raises(ValueError, match="image has values beyond 100000, a picture goes from 0 to 1"):
+        border.picture(torch.full((1, 8, 8, 3), 1e30), "image")
+    bright = torch.full((1, 8, 8, 3), 60000.0)
+    assert border.picture(bright, "image") is bright
+
+
+def test_an_optional_list_of_nothing_is_not_connected():
+    boxes = io.Custom("BOUNDING_BOX").Input("boxes", optional=True)
+    assert border.looked_at([None], "boxes", boxes, listed=True) is None
+    assert border.looked_at([[]], "boxes", boxes, listed=True) == [[]]
