@@ -39,9 +39,9 @@ def mask_words(
 ) -> Any:
     """A clone of the model in which words act in one part of the picture. At strength 0 it is the model, bit for bit.
 
-    words None: every token of the prompts. notice hears of a latent that the mask does not fit. Raises ValueError for a
-    model without such layers, for layers that it does not have, for an empty span of steps, for what is no mask, and for
-    every token in a mode that only moves attention from one word to another.
+    words None: every token of the prompts. notice hears of a latent that the mask does not fit. Raises ValueError for
+    a model without such layers, for layers that it does not have, for an empty span of steps, for what is no mask, and
+    for every token in a mode that only moves attention from one word to another.
     """
     mode, chosen = MODES[settings.mode], choose_layers(model, settings.layers, settings.custom_layers)
     if words is None and mode.renormalise:
