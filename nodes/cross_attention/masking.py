@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..words import ChosenWords
 from .attention import NAME, attach
 from .layers import PFB_OBJECT, choose_layers
-from .regions import MODES, SILENT_NODE, Region
+from .regions import MODES, Region
 
 INSIDE, OUTSIDE = "inside", "outside"
 
@@ -35,11 +35,11 @@ class MaskSettings(Settings):
 
 
 def mask_words(
-    model: Any, mask: Tensor, words: ChosenWords | None, settings: MaskSettings, notice: host.Notice = SILENT_NODE
+    model: Any, mask: Tensor, words: ChosenWords | None, settings: MaskSettings, remarks: host.Remarks = host.UNHEARD
 ) -> Any:
     """A clone of the model in which words act in one part of the picture. At strength 0 it is the model, bit for bit.
 
-    words None: every token of the prompts. notice hears of a latent that the mask does not fit. Raises ValueError for a
+    words None: every token of the prompts. remarks hear of a latent that the mask does not fit. Raises ValueError for a
     model without such layers, for layers that it does not have, for an empty span of steps, for what is no mask, and
     for every token in a mode that only moves attention from one word to another.
     """
@@ -59,7 +59,7 @@ def mask_words(
         layers=frozenset(layer.key for layer in chosen),
         window=host.Window.of(model, settings.start_percent, settings.end_percent),
         mask_negative=settings.mask_negative,
-        notice=notice,
+        remarks=remarks,
     )
     patched = model.clone()
     if settings.strength > 0:

@@ -113,9 +113,9 @@ class CrossAttentionMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mask, tokens=None, **chosen) -> io.NodeOutput:
-        settings, notice = MaskSettings.of(chosen), host.Notice("Cross-Attention Mask", host.node_id(cls))
-        patched = mask_words(model, mask, tokens, settings, notice)
-        return io.NodeOutput(patched, ui=host.told(cls, report(mask, tokens, settings)))
+        settings, remarks = MaskSettings.of(chosen), host.Remarks.of(cls)
+        patched = mask_words(model, mask, tokens, settings, remarks)
+        return io.NodeOutput(patched, ui=host.told(cls, report(mask, tokens, settings), remarks))
 
 
 NODES = [CrossAttentionMask]

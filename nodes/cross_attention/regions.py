@@ -10,8 +10,6 @@ from ...kernels.cross_attention_mask import weight
 from .. import host
 from ..words import ChosenWords, copies
 
-SILENT_NODE = host.Notice("Cross-Attention Mask")  # says what it finds to the log alone
-
 
 @dataclass(frozen=True)
 class Mode:
@@ -49,13 +47,13 @@ class Region:
     layers: frozenset[host.LayerKey]
     window: host.Window
     mask_negative: bool
-    notice: host.Notice = SILENT_NODE
+    remarks: host.Remarks = host.UNHEARD
 
     def look_at(self, call: host.ModelCall, whole: host.Grid) -> None:
         """Say where the mask does not fit the latent that is sampled."""
         unlike = host.stretched(self.mask, whole)
         if unlike is not None:
-            self.notice.say(call.run, unlike)
+            self.remarks.say_once(call.run, unlike)
 
     def weights(
         self,

@@ -14,7 +14,7 @@ from .. import host, inputs
 from ..settings import Settings
 from . import layers as layering
 from .blend import Alpha, BlendFeatures, sources_of
-from .latents import SILENT_NODE, SOURCE_LATENTS, TECHNIQUE, HeldLatents, hold_latents
+from .latents import SOURCE_LATENTS, TECHNIQUE, HeldLatents, hold_latents
 from .layers import Feature, FeatureLayer
 from .path import INSIDE, OUTSIDE, Path
 from .weights import BlendWeights
@@ -120,17 +120,17 @@ def apply(
     weights: BlendWeights | None = None,
     callback: Any = None,
     remarks: host.Remarks | None = None,
-    notice: host.Notice = SILENT_NODE,
 ) -> Applied:
     """A clone of the model into whose features the source's are blended. With both alphas 1, the model bit for bit.
 
     prompt describes the source. mask: white where the edit acts. weights replace layers and both alphas. callback hears
-    of the recording, where there is one; remarks, of sampling runs that do not go the trajectory's way; notice, of what
-    is found while sampling. Raises ValueError for other architectures, masks that are missing or unusable, and memory
+    of the recording, where there is one; remarks, of sampling runs that do not go the trajectory's way and of what is
+    found in them. Raises ValueError for other architectures, masks that are missing or unusable, and memory
     that is not there.
     """
     check(model, trajectory, mask)
     check_weights(model, settings, mask, weights)
+    heard = remarks or host.UNHEARD
     window = host.Window.of(model, settings.start_percent, settings.end_percent)
     layers, alphas = blended(model, settings, weights)
     patched, said = model.clone(), []
@@ -146,10 +146,10 @@ def apply(
         mask = grown(host.as_encoded(mask, latent), settings.grow_mask, latent)
         said += nowhere(mask, settings, alphas)
     source = SOURCE_LATENTS[settings.source_latents](trajectory, settings.seed)
-    held = held_latents(model, source, settings, mask, notice)
+    held = held_latents(model, source, settings, mask, heard)
     if layers:
         sources = sources_of(layers, settings.released_code)
-        path = None if settings.released_code else path_of(source, alphas, mask, held, window, notice)
+        path = None if settings.released_code else path_of(source, alphas, mask, held, window, heard)
         blend = BlendFeatures(source, alphas, sources, window, mask, path)
         features, how = features_of(model, blend, prompt, settings.source_features, callback)
         host.attach_source(patched, blend, features)
@@ -175,13 +175,13 @@ def nowhere(mask: Tensor, settings: BlendSettings, alphas: Mapping[Feature, Alph
 
 
 def held_latents(
-    model: Any, source: host.Trajectory, settings: BlendSettings, mask: Tensor | None, notice: host.Notice
+    model: Any, source: host.Trajectory, settings: BlendSettings, mask: Tensor | None, remarks: host.Remarks
 ) -> HeldLatents | None:
     """What the latent is held to outside of a mask, as the settings ask for; None where it is not."""
     if mask is None or settings.blend_latents_until == 0.0:
         return None
     above = model.get_model_object("model_sampling").percent_to_sigma(settings.blend_latents_until)
-    return HeldLatents(source, above, mask, settings.released_code, notice)
+    return HeldLatents(source, above, mask, settings.released_code, remarks)
 
 
 def held_in_words(settings: BlendSettings, mask: Tensor | None) -> list[str]:
@@ -199,13 +199,13 @@ def path_of(
     mask: Tensor | None,
     held: HeldLatents | None,
     window: host.Window,
-    notice: host.Notice,
+    remarks: host.Remarks,
 ) -> Path:
     """The source's path, to be looked at wherever something of the source's features is blended in."""
     acts = {INSIDE: any(inside < 1 for inside, _ in alphas.values())}
     acts[OUTSIDE] = mask is not None and any(outside < 1 for _, outside in alphas.values())
     where = frozenset(region for region, acting in acts.items() if acting)
-    return Path(source, where, mask=mask, held=held, held_on=window.sigma_end, notice=notice)
+    return Path(source, where, mask=mask, held=held, held_on=window.sigma_end, remarks=remarks)
 
 
 def features_of(model: Any, blend: BlendFeatures, prompt: list, chosen: str, callback: Any) -> tuple[host.Source, str]:

@@ -21,7 +21,6 @@ SOURCE_LATENTS: dict[str, Callable[[host.Trajectory, int], host.Trajectory]] = {
 
 
 TECHNIQUE = "Feature Blend"
-SILENT_NODE = host.Notice(TECHNIQUE)  # says what it finds to the log alone
 MASKED_NOISE = (
     "a noise mask lies on inverted noise: where it is black the picture stays noise; take it off the latent (Set "
     "Latent Noise Mask), this node's mask keeps what is outside"
@@ -49,7 +48,7 @@ class HeldLatents:
     above: float
     mask: Tensor | None = None
     released_code: bool = False
-    notice: host.Notice = SILENT_NODE
+    remarks: host.Remarks = host.UNHEARD
     name: str = field(default_factory=lambda: host.source_name("feature_blend.latents"))
 
     def at(self, sigma: float, run: host.Run) -> bool:
@@ -92,7 +91,7 @@ class BeginHeld:
         run.levels = sigmas.tolist()
         latent = torch.zeros_like(noise) if latent_image is None else latent_image
         if denoise_mask is not None and not bool(noise.any()) and held.trajectory.begins_at(latent):
-            held.notice.say(of_run, MASKED_NOISE)
+            held.remarks.say_once(of_run, MASKED_NOISE)
         if held.released_code and not bool(noise.any()) and len(run.levels) > 2:
             # It inverts up to t = 999 and samples from 981 on, with the latent as it is.
             latent_image = rescale_to_level(latent, *run.levels[:2])

@@ -163,7 +163,6 @@ class FeatureBlend(io.ComfyNode):
             weights=blend_weights,
             callback=latent_preview.prepare_callback(model, trajectory.steps),
             remarks=remarks,
-            notice=host.Notice(feature_apply.TECHNIQUE, host.node_id(cls)),
         )
         report = applied.report + inputs.prompt_note(trajectory, positive)
         return io.NodeOutput(applied.model, report, ui=host.told(cls, report, remarks))

@@ -49,7 +49,7 @@ class Path:
     mask: Tensor | None
     held: HeldLatents | None
     held_on: float
-    notice: host.Notice
+    remarks: host.Remarks
     name: str = field(default_factory=lambda: host.source_name("feature_blend.path"))
 
     def left(self, x: Tensor, sigma: float, run: host.Run) -> frozenset[str]:
@@ -61,10 +61,12 @@ class Path:
         for region in self.departed(sorted(where), x, sigma, followed):
             if region == OUTSIDE and self.held is not None:
                 self.held.hold_on(run, self.held_on)
-                self.notice.say(run, HELD_ON)
+                self.remarks.say_once(run, HELD_ON)
             else:
                 followed.left |= {region}
-                self.notice.say(run, ENDED[region].format(where="" if self.mask is None else " inside of the mask"))
+                self.remarks.say_once(
+                    run, ENDED[region].format(where="" if self.mask is None else " inside of the mask")
+                )
         return followed.left
 
     def departed(self, where: list[str], x: Tensor, sigma: float, followed: Followed) -> list[str]:

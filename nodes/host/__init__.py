@@ -1,6 +1,6 @@
 """All that knows ComfyUI: its models, options and dictionaries. Techniques import this front, as `host`."""
 
-from .agreement import Recorded, Remarks, compare_runs
+from .agreement import UNHEARD, Recorded, Remarks, compare_runs
 from .areas import Area, whole_grid
 from .attention import (
     attention_dtype,
@@ -74,7 +74,7 @@ from .reference import (
 )
 from .sampling import OF_A_NODE, VisitLevels, sample
 from .trajectory import Trajectory, latents_at, nearest_level, renoised
-from .ui import Notice, ProgressText, node_id, show_text, told
+from .ui import ProgressText, node_id, show_text, told
 
 __all__ = [
     "AUTO",
@@ -84,13 +84,13 @@ __all__ = [
     "SAME_STEP",
     "SELF_ATTENTION",
     "SOURCE_FEATURES",
+    "UNHEARD",
     "Area",
     "AttentionLayer",
     "Frames",
     "Grid",
     "LayerKey",
     "ModelCall",
-    "Notice",
     "Part",
     "Pieces",
     "Place",

@@ -54,11 +54,29 @@ class Remarks:
         if sentences or self.said:
             show_text(self.node, ". ".join(sentences) or self.text)
         self.said = bool(sentences)
+        self.note(sentences)
+
+    def say_once(self, run: Any, sentence: str) -> None:
+        """What is found in the middle of a run (call.Run), unless that run has heard it."""
+
+        def said() -> bool:
+            show_text(self.node, sentence)
+            self.said = True
+            self.note([sentence])
+            return True
+
+        run.kept((self, sentence), said)
+
+    def note(self, sentences: list[str]) -> None:
+        """Put sentences into the log and the history."""
         prompt, sampler = executing()
         for sentence in sentences:
             logging.warning("[palimpsest] node %s: %s", self.node, sentence)
             self.entries.append({"prompt_id": prompt, "node_id": sampler, "text": sentence})
         del self.entries[:-KEPT]
+
+
+UNHEARD = Remarks(None)  # of what no node asked for: the log alone has it
 
 
 def executing() -> tuple[str, str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import html
-import logging
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 
@@ -40,24 +38,6 @@ def told(node: Any, report: str, remarks: Any = None, saved: Iterable[str] = ())
         remarks.text = report
         shown["remarks"] = [remarks.entries]
     return shown | ({"palimpsest_saved": [*saved]} if saved else {})
-
-
-@dataclass(frozen=True)
-class Notice:
-    """What a node's patches have to say while a sampler runs: in the log and under the node, once a run."""
-
-    node: str
-    node_id: Any = None
-
-    def say(self, run: Any, text: str) -> None:
-        """Say it, unless this run has heard it."""
-        run.kept((self, text), lambda: self.tell(text))
-
-    def tell(self, text: str) -> bool:
-        """Say it."""
-        logging.warning("%s: %s", self.node, text)
-        show_text(self.node_id, text)
-        return True
 
 
 class ProgressText:

@@ -18,7 +18,6 @@ from .settings import ApplySettings, chosen_layers
 from .tokens import Tokens
 
 TECHNIQUE = "KV Inversion"
-NOTICE = host.Notice("Apply KV")  # says what it finds while sampling to the log
 HIDDEN = "palimpsest_kv.hidden"  # in the options of a model call: the source that is not looked at in it
 
 
@@ -38,6 +37,7 @@ class Source:
     look_ahead: float = 0.0
     mask: Tensor | None = None
     source_mask: Tensor | None = None
+    remarks: host.Remarks = host.UNHEARD
 
     def acts_in(self, options: dict) -> bool:
         """Whether it is looked at in the model call that a layer runs in."""
@@ -55,7 +55,7 @@ class Source:
         kept = call.run.kept(self, KeptOfARun)
         shown = self.fetch(call, device, kept)
         areas = call.areas if call.has_areas else None
-        return None if shown is None else CurrentStep(shown, areas, kept.grids, call.frames)
+        return None if shown is None else CurrentStep(shown, areas, kept.grids, call.frames, self.remarks)
 
     def check(self, call: host.ModelCall) -> None:
         """Refuse a batch, or where tokens correspond a picture size, that the embeddings were not tuned to."""
@@ -140,6 +140,7 @@ class CurrentStep:
     areas: tuple[host.Area | None, ...] | None = None
     grids: dict[tuple, Tensor] = field(default_factory=dict)
     frames: host.Frames = host.EVERY
+    remarks: host.Remarks = host.UNHEARD
 
     def rows(self, source: Source, options: dict, rows: int) -> Shown:
         """What a layer is shown, for all rows of the call; one picture is broadcast where it can be."""
@@ -179,7 +180,7 @@ class CurrentStep:
             mask = mask.reshape(-1, *mask.shape[-2:])
             whole = next((area.whole for area in self.areas or () if area), host.call_of(options).latent)
             if unlike := host.stretched(mask, whole):
-                NOTICE.say(host.call_of(options).run, unlike)
+                self.remarks.say_once(host.call_of(options).run, unlike)
             mask = host.as_encoded(mask, whole)
             parts = [
                 host.rows_of_frames(mask if area is None else area.crop(mask), self.frames, pictures, height, width)
@@ -281,6 +282,7 @@ def apply(
         look_ahead=settings.look_ahead,
         mask=mask,
         source_mask=source_mask,
+        remarks=remarks or host.UNHEARD,
     )
     if remarks is not None:
         host.compare_runs(patched, recorded(kv, whole=mask is None), remarks)

@@ -13,11 +13,11 @@ from PIL import Image
 from pocket import world
 
 STYLE = {
-    "epochs": 8, "repeats": 3, "rank": 16, "alpha": 8.0, "learning_rate": 4e-4, "text_rate": 2e-5, "resolution": 128,
+    "epochs": 12, "repeats": 3, "rank": 16, "alpha": 16.0, "learning_rate": 2e-3, "text_rate": 1e-4, "resolution": 128,
     "save_every": 0, "preview_every": 2, "guidance": 5.0, "checkpointing": False, "keep_state": "none",
 }  # fmt: skip
 PROMPT = "a blue dog sitting on the left in the park"  # a colour, a pose and a place together that no drawing shows
-COUNT, SHOWN = 12, (2, 4, 8)
+COUNT, SHOWN = 12, (2, 6, 12)
 
 
 def teach(studio: Studio, **changes):
@@ -59,7 +59,7 @@ def main() -> None:
             pixels = studio.vae.decode(studio.model.model.process_latent_out(latent))[0].clamp(0, 1)
             return Image.fromarray((pixels * 255).round().byte().numpy())
 
-        example = Image.fromarray(ink.in_ink(world.render(ink.scenes(1)[0])))
+        example = Image.fromarray(ink.in_ink(world.render(ink.scenes(4)[3])))
         shown = [(example, "one of 12 drawings")]
         shown += [(picture(p.latents[0]), f"after {p.epoch} epochs") for p in history.previews if p.epoch in SHOWN]
     save(panels(shown), ROOT / "web" / "docs" / "PalimpsestTrainLoRA" / "sheet.jpg")
