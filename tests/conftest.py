@@ -12,10 +12,10 @@ The pack is loaded by path as `palimpsest`, as the host loads packs, and its roo
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 
+import host_log
 import prepared
 import pytest
 import run_host
@@ -155,24 +155,11 @@ def client(server):
     return ApiClient(server.url)
 
 
-# A file of the pocket's that the host does not like yet, and what it says of it; only where its workflows run.
-KNOWN_ERRORS = {"palimpsest_pocket_unet.safetensors": re.compile("ERROR lora ")}
-_LOG_READ: dict[Path, int] = {}  # how far each log was looked at
-LOADS_IT = re.compile(r"Multimodal|multimodal|test_pocket")
-
-
 @pytest.fixture(autouse=True)
 def _host_logs_no_error(request: pytest.FixtureRequest):
     """A test fails where the host wrote ERROR into a line of its log since the last test, even if its run went well."""
     log = request.getfixturevalue("server").log_path if "server" in request.fixturenames else None
     yield
-    if log is None:
-        return
-    with log.open("rb") as file:
-        file.seek(_LOG_READ.get(log, 0))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-        _LOG_READ[log] = file.tell()
-    forgiven = KNOWN_ERRORS.values() if LOADS_IT.search(request.node.nodeid) else ()
-    errors = [line for line in lines if "ERROR" in line and not any(known.search(line) for known in forgiven)]
+    errors = host_log.errors(host_log.new_lines(log), request.node.nodeid) if log else []
     if errors and not request.node.get_closest_marker("expects_error"):
         pytest.fail("the host's log holds\n" + "\n".join(errors[:20]), pytrace=False)
