@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+import host_log
 import prepared
 import pytest
 import run_host
@@ -168,20 +169,11 @@ def client(server):
     return ApiClient(server.url)
 
 
-_LOG_READ: dict[Path, int] = {}  # how far each log was looked at
-
-
 @pytest.fixture(autouse=True)
 def _host_logs_no_error(request: pytest.FixtureRequest):
     """A test fails where the host wrote ERROR into a line of its log since the last test, even if its run went well."""
     log = request.getfixturevalue("server").log_path if "server" in request.fixturenames else None
     yield
-    if log is None:
-        return
-    with log.open("rb") as file:
-        file.seek(_LOG_READ.get(log, 0))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-        _LOG_READ[log] = file.tell()
-    errors = [line for line in lines if "ERROR" in line]
+    errors = host_log.errors(host_log.new_lines(log)) if log else []
     if errors and not request.node.get_closest_marker("expects_error"):
         pytest.fail("the host's log holds\n" + "\n".join(errors[:20]), pytrace=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import prepared
 import pytest
-from browser.test_workflows import ROOT, open_editor
+from browser.test_workflows import ROOT, SCREENSHOTS, open_editor
 from graphs.parts import CHECKPOINT
 from graphs.shipped import WORKFLOWS
 
@@ -74,8 +74,8 @@ def sees_missing_files() -> bool:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_template_opens_without_an_error(editor, workflow, tmp_path):
-    asked = {"workflow": str(workflow), "screenshot": str(tmp_path / "plain.png"), "run": False}
+def test_a_template_opens_without_an_error(editor, workflow):
+    asked = {"workflow": str(workflow), "screenshot": str(SCREENSHOTS / f"{workflow.stem}.plain.png"), "run": False}
     report = editor.ask(asked)
     assert report["missing"] == [], "node types the editor does not know"
     assert report["pageErrors"] == []

@@ -51,7 +51,7 @@ STRINGS = {
     ACTIONS: "sitting\nlying\nrunning\njumping",
     CUP: RED_CAT.format("standing", "snow"),
     BLUE_CUP: "a blue cat standing on the right in the snow",
-    WHITE_CUP: "a purple cat standing on the right in the snow",
+    WHITE_CUP: "a yellow cat standing on the right in the snow",
     ON_MARBLE: RED_CAT.format("standing", "park"),
     BOTH: "a blue cat standing on the right in the park",
     FOUND: "red cat",
