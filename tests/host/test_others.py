@@ -192,6 +192,14 @@ def test_passes_that_guidance_adds_are_not_taken_for_the_source(picture):
     assert torch.equal(found[0].source[0], found[1].source[0])  # the first step stands on the same latent
 
 
+def test_a_node_that_wants_as_many_keys_as_queries_goes_behind_ours(picture):
+    model, trajectory, noise = picture
+    kv, name = harness.tune(model, trajectory, inner_steps=1)[0], "Self-Attention Guidance"
+    with pytest.raises(ValueError, match=r"Self-Attention Guidance\): put that node after this one"):
+        harness.apply(guided(model, name), harness.tune(model, trajectory, layers="all", inner_steps=1)[0])
+    harness.assert_acts(sample(guided(harness.apply(model, kv), name), noise), sample(guided(model, name), noise))
+
+
 # ---- sizes that change over the steps
 
 
