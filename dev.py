@@ -49,10 +49,11 @@ OLDEST_PYTHON = (3, 11)
 DISK_NEEDED = 6 * 10**9  # bytes; the CUDA build of torch is the largest part
 TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")  # by --no-deps: their pins name other torch builds
-TOOLS = ("requests", "pytest", "ruff")
+TOOLS = ("requests", "pytest", "pytest-xdist", "ruff")
 PLAYWRIGHT = "playwright-core@1.65.1"
 OLDEST_NODE = 18
 TIERS = ("maths", "host", "browser")
+MOST_TEST_PROCESSES = 4  # each takes about 3 GB
 
 
 class Problem(Exception):
@@ -735,13 +736,15 @@ def run_prepared(place: Place, module: str, arguments: list[str]) -> int:
 def command_test(options: argparse.Namespace, rest: list[str]) -> int:
     """Run pytest over the chosen tiers; the last line is the count."""
     tiers = options.tier or list(TIERS)
-    place = set_up(options.host, modules=("pytest",), pocket=tiers != ["maths"])
+    place = set_up(options.host, modules=("pytest", "xdist"), pocket=tiers != ["maths"])
     browser, missing = browser_for_tests() if "browser" in tiers else (None, None)
     env = environment(place, browser) | ({"PALIMPSEST_NO_BROWSER": missing} if missing else {})
     env["PALIMPSEST_TIERS"] = " ".join(tiers)
     report = DEV / f"junit-{os.getpid()}.xml"
     command = [str(place.python), "-m", "pytest", f"--junitxml={report}", *rest]
     command += ["-k", options.k] if options.k else []
+    if not (rest or options.k):
+        env, command = side_by_side(env, command)
     if set(tiers) != set(TIERS):
         command += ["-m", " or ".join(tiers)]
     try:
@@ -750,6 +753,16 @@ def command_test(options: argparse.Namespace, rest: list[str]) -> int:
     finally:
         report.unlink(missing_ok=True)
     return code
+
+
+def side_by_side(env: dict[str, str], command: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Share whole files among processes, each with a host of its own; torch's threads would wait for each other."""
+    cores = os.cpu_count() or 1
+    workers = min(cores, MOST_TEST_PROCESSES)
+    if workers == 1:
+        return env, command
+    threads = {"OMP_NUM_THREADS": str(cores // workers)} | env
+    return threads, [*command, "-n", str(workers), "--dist", "loadfile"]
 
 
 def browser_for_tests() -> tuple[Browser | None, str | None]:

@@ -1,7 +1,7 @@
 """What the tests of Attention Fusion share: text encoders for the small models, and how an edit is sampled."""
 
-import comfy.samplers
 import comfy.sd
+import harness
 import pytest
 import tiny_models
 import torch
@@ -13,6 +13,7 @@ from palimpsest.nodes.video.nodes import VideoAttention
 
 CACHED, SAME_STEP = "cached", "same step"
 STEPS, GUIDANCE = 4, 3.0
+acts = harness.acts
 
 SOURCE, EDIT = "a brown dog in the park", "a very red dog in the park"
 
@@ -70,14 +71,7 @@ def empty(clip):
 
 
 def sample(model, noise, positive, negative, cfg=GUIDANCE, sampler="euler", steps=STEPS):
-    sampling = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, "normal")
-    return sampling.sample(
-        torch.zeros_like(noise), positive, negative, cfg, latent_image=noise, disable_pbar=True, seed=1
-    )
-
-
-def acts(a, b):
-    return bool(torch.isfinite(a).all()) and float((a - b).norm()) > 1e-5 * float(b.norm())
+    return harness.sample(model, noise, positive, negative, cfg=cfg, sampler=sampler, steps=steps)
 
 
 def acting(patched):

@@ -2,6 +2,7 @@
 
 import comfy.model_management
 import comfy.samplers
+import harness
 import pytest
 import tiny_models
 import torch
@@ -45,9 +46,8 @@ def sample(model, positive, negative=None, seed=1, cfg=3.0, latent=None, sampler
     """LATENT samples by the host's own sampler."""
     start = (latent or tiny_models.latent())["samples"]
     noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(seed))
-    sampling = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, "normal")
-    others = {"cfg": cfg, "latent_image": start, "disable_pbar": True, "seed": seed}
-    return sampling.sample(noise, positive, negative or tiny_models.prompt(2), **others)
+    both, others = (positive, negative or tiny_models.prompt(2)), {"cfg": cfg, "sampler": sampler, "seed": seed}
+    return harness.sample(model, start, *both, noise=noise, steps=steps, **others)
 
 
 def levels(model, positive, tokens=None, **settings):

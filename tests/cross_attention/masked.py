@@ -2,7 +2,7 @@
 
 import math
 
-import comfy.samplers
+import harness
 import tiny_models
 import torch
 from palimpsest.kernels.cross_attention_mask import masked as masked_attention
@@ -11,10 +11,11 @@ from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
 from palimpsest.nodes.cross_attention.regions import MODES
 from palimpsest.nodes.words import ChosenWords
 
-STEPS, GUIDANCE, TOKENS = 2, 3.0, 7
+STEPS, TOKENS = 2, 7
 WORDS = (2, 3)
 AFTER, RENORMALISED, PFB = MODES
 POSITIVE, NEGATIVE = 0, 1
+start, close = harness.noise, harness.assert_close
 
 
 def words_of(prompt, *positions):
@@ -28,10 +29,7 @@ def prompts(family="sd15", lengths=(TOKENS, TOKENS)):
 
 def half(height=64, width=64):
     """A MASK that is white on the left, with a soft border in between."""
-    mask = torch.zeros(1, height, width)
-    mask[..., : width // 2] = 1
-    mask[..., width // 2 : width // 2 + 8] = 0.3
-    return mask
+    return harness.half(height, width, soft=0.3)
 
 
 def apply(model, mask, tokens=None, **settings):
@@ -39,24 +37,13 @@ def apply(model, mask, tokens=None, **settings):
     return tiny_models.execute(CrossAttentionMask, model=model, mask=mask, tokens=tokens, **inputs)[0]
 
 
-def start(height=8, width=8, pictures=1, seed=3):
-    return torch.randn(pictures, 4, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def sample(model, positive, negative, latent=None, *, steps=STEPS, sampler="euler", cfg=GUIDANCE):
-    sampling = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, "normal")
-    noise = start() if latent is None else latent
-    settings = {"cfg": cfg, "latent_image": torch.zeros_like(noise), "disable_pbar": True, "seed": 1}
-    return sampling.sample(noise, positive, negative, **settings)
-
-
-def close(found, wanted):
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+def sample(model, positive, negative, added=None, **settings):
+    """A new picture from noise."""
+    return harness.sample_noise(model, added, positive, negative, **{"steps": STEPS} | settings)
 
 
 def differ(found, other):
-    assert torch.isfinite(found).all()
-    assert (found - other).norm() > 1e-4 * other.norm()
+    harness.assert_acts(found, other, share=1e-4)
 
 
 # ---- the same with the matrix written out, rows told apart by the test itself

@@ -1,6 +1,7 @@
 """What the tests of Feature Blend share: a small model, its inverted picture, and how an edit of it is sampled."""
 
 import comfy.samplers
+import harness
 import tiny_models
 import torch
 from palimpsest.nodes.feature_blend import layers as layering
@@ -11,16 +12,12 @@ import nodes
 
 STEPS, GUIDANCE = 3, 3.0
 EVERYTHING = "input, middle, output, out"
+edits = harness.edits
 
 
 def original(family="sd15"):
     """The prompt that describes the source."""
     return tiny_models.prompt(1, family=family)
-
-
-def edits(family="sd15"):
-    """(positive, negative) of an edit."""
-    return tiny_models.prompt(3, family=family), tiny_models.prompt(2, tokens=7, family=family)
 
 
 def invert(model, latent, prompt, steps=STEPS):
@@ -37,26 +34,21 @@ def blend(model, trajectory, prompt=None, **settings):
     return tiny_models.execute(FeatureBlend, model=model, trajectory=trajectory, **settings)[0]
 
 
-def sample(model, noise, positive=None, negative=None, *, steps=STEPS, sampler="euler", random=False, **others):
+def sample(model, noise, positive=None, negative=None, *, random=False, **settings):
     """The host's own sampler, from inverted noise or from random noise over it."""
-    usual = edits("sdxl" if model.model.diffusion_model.num_classes else "sd15")
-    sampling = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, "normal")
-    settings = {"cfg": GUIDANCE, "latent_image": noise, "disable_pbar": True, "seed": 1} | others
-    start = torch.randn(noise.shape, generator=torch.Generator().manual_seed(9)) if random else torch.zeros_like(noise)
-    return sampling.sample(start, positive or usual[0], negative or usual[1], **settings)
+    added = torch.randn(noise.shape, generator=torch.Generator().manual_seed(9)) if random else None
+    return harness.sample(model, noise, positive, negative, noise=added, **{"steps": STEPS} | settings)
 
 
 def half(side=64, value=1.0):
     """A mask that is white on the left."""
-    mask = torch.zeros(1, side, side)
-    mask[..., : side // 2] = value
-    return mask
+    return value * harness.half(side, side)
 
 
 def differs(picture, other):
     """Whether a finite picture differs from another by more than rounding."""
     assert torch.isfinite(picture).all()
-    return bool((picture - other).norm() > 1e-5 * other.norm())
+    return harness.acts(picture, other)
 
 
 def acting(patched):

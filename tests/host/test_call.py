@@ -1,6 +1,6 @@
 """One run and one model call, as they are told to techniques by a real sampler."""
 
-import comfy.samplers
+import harness
 import pytest
 import tiny_models
 import torch
@@ -30,10 +30,7 @@ def looked_at(model):
 
 
 def sample(model, positive, negative, steps=2, pictures=2):
-    latent = torch.zeros_like(tiny_models.latent(pictures)["samples"])
-    sampler = comfy.samplers.KSampler(model, steps, torch.device("cpu"), "euler", "normal")
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
-    return sampler.sample(noise, positive, negative, 3.0, latent_image=latent, disable_pbar=True, seed=1)
+    return harness.sample_noise(model, harness.noise(pictures=pictures, seed=1), positive, negative, steps=steps)
 
 
 def test_a_call_tells_prompts_rows_and_level_and_changes_nothing():

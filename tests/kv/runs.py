@@ -1,16 +1,12 @@
 """Short runs of the three stages of KV Inversion on tiny models, as their tests need them."""
 
-import comfy.samplers
-import tiny_models
-import torch
+import harness
+from harness import prompts
 from palimpsest.nodes.inversion import ddim
-from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
+
+__all__ = ["GUIDANCE", "STEPS", "apply", "prompts", "record", "sample", "start", "tune"]
 
 STEPS, GUIDANCE = 4, 3.0
-
-
-def prompts(family="sd15", tokens=7):
-    return tiny_models.prompt(1, family=family), tiny_models.prompt(2, tokens, family=family)
 
 
 def record(model, latent, family="sd15"):
@@ -21,11 +17,9 @@ def record(model, latent, family="sd15"):
 
 def tune(model, trajectory, family="sd15", negative=None, **changes):
     """Run the node as the host would: (kv, reconstruction, report)."""
-    positive, usual = prompts(family)
-    inputs = {"model": model, "trajectory": trajectory, "positive": positive, "negative": negative or usual}
-    settings = {"guidance": GUIDANCE, "inner_steps": 4, "learning_rate": 0.05, "tolerance": 0.0} | changes
-    kv, rebuilt, report = tiny_models.execute(TuneKV, **inputs, **settings)
-    return kv, rebuilt["samples"], report
+    return harness.tune(
+        model, trajectory, prompts(family)[0], negative, **{"inner_steps": 4, "learning_rate": 0.05} | changes
+    )
 
 
 def start(model, trajectory):
@@ -35,16 +29,10 @@ def start(model, trajectory):
 
 def apply(model, kv, mode="recompute", **settings):
     """Apply KV without source guidance unless it is asked for."""
-    settings = {"source_guidance": 1.0} | settings
-    return tiny_models.execute(ApplyKV, model=model, kv=kv, mode=mode, **settings)[0]
+    return harness.apply(model, kv, mode, **settings)
 
 
-def sample(
-    model, noise, guidance=GUIDANCE, family="sd15", steps=STEPS, negative=None, sampler="euler", scheduler="normal"
-):
-    """The host's own sampler from inverted noise."""
+def sample(model, noise, guidance=GUIDANCE, family="sd15", negative=None, **settings):
+    """The host's own sampler from inverted noise, with the prompts of the picture as it is."""
     positive, usual = prompts(family)
-    sampler = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, scheduler)
-    return sampler.sample(
-        torch.zeros_like(noise), positive, negative or usual, guidance, latent_image=noise, disable_pbar=True, seed=1
-    )
+    return harness.sample(model, noise, positive, negative or usual, cfg=guidance, **{"steps": STEPS} | settings)

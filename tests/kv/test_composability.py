@@ -4,14 +4,14 @@ import comfy.hooks
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
+import harness
 import pytest
 import tiny_models
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_custom_sampler import DualCFGGuider
+from harness import apply, assert_acts, edits, prompts
 from palimpsest.nodes import host
-from palimpsest.nodes.inversion.nodes import Invert
-from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 
 import nodes
 
@@ -21,49 +21,20 @@ MODES = ("extend", "recompute", "frozen")
 pytestmark = pytest.mark.usefixtures("inference")
 
 
-def prompts():
-    """(positive, negative) of the picture as it is."""
-    return tiny_models.prompt(1), tiny_models.prompt(2)
-
-
-def edits():
-    """(positive, negative) of an edit."""
-    return tiny_models.prompt(3), tiny_models.prompt(2)
-
-
 def invert(model, latent, positive, negative):
     """(trajectory, inverted noise, DDIM's reconstruction at the guidance of the edit)."""
-    inputs = {"model": model, "latent": latent, "positive": positive, "negative": negative}
-    trajectory, noise, rebuilt, _ = tiny_models.execute(Invert, **inputs, steps=STEPS, reconstruction_guidance=GUIDANCE)
-    return trajectory, noise["samples"], rebuilt["samples"]
+    settings = {"steps": STEPS, "reconstruction_guidance": GUIDANCE}
+    return harness.invert(model, latent, positive, negative, **settings)[:3]
 
 
 def tune(model, trajectory, positive, negative, **settings):
     """(kv, reconstruction)."""
-    inputs = {"model": model, "trajectory": trajectory, "positive": positive, "negative": negative}
-    settings = {"guidance": GUIDANCE, "inner_steps": 3, "tolerance": 0.0, "layers": "all"} | settings
-    kv, rebuilt, _ = tiny_models.execute(TuneKV, **inputs, **settings)
-    return kv, rebuilt["samples"]
+    return harness.tune(model, trajectory, positive, negative, **{"layers": "all"} | settings)[:2]
 
 
-def apply(model, kv, mode="extend", **settings):
-    """Apply KV without source guidance unless it is asked for."""
-    settings = {"source_guidance": 1.0} | settings
-    return tiny_models.execute(ApplyKV, model=model, kv=kv, mode=mode, **settings)[0]
-
-
-def sample(model, noise, positive=None, negative=None, *, steps=STEPS, sampler="euler", scheduler="normal", **others):
+def sample(model, noise, positive=None, negative=None, **settings):
     """The host's own sampler from inverted noise, with the prompts of an edit unless others are given."""
-    usual = edits()
-    sampling = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, scheduler)
-    settings = {"cfg": GUIDANCE, "latent_image": noise, "disable_pbar": True, "seed": 1} | others
-    return sampling.sample(torch.zeros_like(noise), positive or usual[0], negative or usual[1], **settings)
-
-
-def assert_acts(picture, without):
-    """A picture is finite, and differs from another by ten times what rounding does."""
-    assert torch.isfinite(picture).all()
-    assert (picture - without).norm() > 1e-5 * without.norm()
+    return harness.sample(model, noise, positive, negative, **{"steps": STEPS} | settings)
 
 
 @pytest.fixture(scope="module")

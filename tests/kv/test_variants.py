@@ -2,13 +2,13 @@
 
 import comfy.model_detection
 import comfy.samplers
+import harness
 import pytest
 import tiny_models
 import torch
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from palimpsest.nodes import host
-from palimpsest.nodes.inversion.nodes import Invert
-from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
+from palimpsest.nodes.kv.nodes import ApplyKV
 from palimpsest.nodes.kv.settings import CONDITIONAL
 
 import nodes
@@ -46,24 +46,18 @@ def prompts(family):
 
 def invert(model, latent, positive, negative):
     """(trajectory, inverted noise, DDIM's reconstruction at the guidance of the edit)."""
-    inputs = {"model": model, "latent": latent, "positive": positive, "negative": negative}
-    trajectory, noise, rebuilt, _ = tiny_models.execute(Invert, **inputs, steps=STEPS, reconstruction_guidance=GUIDANCE)
-    return trajectory, noise["samples"], rebuilt["samples"]
+    settings = {"steps": STEPS, "reconstruction_guidance": GUIDANCE}
+    return harness.invert(model, latent, positive, negative, **settings)[:3]
 
 
 def tune(model, trajectory, positive, negative, **settings):
     """(kv, reconstruction)."""
-    inputs = {"model": model, "trajectory": trajectory, "positive": positive, "negative": negative}
-    settings = {"guidance": GUIDANCE, "inner_steps": 4, "tolerance": 0.0} | settings
-    kv, rebuilt, _ = tiny_models.execute(TuneKV, **inputs, **settings)
-    return kv, rebuilt["samples"]
+    return harness.tune(model, trajectory, positive, negative, **{"inner_steps": 4} | settings)[:2]
 
 
 def sample(model, noise, positive, negative):
     """The host's own sampler from inverted noise."""
-    sampler = comfy.samplers.KSampler(model, STEPS, torch.device("cpu"), "euler", "normal")
-    zeros = torch.zeros_like(noise)
-    return sampler.sample(zeros, positive, negative, GUIDANCE, latent_image=noise, disable_pbar=True, seed=1)
+    return harness.sample(model, noise, positive, negative, steps=STEPS)
 
 
 def error(rebuilt, latent):

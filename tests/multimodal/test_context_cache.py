@@ -6,6 +6,7 @@ import comfy.hooks
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
+import harness
 import pytest
 import tiny_models
 import torch
@@ -33,10 +34,8 @@ def prompts(family="sd15", tokens=20):
 
 
 def sample(model, positive, negative, *, sampler="euler", steps=STEPS, pictures=1, size=(8, 8)):
-    sampling = comfy.samplers.KSampler(model, steps, torch.device("cpu"), sampler, "normal")
-    noise = torch.randn(pictures, 4, *size, generator=torch.Generator().manual_seed(0))
-    settings = {"cfg": GUIDANCE, "latent_image": torch.zeros_like(noise), "disable_pbar": True, "seed": 1}
-    return sampling.sample(noise, positive, negative, **settings)
+    added = harness.noise(*size, pictures=pictures, seed=0)
+    return harness.sample_noise(model, added, positive, negative, sampler=sampler, steps=steps, cfg=GUIDANCE)
 
 
 class CountProjections:

@@ -2,6 +2,7 @@
 
 import comfy.model_patcher
 import comfy.samplers
+import harness
 import pytest
 import tiny_models
 import torch
@@ -38,10 +39,7 @@ def inverted():
 def sample(model, trajectory, positive, guidance=GUIDANCE, negative=NEGATIVE, steps=STEPS):
     """The host's own sampler from the inverted noise."""
     noise = model.model.process_latent_out(trajectory.latents[0].clone())
-    sampler = comfy.samplers.KSampler(model, steps, torch.device("cpu"), "euler", "normal")
-    return sampler.sample(
-        torch.zeros_like(noise), positive, negative, guidance, latent_image=noise, disable_pbar=True, seed=1
-    )
+    return harness.sample(model, noise, positive, negative, cfg=guidance, steps=steps)
 
 
 def branch_of(model, trajectory):

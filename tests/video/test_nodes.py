@@ -2,10 +2,12 @@
 
 import comfy.model_management
 import comfy.samplers
+import harness
 import pytest
 import tiny_models
 import torch
 from comfy_extras import nodes_hypertile, nodes_pag, nodes_sag, nodes_tomesd
+from harness import acts
 from palimpsest.kernels.kv_inversion import attention
 from palimpsest.nodes import host
 from palimpsest.nodes.inversion.nodes import Invert
@@ -24,20 +26,13 @@ def video(model, **settings):
 
 
 def sample(model, latent, family="sd15", cfg=GUIDANCE, positive=None, sampler="euler"):
-    sampling = comfy.samplers.KSampler(model, STEPS, torch.device("cpu"), sampler, "normal")
     positive, negative = positive or tiny_models.prompt(1, family=family), tiny_models.prompt(2, family=family)
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
-    return sampling.sample(
-        noise, positive, negative, cfg, latent_image=torch.zeros_like(latent), disable_pbar=True, seed=1
-    )
+    added = harness.noise(*latent.shape[2:], pictures=len(latent), seed=5)
+    return harness.sample_noise(model, added, positive, negative, steps=STEPS, cfg=cfg, sampler=sampler)
 
 
 def clip(frames=FRAMES, height=8, width=8):
     return tiny_models.latent(frames, height, width)["samples"]
-
-
-def acts(a, b):
-    return bool(torch.isfinite(a).all()) and float((a - b).norm()) > 1e-5 * float(b.norm())
 
 
 # ---- identity
@@ -115,12 +110,9 @@ def test_the_first_frame_is_drawn_as_if_it_were_alone():
 
 def test_equal_frames_stay_equal_and_are_the_plain_models():
     model = tiny_models.unet()
-    sampling = comfy.samplers.KSampler(video(model, look_at="all"), STEPS, torch.device("cpu"), "euler", "normal")
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).expand(4, -1, -1, -1).contiguous()
-    found = sampling.sample(
-        noise, tiny_models.prompt(1), tiny_models.prompt(2), GUIDANCE, latent_image=torch.zeros_like(noise),
-        disable_pbar=True, seed=1,
-    )  # fmt: skip
+    noise = harness.noise().expand(4, -1, -1, -1).contiguous()
+    both = tiny_models.prompt(1), tiny_models.prompt(2)
+    found = harness.sample_noise(video(model, look_at="all"), noise, *both, steps=STEPS)
     torch.testing.assert_close(found, found[:1].expand_as(found), rtol=1e-4, atol=1e-5)
 
 
