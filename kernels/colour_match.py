@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .pausing import pause
 from .robust import LEVEL, biweight, weighted_mean
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ def recolour_within(colours: Tensor, fitted: ColourMap, seen: Tensor) -> Tensor:
     """
     change = recolour(seen, fitted) - seen
     low, high = change.amin(0).to(colours), change.amax(0).to(colours)
-    return colours + (recolour(colours, fitted) - colours).clamp(low, high)
+    found = recolour(colours, fitted)
+    pause()
+    changed = (found - colours).clamp(low, high)
+    pause()
+    return colours + changed
 
 
 def fit_nothing(edited: Tensor, source: Tensor, weights: Tensor) -> ColourMap:

@@ -43,6 +43,7 @@ def matched(source: Tensor, edited: Tensor, outside: Tensor, align: str, colour_
     if colour_match != NONE:
         edited, note = recoloured(source, edited, outside, colour_match)
         notes.append(note)
+    pause()
     return edited.clamp(low, high), notes
 
 

@@ -226,16 +226,17 @@ class Runner:
             timer.cancel()
             comfy.model_management.interrupt_current_processing(False)
         ended = time.process_time()
-        found = self.outcome(ended - began)
+        found = self.outcome(ended - began, tells_nan=any(map(is_text_with_nan, values_of(graph))))
         found.went_on = ended - stopped[0] if stopped else 0.0
         return replace(found, kind=SLOW) if found.seconds > TOO_LONG and not stopped else found
 
-    def outcome(self, seconds: float) -> Outcome:
-        """What the executor says of its last run."""
+    def outcome(self, seconds: float, tells_nan: bool = False) -> Outcome:
+        """What the executor says of its last run; tells_nan: a text of its own graph has the word."""
         last, told = self.executor.status_messages[-1]
         if self.executor.success:
             seen = dict(Sink.SEEN)
-            odd = [f"{name}: {what}" for name, value in seen.items() for what in not_finite(value)]
+            looked = {name: value for name, value in seen.items() if not (tells_nan and isinstance(value, str | list))}
+            odd = [f"{name}: {what}" for name, value in looked.items() for what in not_finite(value)]
             return Outcome(SILENT if odd else FINE, "; ".join(odd), seconds, seen)
         if last == "execution_interrupted":
             return Outcome(STOPPED, "", seconds)
@@ -255,6 +256,17 @@ def is_ours(kind: str, frames: list[str]) -> bool:
 def is_the_hosts(frames: list[str]) -> bool:
     """Whether the host's own lookup of a file refused it."""
     return "get_full_path_or_raise" in frames[-1]
+
+
+def values_of(graph: dict) -> Iterator[Any]:
+    """All that a graph's widgets hold."""
+    for node in graph.values():
+        yield from node["inputs"].values()
+
+
+def is_text_with_nan(value: Any) -> bool:
+    """Whether a widget's text has the word nan among others."""
+    return isinstance(value, str) and value.lower() != "nan" and re.search(r"\bnan\b", value) is not None
 
 
 def not_finite(value: Any, depth: int = 0) -> Iterator[str]:

@@ -16,7 +16,6 @@ def test_only_new_lines_are_looked_at(tmp_path):
     assert host_log.new_lines(log) == ["later"]
 
 
-def test_an_error_is_one_unless_it_is_known_of_what_the_test_loads():
+def test_an_error_is_one_of_whatever_kind():
     lines = ["[INFO] got prompt", LORA, "\x1b[31m[ERROR]\x1b[0m no such model"]
-    assert host_log.errors(lines, "test_workflows.py::test_it[05 Recolour]") == lines[1:]
-    assert host_log.errors(lines, "test_workflows.py::test_it[15 Two pictures (Multimodal)]") == lines[2:]
+    assert host_log.errors(lines) == lines[1:]

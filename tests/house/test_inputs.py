@@ -31,7 +31,7 @@ def test_guidance_without_a_negative_prompt_is_refused(guidance):
 
 
 def test_another_architecture_is_refused_in_the_words_of_the_caller(monkeypatch):
-    monkeypatch.setattr(inputs.host, "layout_fingerprint", lambda model: "this")
+    monkeypatch.setattr(inputs.host, "same_layout", lambda model, layout: layout == "this")
     inputs.require_same_layout(None, "this", "the picture was inverted", "invert it again")
     with pytest.raises(
         ValueError, match=r"the picture was inverted with another model architecture: invert it again\."
