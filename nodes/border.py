@@ -261,8 +261,13 @@ def incoming(schema: io.Schema, given: Mapping[str, Any]) -> dict[str, Any]:
         name: looked_at(value, name, sockets[name], listed=schema.is_input_list) if name in sockets else value
         for name, value in given.items()
     }
-    fitting(sockets, looked)
+    fitting(sockets, {name: first_of(value) for name, value in looked.items()} if schema.is_input_list else looked)
     return looked
+
+
+def first_of(value: Any) -> Any:
+    """The first of the values that the host gives as a list."""
+    return value[0] if isinstance(value, list) and value else value
 
 
 def looked_at(value: Any, name: str, socket: Any, *, listed: bool = False) -> Any:

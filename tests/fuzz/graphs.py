@@ -65,11 +65,16 @@ NODES: dict[str, dict[str, Any]] = {
     "TrainMultimodal": {"model": MODEL, "vae": LINKS["vae"], "multimodal_encoder": ["encoder", 0],
                         "dataset": ["dataset", 0], "steps": 1, "batch_size": 1, "tokens": 16, "preview_every": 0,
                         "save_every": 0, "keep_state": False, "depth": 1, "name": "fuzz", "prompt_dropout": 0.0},
+    "TrainLoRA": {"model": MODEL, "clip": LINKS["clip"], "vae": LINKS["vae"], "images": IMAGE, "captions": "a cat",
+                  "masks": MASK, "class_images": IMAGE, "class_caption": "an animal", "epochs": 1, "repeats": 1,
+                  "resolution": 64, "rank": 2, "preview_every": 0, "save_every": 0, "keep_state": "none",
+                  "filename": "fuzz"},
     "EditReport": {"source": IMAGE, "edited": LINKS["edited"], "mask": MASK, "ideal": IMAGE},
 }  # fmt: skip
 COSTLY = {
     "steps", "inner_steps", "looks", "batch_size", "gradient_accumulation", "depth", "lora_rank", "tokens",
-    "inversion_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup",
+    "inversion_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup", "epochs", "repeats", "rank",
+    "resolution", "preview_every", "accumulation",
 }  # fmt: skip
 SCHEDULES = {"sigmas": 2, "many sigmas": 900}
 LONG = {  # what takes minutes unless it is cancelled
@@ -78,6 +83,7 @@ LONG = {  # what takes minutes unless it is cancelled
     "TuneFeatureBlend": {"steps": 10000},
     "TrainContextAdapter": {"steps": 100000},
     "TrainMultimodal": {"steps": 100000},
+    "TrainLoRA": {"epochs": 10000},
     "KeepOutside": {"source": ["large", 0], "edited": ["large edit", 0], "mask": ["large mask", 0], "grow": 64},
 }
 TYPE_OF_AUTOGROW = {"images": "IMAGE", "masks": "MASK", "more_masks": "MASK"}
