@@ -65,8 +65,9 @@ def examples_of(model: Any, vae: Any, given: Given, settings: LoRASettings) -> l
 
 
 def factors_for(model: Any, clip: Any, settings: LoRASettings) -> tuple[dict[str, training.Factors], dict]:
-    """(factors by part, kohya's names of their layers by part)."""
+    """(factors by part, kohya's names of their layers by part). Raises ValueError for a CLIP of another model."""
     names = {"unet": unet_layers(model, settings.convolutions)}
+    host.require_readable(model, clip.encode_from_tokens_scheduled(clip.tokenize("")), "clip")
     networks = {"unet": model.model.diffusion_model}
     if settings.text_rate > 0:
         names["text"], networks["text"] = text_layers(clip), clip.cond_stage_model
