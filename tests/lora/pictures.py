@@ -8,7 +8,8 @@ from __future__ import annotations
 import tempfile
 
 from lora import ink
-from make_pictures import ROOT, Studio, panels, save
+from lora.graph import TITLE
+from make_pictures import ROOT, Studio, panels, save, thumbnail
 from PIL import Image
 from pocket import world
 
@@ -62,4 +63,8 @@ def main() -> None:
         example = Image.fromarray(ink.in_ink(world.render(ink.scenes(4)[3])))
         shown = [(example, "one of 12 drawings")]
         shown += [(picture(p.latents[0]), f"after {p.epoch} epochs") for p in history.previews if p.epoch in SHOWN]
+    save(
+        thumbnail(shown[-1][0], example).resize((384, 384), Image.Resampling.LANCZOS),
+        ROOT / "workflows" / f"{TITLE}.jpg",
+    )
     save(panels(shown), ROOT / "web" / "docs" / "PalimpsestTrainLoRA" / "sheet.jpg")
