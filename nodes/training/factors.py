@@ -76,7 +76,7 @@ class Factors:
         """The content of a LoRA file for a strength of 1; `layer` names a layer as its loader does."""
         found = {}
         for name, factors in self.pairs.items():
-            kernel = self.kernels[name]
+            kernel = self.kernels.get(name, ())
             ends = [1] * len(kernel), kernel  # a convolution's factors are convolutions
             for word, factor, end in zip((up, down), factors, ends, strict=True):
                 rows, columns = len(factor), factor.shape[1] // math.prod(end)

@@ -11,7 +11,7 @@
 import { answerLines, forget, load } from './editor.mjs';
 
 const FIRST_VIEW = { scale: 0.65, offset: [580, 180] }; // the left upper part, large enough to read
-const ROOM = { titleBar: 30, groupTitle: 44, side: 30, between: 60, below: 60, belowGrowing: 130 };
+const ROOM = { titleBar: 30, groupTitle: 44, side: 30, between: 60, below: 60, belowGrowing: 200 };
 const GROWING = /^Palimpsest|^MarkdownNote$/; // ours tell reports below, notes are as tall as their words
 
 /** Make the nodes and links; an unknown type, widget or socket is an error. */

@@ -110,3 +110,22 @@ export async function fitView(page) {
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'));
   await page.waitForTimeout(600); // the view moves there smoothly
 }
+
+/** Put other values into widgets: by type and name, by name and value, by value, and then by name. */
+export function standIn(page, standIns) {
+  return page.evaluate(({ settings, numbers, strings, short }) => {
+    const other = (node, { name, value }) => {
+      const names = [[settings, `${node.type}.${name}`], [numbers, `${name}=${value}`], [strings, value]];
+      const [found, key] = names.find(([table, each]) => each in table) ?? [];
+      return name in short ? short[name] : found ? found[key] : value;
+    };
+    for (const node of window.app.graph.nodes ?? window.app.graph._nodes) {
+      for (const widget of node.widgets ?? []) {
+        const value = other(node, widget);
+        if (value === widget.value) continue;
+        widget.value = value;
+        if (node.type === 'LoadImage') widget.callback?.(value); // shows it
+      }
+    }
+  }, standIns);
+}

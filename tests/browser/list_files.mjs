@@ -2,11 +2,11 @@
 //
 //   node list_files.mjs <host url> <canvas|nodes2> <locale>
 //
-// Reads lines {"workflow": path, "values": {"steps": 2}, "loader": node type, "widget": its name} and answers with
+// Reads lines {"workflow": path, "stand_ins": {...}, "loader": node type, "widget": its name} and answers with
 // {"before": [...], "after": [...], "value": the loader's choice, "result": how the run ended}.
 
 import fs from 'node:fs';
-import { answerLines, load } from './editor.mjs';
+import { answerLines, load, standIn } from './editor.mjs';
 
 const RUN_MS = 300_000;
 const LISTED_MS = 20_000;
@@ -15,11 +15,8 @@ const [url, renderer, locale] = process.argv.slice(2);
 
 await answerLines(url, renderer, locale, async (page, question) => {
   await load(page, JSON.parse(fs.readFileSync(question.workflow, 'utf8')));
-  return page.evaluate(async ({ values, loader, widget, runMs, listedMs }) => {
-    const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
-    for (const each of nodes.flatMap((node) => node.widgets ?? [])) {
-      if (each.name in values) each.value = values[each.name];
-    }
+  await standIn(page, question.stand_ins);
+  return page.evaluate(async ({ loader, widget, runMs, listedMs }) => {
     const added = window.LiteGraph.createNode(loader);
     window.app.graph.add(added);
     const list = added.widgets.find((each) => each.name === widget);

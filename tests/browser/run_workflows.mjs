@@ -6,7 +6,7 @@
 // stand_ins are put in the place of values before the run (graphs/pocket.py has them). test_workflows.py judges.
 
 import fs from 'node:fs';
-import { answerLines, fitView, load } from './editor.mjs';
+import { answerLines, fitView, load, standIn } from './editor.mjs';
 
 const RUN_MS = 300_000;
 const DRAWN_MS = 1_200; // the last previews and pictures are drawn after the run has ended
@@ -49,25 +49,6 @@ function boxes(page, renderer) {
       return [[node.title, ...[box.left, box.top, box.right, box.bottom].map((edge) => edge / scale)]];
     });
   }, renderer === 'nodes2');
-}
-
-/** Put other values into widgets: by type and name, by name and value, by value, and then by name. */
-function standIn(page, standIns) {
-  return page.evaluate(({ settings, numbers, strings, short }) => {
-    const other = (node, { name, value }) => {
-      const names = [[settings, `${node.type}.${name}`], [numbers, `${name}=${value}`], [strings, value]];
-      const [found, key] = names.find(([table, each]) => each in table) ?? [];
-      return name in short ? short[name] : found ? found[key] : value;
-    };
-    for (const node of window.app.graph.nodes ?? window.app.graph._nodes) {
-      for (const widget of node.widgets ?? []) {
-        const value = other(node, widget);
-        if (value === widget.value) continue;
-        widget.value = value;
-        if (node.type === 'LoadImage') widget.callback?.(value); // shows it
-      }
-    }
-  }, standIns);
 }
 
 /** What the editor found missing when it opened the graph: names of models, with where it offers them from, and media. */

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from browser.editor import Editor
+from graphs.pocket import stand_ins
 from graphs.shipped import MAKES_TUNING, WORKFLOWS
 
 
@@ -12,7 +13,8 @@ def test_a_saved_file_is_listed_without_a_refresh_by_hand(server):
         pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
     (workflow,) = (path for path in WORKFLOWS if path.stem == MAKES_TUNING)
     question = {
-        "workflow": str(workflow), "values": {"steps": 2, "inner_steps": 0, "filename": "listed"},
+        "workflow": str(workflow),
+        "stand_ins": stand_ins(workflow.stem, {"steps": 2, "inner_steps": 0, "filename": "listed"}),
         "loader": "PalimpsestLoadKV", "widget": "file",
     }  # fmt: skip
     with Editor("list_files.mjs", server.url, "canvas", "en") as editor:

@@ -61,7 +61,7 @@ def editor(plain_host):
 def test_the_archive_is_small_and_has_no_tests(archive):
     assert not (archive / "tests").exists()
     assert not any(archive.glob(".*"))
-    assert {"pictures", "workflows", "nodes", "web", "__init__.py"} <= {path.name for path in archive.iterdir()}
+    assert {"subgraphs", "workflows", "nodes", "web", "__init__.py"} <= {path.name for path in archive.iterdir()}
     assert sum(path.stat().st_size for path in archive.rglob("*") if path.is_file()) < 2 * LARGEST_ARCHIVE
     packed = shutil.make_archive(str(archive.parent / "packed"), "zip", archive)
     assert Path(packed).stat().st_size < LARGEST_ARCHIVE

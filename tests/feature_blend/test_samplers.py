@@ -48,7 +48,7 @@ def test_where_the_latent_is_held_longer_it_is_said_once(source, caplog, sampler
     patched = at_defaults(model, trajectory, mask=half())
     with caplog.at_level(logging.WARNING):
         sample(patched, noise, steps=STEPS, sampler=sampler)
-    said = [record.getMessage() for record in caplog.records if "Feature Blend" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "[palimpsest]" in record.getMessage()]
     assert len(said) == len(words) and all(word in text for word, text in zip(words, said, strict=True))
 
 

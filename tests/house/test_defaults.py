@@ -24,6 +24,7 @@ from palimpsest.nodes.feature_blend.tuning import TuneSettings as BlendTuning
 from palimpsest.nodes.inversion.ddim import InvertSettings
 from palimpsest.nodes.keep_outside.compositing import KeepOutsideSettings
 from palimpsest.nodes.kv.settings import ApplySettings, TuneSettings
+from palimpsest.nodes.lora.settings import LoRASettings
 from palimpsest.nodes.multimodal.dataset.building import DatasetSettings
 from palimpsest.nodes.multimodal.loading import EncoderSettings
 from palimpsest.nodes.multimodal.prompting import PromptSettings
@@ -53,6 +54,7 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestMultimodalPrompt": PromptSettings,
     "PalimpsestBuildMultimodalDataset": DatasetSettings,
     "PalimpsestTrainMultimodal": MultimodalTraining,
+    "PalimpsestTrainLoRA": LoRASettings,
     "PalimpsestEditReport": Edit,
 }
 SAID = {  # what only a person can say, and the host's files: the widgets that stay required

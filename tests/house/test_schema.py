@@ -60,6 +60,8 @@ HANDED_ON = {
     ("PalimpsestKeepOutside", "image"): "edited",
     ("PalimpsestEditReport", "picture"): "edited",
     ("PalimpsestBuildMultimodalDataset", "contact_sheet"): "images",
+    ("PalimpsestTrainLoRA", "plot"): "images",
+    ("PalimpsestTrainLoRA", "sheet"): "images",
 }
 
 

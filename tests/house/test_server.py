@@ -49,6 +49,7 @@ def test_cancelling_a_tuning_restores_the_model(client, edit):
     assert [demo.picture(a).tolist() for a in after] == [demo.picture(b).tolist() for b in before]
 
 
+@pytest.mark.expects_error
 @pytest.mark.parametrize(
     ("filename", "says"),
     [

@@ -10,7 +10,7 @@ import torch
 from kv.runs import GUIDANCE, STEPS, apply, prompts, sample, start, tune
 from palimpsest.nodes.host import gradient
 from palimpsest.nodes.kv import files, fitting, tuning
-from palimpsest.nodes.kv.nodes import LoadKV, SaveKV, TuneKV
+from palimpsest.nodes.kv.nodes import ApplyKV, LoadKV, SaveKV, TuneKV
 from palimpsest.nodes.kv.settings import CONDITIONAL, PAPER, WEIGHTS, TuneSettings
 from safetensors import safe_open
 
@@ -25,9 +25,10 @@ def recorded(model, trajectory, **changes):
 
 
 def edited(model, kv, noise, **settings):
-    """What Apply KV makes of another prompt in mode extend."""
+    """What Apply KV makes of another prompt in mode extend, without the border, which refuses NaN."""
     positive, negative = harness.edits()
-    return harness.sample(apply(model, kv, "extend", **settings), noise, positive, negative, steps=STEPS)
+    chosen = {"mode": "extend", "source_guidance": 1.0} | settings
+    return harness.sample(ApplyKV.execute(model, kv, **chosen).args[0], noise, positive, negative, steps=STEPS)
 
 
 def distance(a, b):

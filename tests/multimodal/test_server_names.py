@@ -27,6 +27,7 @@ def report(client, nodes: dict) -> str:
     return client.queue(nodes)["outputs"]["report"]["text"][0]
 
 
+@pytest.mark.expects_error
 def test_a_picture_is_known_by_its_plain_name_as_by_that_of_the_editor(client):
     image = client.upload_image(demo.TESTS / "data" / "input" / "palimpsest_example.png")
     wanted = report(client, graph(image, **{"images.image1": ["image", 0]}))

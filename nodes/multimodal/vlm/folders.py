@@ -11,10 +11,12 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -201,12 +203,23 @@ def require_sizes(said: Mapping[str, Any], name: str) -> None:
 # ------------------------------------------------------------------------------------------------------ its tokenizer
 
 
+@contextmanager
+def clean_folder() -> Iterator[str]:
+    """An empty folder among the host's temporary files, gone at the end."""
+    import folder_paths
+
+    temporary = folder_paths.get_temp_directory()
+    os.makedirs(temporary, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=temporary) as made:
+        yield made
+
+
 def read_tokenizer(folder: Path, config: Any) -> Any:
     """The tokenizer of a folder, made of the files and names that are allowed, and of nothing else of the folder."""
     import transformers
 
     said = {k: v for k, v in read_json(folder, "tokenizer_config.json").items() if TOKENIZER_NAMES.fullmatch(k)}
-    with tempfile.TemporaryDirectory() as clean, reading(name_of(folder)):
+    with clean_folder() as clean, reading(name_of(folder)):
         for file in TOKENIZER_FILES:
             if lies_there(folder / file):
                 copy_small(regular_file(folder / file), Path(clean, file))
