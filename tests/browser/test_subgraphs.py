@@ -1,0 +1,32 @@
+"""Nodes with a growing number of inputs inside of subgraphs, which the editor packs and unpacks."""
+
+import os
+
+import pytest
+from browser.editor import Editor
+from graphs.shipped import WORKFLOWS
+
+TYPE = "PalimpsestMultimodalPrompt"
+
+
+@pytest.fixture(scope="module", params=["canvas", "nodes2"])
+def found(request, server):
+    """Names of the node's inputs: before, packed, loaded again, unpacked."""
+    if not os.environ.get("PALIMPSEST_CHROMIUM"):
+        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    (workflow,) = (path for path in WORKFLOWS if path.stem.startswith("16 "))
+    with Editor("subgraphs.mjs", server.url, request.param, "en") as editor:
+        return editor.ask({"workflow": str(workflow), "type": TYPE})
+
+
+def test_a_packed_node_keeps_its_pictures(found):
+    assert {"images.image1", "images.image2"} <= set(found["before"])
+    assert found["packed"] == found["before"]
+    assert found["loaded"] == found["before"]
+
+
+def test_an_unpacked_node_keeps_its_pictures(found):
+    """The help page says what the editor loses."""
+    lost = set(found["before"]) - set(found["unpacked"])
+    if lost:
+        pytest.xfail(f"the editor loses {', '.join(sorted(lost))}")
