@@ -81,9 +81,9 @@ def change_an_action() -> dict:
     nodes = {
         **photo("a photo of a dog standing on a beach"),
         "edit": text("The photo as it should be", [460, 430], "a photo of a dog sitting on a beach"),
-        "guidance": {"type": "PrimitiveFloat", "title": "Guidance, learning and editing", "at": [460, 650],
+        "guidance": {"type": "PrimitiveFloat", "title": "Guidance", "at": [460, 650],
                      "size": [380, 60], "widgets": {"value": GUIDANCE}},
-        "tune": {"type": "PalimpsestTuneKV", "at": [920, 0], "size": [380, 620],
+        "tune": {"type": "PalimpsestTuneKV", "at": [920, 0], "size": [380, 620], "widgets": {"inner_steps": 0},
                  "inputs": {"model": "checkpoint.MODEL", "trajectory": "invert.trajectory",
                             "positive": "source.CONDITIONING", "negative": "negative.CONDITIONING",
                             "guidance": "guidance.FLOAT"}},

@@ -39,7 +39,8 @@ START_HERE = """## Change what someone does, keep who it is
 2. **Load Image**: your photo, scaled to the model's size (about 512 px for SD 1.5, 1024 px for SDXL).
 3. **The picture as it is**: describe the photo.
 4. **The picture as it should be**: the same words with another action.
-5. Queue. The first run learns the photo. As long as you change only group 3, later runs only sample."""
+5. Queue. The first run inverts and records the photo, a model call a step each. As long as you change only group 3,
+   later runs only sample."""
 
 SETTINGS = """## Values for SD 1.5 and SDXL
 
@@ -48,10 +49,9 @@ SETTINGS = """## Values for SD 1.5 and SDXL
 | steps (Invert Picture **and** KSampler) | 30 to 50 | 30 |
 | guidance (Tune KV) **=** cfg (KSampler) | 4 to 7.5 | 4 to 7 |
 | source_guidance (Apply KV): begin at | 3 | 3 |
-| memory and file, per step | 41 MB | 330 MB |
-| the same at rank 32 (Tune KV) | 9 MB | 38 MB |
+| memory and file, per step | 14 MB | 110 MB |
 
-Memory is the computer's, not the graphics card's. 30 steps of SDXL are 10 GB, at rank 32 they are 1.1 GB.
+Memory is the computer's, not the graphics card's: 30 steps of SDXL are 3.3 GB.
 
 Steps, scheduler and guidance must agree between the nodes: noise found with 20 steps belongs to 20 steps."""
 
@@ -63,10 +63,12 @@ KNOBS = """## Not right yet?
 - **Old surroundings come along**: source_mask (Apply KV), white over the subject in the photo."""
 
 KNOBS_OF_TUNING = """
-- **The tuned reconstruction is off**: more inner_steps; a prompt that fits the photo better.
+- **The picture, redrawn, is off**: a prompt that fits the photo better; more steps.
+- **Closer texture at small changes**: inner_steps 10 (Tune KV) learns the photo, which takes far longer; then mode
+  *frozen* or *recompute* with source_guidance 1 (Apply KV).
 
-Save KV has written the tuning to models/palimpsest_kv. The templates *02 Edit again from a file* and *03 Many prompts
-from one file* take it from there."""
+Save KV has written the recording to models/palimpsest_kv. The templates *02 Edit again from a file* and *03 Many
+prompts from one file* take it from there."""
 
 START_AGAIN = """## Edit a photo again without learning it again
 
@@ -113,14 +115,15 @@ run through the middle without a seam; here they are not, so the seam shows.
 - **A subject reaches over the middle**: it is cut or changes there. Paint both masks by hand instead (right-click a
   Load Image, *Open in Mask Editor*), or choose photos with more room.
 - The masks are scaled to the picture: they fit photos of any size, as long as both have the same.
-- Learning takes twice the time and memory of one photo. Sampling works on twice the area, with one more row for each
+- Recording takes twice the time and memory of one photo. Sampling works on twice the area, with one more row for each
   Apply KV whose source_guidance is not 1."""
 
 
 def tune(inverted: str = "invert", positive: str = "source.CONDITIONING") -> dict:
+    """Tune KV that learns nothing: mode extend shows what is recorded."""
     return {
         "type": "PalimpsestTuneKV", "size": [380, 520],
-        "widgets": {"guidance": GUIDANCE},
+        "widgets": {"guidance": GUIDANCE, "inner_steps": 0},
         "inputs": {"model": "checkpoint.MODEL", "trajectory": f"{inverted}.trajectory", "positive": positive,
                    "negative": "negative.CONDITIONING", "vae": "checkpoint.VAE"},
     }  # fmt: skip
@@ -156,12 +159,12 @@ def edit_an_action() -> dict:
             },
         ),
         group(
-            "2 Learn it",
+            "2 Record it",
             "learned",
             {"invert": invert(), "tune": tune()},
             {
-                "rebuilt": decode("tune.reconstruction"),
-                "look": preview("The picture, rebuilt", "rebuilt.IMAGE"),
+                "rebuilt": decode("invert.reconstruction"),
+                "look": preview("The picture, redrawn", "rebuilt.IMAGE"),
                 "keep": {"type": "PalimpsestSaveKV", "size": [380, 60],
                          "widgets": {"filename": TUNING}, "inputs": {"kv": "tune.kv"}},
             },
@@ -276,7 +279,7 @@ def two_subjects() -> dict:
             },
         ),
         group(
-            "2 Learn them",
+            "2 Record them",
             "learned",
             {"invert": invert(), "tune": tune()},
             {
