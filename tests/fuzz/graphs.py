@@ -76,6 +76,7 @@ COSTLY = {
     "inversion_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup", "epochs", "repeats", "rank",
     "resolution", "preview_every", "accumulation",
 }  # fmt: skip
+LONG_PRESETS = {("TrainLoRA", "preset")}  # the paper's number of steps
 SCHEDULES = {"sigmas": 2, "many sigmas": 900}
 LONG = {  # what takes minutes unless it is cancelled
     "Invert": {"sigmas": ["many sigmas", 0]},
@@ -196,7 +197,7 @@ class Graphs:
             ends |= {} if name in COSTLY else {"most": large}
             yield from ((what, {name: value}, {}) for what, value in (ends | values.NUMBERS).items())
         elif kind == "COMBO":
-            others = options.get("options", [])[1:] if name not in COSTLY else []
+            others = options.get("options", [])[1:] if name not in COSTLY and (node, name) not in LONG_PRESETS else []
             yield from ((f"{value!r}", {name: value}, {}) for value in [*others, "no such", "", "../../etc/passwd"])
         elif kind == "STRING" and not options.get("forceInput"):
             yield from ((what, {name: text}, {}) for what, text in values.TEXTS.items())

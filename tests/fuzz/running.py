@@ -31,7 +31,7 @@ from . import values
 
 PACK = Path(__file__).resolve().parents[2]
 SHIPPED = tuple(str(PACK / part) + os.sep for part in ("nodes", "kernels"))
-SENTENCES = ("ValueError", "OSError", "FileNotFoundError", "RuntimeError", "MemoryError")
+SENTENCES = ("ValueError", "WrongSize", "OSError", "FileNotFoundError", "RuntimeError", "MemoryError")
 TOO_LONG = 10.0  # seconds of a case
 SOON = 1.0  # seconds in which what is cancelled has to end
 FINE, REFUSED, HOSTS, FOREIGN, SILENT, SLOW, STOPPED = (

@@ -13,8 +13,6 @@ from .finders import ByBox, ByDetector, ByMask
 from .pictures import require_pixels
 from .text import cleaned, comma, lines
 
-LEAST_SIDE = 8  # pixels of a picture
-
 
 def one_by_one(images: list, what: str = "images") -> list[torch.Tensor]:
     """Pictures (H, W, 3) of a list of batches: the host's own memory. Raises ValueError for none, and for NaN.
@@ -26,13 +24,7 @@ def one_by_one(images: list, what: str = "images") -> list[torch.Tensor]:
     if not pictures:
         raise ValueError(f"{what} has no pictures: look at the node that makes them.")
     for number, picture in enumerate(pictures, 1):
-        height, width = picture.shape[:2]
-        require_pixels(width, height, f"picture {number} of {what}")
-        if min(width, height) < LEAST_SIDE:
-            raise ValueError(
-                f"picture {number} of {what} is {width} x {height} pixels, nothing can be cut out of it: take pictures "
-                f"of at least {LEAST_SIDE} pixels a side."
-            )
+        require_pixels(picture.shape[1], picture.shape[0], f"picture {number} of {what}")
     return pictures
 
 
