@@ -12,7 +12,7 @@ from contextdiff.graph import CLIP_EDIT, CLIP_SOURCE
 from cross_attention.graph import BOTH, ON_MARBLE
 from feature_blend.graph import WHITE_CUP
 from kv.graph import FULL_CUP
-from lora.graph import ASKED, TAUGHT
+from lora_training.graph import ASKED, TAUGHT
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
 from pocket.settings import POCKET
 

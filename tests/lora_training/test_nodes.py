@@ -15,8 +15,8 @@ import pytest
 import tiny_models
 import torch
 from comfy.k_diffusion.sampling import get_sigmas_karras
-from lora import teaching
-from lora.teaching import teach, text_encoder
+from lora_training import teaching
+from lora_training.teaching import teach, text_encoder
 from palimpsest.nodes.lora import fit, layers, optimisers, pictures
 from palimpsest.nodes.lora.files import STATES
 from palimpsest.nodes.lora.settings import PAPER, LoRASettings

@@ -1,14 +1,14 @@
 """Draw the picture of Train LoRA's help page: what the pocket model draws while it learns ink drawings.
 
-python dev.py draw lora
+python dev.py draw lora_training
 """
 
 from __future__ import annotations
 
 import tempfile
 
-from lora import ink
-from lora.graph import TITLE
+from lora_training import ink
+from lora_training.graph import TITLE
 from make_pictures import ROOT, Studio, panels, save, thumbnail
 from PIL import Image
 from pocket import world
