@@ -26,8 +26,8 @@ from palimpsest.nodes.feature_blend.nodes import FeatureBlend
 from palimpsest.nodes.host import frames
 from palimpsest.nodes.words import ChosenWords
 
-FRAMES = 4
-BATCHED = {"context_length": 2, "context_overlap": 0, "causal_window_fix": False}
+FRAMES, CAUSAL = 4, "causal_window_fix"
+BATCHED = {"context_length": 2, "context_overlap": 0, CAUSAL: False}
 WINDOWS = {
     "one after another": BATCHED,
     "overlapping": {"context_length": 3, "context_overlap": 2, "causal_window_fix": False},
@@ -48,7 +48,10 @@ by_windows = pytest.mark.parametrize("settings", WINDOWS.values(), ids=WINDOWS)
 
 
 def windows(model, **settings):
-    return tiny_models.execute(ContextWindowsManualNode, model=model, **BATCHED | settings)[0]
+    chosen = BATCHED | settings
+    if CAUSAL not in inspect.signature(ContextWindowsManualNode.execute).parameters and chosen.pop(CAUSAL):
+        pytest.skip("this host's windows know no frame before them")
+    return tiny_models.execute(ContextWindowsManualNode, model=model, **chosen)[0]
 
 
 @pytest.fixture(scope="module")
