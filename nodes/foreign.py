@@ -125,12 +125,9 @@ def json_of(text: str) -> Any:
         found = json.loads(text, parse_constant=no_number, parse_int=whole_number)
     except RecursionError:
         raise ValueError(deep) from None
-    level = [found]
-    for _ in range(MOST_DEPTH):
-        level = [part for each in level for part in parts_of(each) if isinstance(part, dict | list)]
-        if not level:
-            return found
-    raise ValueError(deep)
+    if deeper_than(found, MOST_DEPTH):
+        raise ValueError(deep)
+    return found
 
 
 def whole_number(said: str) -> int:
@@ -155,6 +152,12 @@ def no_number(said: str) -> None:
 def parts_of(value: Any) -> Any:
     """What lies in a list or an object of JSON."""
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def deeper_than(value: Any, levels: int) -> bool:
+    """Whether lists and objects of JSON lie in one another more often than that."""
+    inner = (each for each in parts_of(value) if isinstance(each, dict | list))
+    return levels == 0 or any(deeper_than(each, levels - 1) for each in inner)
 
 
 def object_of(path: Path, way_out: str) -> dict[str, Any]:

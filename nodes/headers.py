@@ -9,6 +9,9 @@ from typing import Any, TypeVar, get_type_hints
 
 from torch import Tensor
 
+from .foreign import deeper_than
+from .quoting import quoted
+
 Record = TypeVar("Record")
 MOST = 1 << 31
 DEEPEST = 16  # records in records
@@ -23,12 +26,6 @@ KINDS = {
 ANYTHING = (-1e300, 1e300)
 
 
-def shown(value: Any) -> str:
-    """A value as errors quote it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def typed(name: str, value: Any, kind: type, low: float = 0, high: float = MOST) -> Any:
     """A value of JSON as what it should be. Raises ValueError that names it, and what it should be.
 
@@ -36,9 +33,9 @@ def typed(name: str, value: Any, kind: type, low: float = 0, high: float = MOST)
     """
     wanted = (int, float) if kind is float else kind
     if not isinstance(value, wanted) or (kind is not bool and isinstance(value, bool)):
-        raise ValueError(f"its {name} should be {KINDS[kind]}, it is {shown(value)}")
+        raise ValueError(f"its {name} should be {KINDS[kind]}, it is {quoted(value)}")
     if kind in (int, float) and not low <= value <= high:
-        raise ValueError(f"its {name} should be from {low:g} to {high:g}, it is {shown(value)}")
+        raise ValueError(f"its {name} should be from {low:g} to {high:g}, it is {quoted(value)}")
     return float(value) if kind is float else value
 
 
@@ -51,7 +48,7 @@ def record(name: str, value: Any, kind: type[Record], **ranges: tuple[float, flo
     needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     for word, odd in (("lacks", needed - value.keys()), ("has", value.keys() - hints.keys())):
         if odd:
-            raise ValueError(f"its {name} {word} {shown(min(odd))}")
+            raise ValueError(f"its {name} {word} {quoted(min(odd))}")
     found = {key: typed(f"{name}'s {key}", each, hints[key], *ranges.get(key, ())) for key, each in value.items()}
     return kind(**found)
 
@@ -66,7 +63,7 @@ class Header(dict[str, str]):
         """A short text of one line."""
         value = self[key]
         if len(value) > 200 or not value.isprintable() or "<" in value:
-            raise ValueError(f"its {key} is no name, but {shown(value)}")
+            raise ValueError(f"its {key} is no name, but {quoted(value)}")
         return value
 
     def json(self, key: str, kind: type) -> Any:
@@ -120,12 +117,6 @@ def plain_number(name: str, value: Any) -> float:
     return value if isinstance(value, float) else typed(name, value, float, *ANYTHING)
 
 
-def deeper_than(value: Any, levels: int) -> bool:
-    """Whether lists and records lie in one another more often than that."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels == 0 or any(deeper_than(each, levels - 1) for each in inner if isinstance(each, dict | list))
-
-
 def told(info: dict) -> list[str]:
     """What a maker wrote about itself, a few words each."""
     words = []
@@ -177,4 +168,4 @@ class Tensors(Mapping[str, Tensor]):
         """Raise ValueError for tensors that do not belong to it."""
         odd = sorted(self.shapes.keys() - known)
         if odd:
-            raise ValueError(f"{len(odd)} of its tensors do not belong to it, {shown(odd[0])} for one")
+            raise ValueError(f"{len(odd)} of its tensors do not belong to it, {quoted(odd[0])} for one")

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from ..files import Shelf, filled
-from ..headers import Header, Tensors, shown
+from ..headers import Header, Tensors
+from ..quoting import quoted
 from ..training import Content, FileSet, lora_shelf
 from .adapter import ContextAdapter
 from .bias import FORMULAS, PAPER
@@ -53,6 +54,6 @@ def from_file(header: Header, tensors: Tensors) -> ContextAdapter:
     """An adapter from a file's header and tensors; raises ValueError where one is nonsense or both disagree."""
     info = header.info(steps=int, formula=str)
     if info.get("formula", PAPER) not in FORMULAS:
-        raise ValueError(f"its formula is {shown(info['formula'])}, there are {', '.join(FORMULAS)}")
+        raise ValueError(f"its formula is {quoted(info['formula'])}, there are {', '.join(FORMULAS)}")
     network = filled(build, header.record("config", AdapterConfig), tensors)
     return ContextAdapter.of(network, info)

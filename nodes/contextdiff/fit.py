@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.contextdiff import noise_angle
-from .. import training
+from .. import host, training
 from ..settings import Settings
 from .adapter import ContextAdapter
 from .bias import PAPER
@@ -76,7 +76,7 @@ class FitAdapter:
     ):
         self.network, self.latents, self.pick, self.lora = network, latents, pick, lora
         self.settings, self.watch = settings, watch
-        self.history, self.good = History(), []
+        self.history = History()
         self.generator = training.generator(settings.seed)
 
     def __call__(
@@ -84,7 +84,7 @@ class FitAdapter:
     ) -> Tensor:
         """x gives device and dtype and is returned unchanged."""
         objective = self.objective(model, x, extra_args)
-        self.good = [t.detach().clone() for t in self.learned()]
+        self.good = training.GoodWeights(self.learned())
         pictures = min(self.settings.batch_size, len(self.latents))
         validator = Validator(objective, list(range(pictures)), self.settings.seed)
         try:
@@ -118,13 +118,12 @@ class FitAdapter:
 
     def steps(self, objective: Objective, validator: Validator) -> None:
         """All steps, with validations now and then and at the end. Raises NotANumber."""
-        import comfy.model_management
 
         optimiser = training.adamw(self.learned(), self.settings.learning_rate)
         fading = torch.optim.lr_scheduler.LambdaLR(optimiser, self.rate)
         every = self.settings.validate_every
         for step, rows in enumerate(self.order()):
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            host.stop_if_cancelled()
             if every and step and step % every == 0:
                 self.validate(validator)
             self.step(objective, step, rows, optimiser)
@@ -170,32 +169,17 @@ class FitAdapter:
         (losses.mean() * scale).backward()
         training.divide_gradients(learned, scale)
         size, found = float(training.clip_gradients(learned)), losses.detach().cpu()
-        self.require_finite(step, size, found)
-        self.note_good(learned)
+        fault = training.nan_error("for this picture", "the prompt and the picture") if step == 0 else None
+        training.require_finite(step, size, found, fault)
+        self.good.keep()
         optimiser.step()
         self.history.note(step, map(noise_angle, draw.sigmas), found)
         self.watch.tell(f"step {step + 1} of {self.settings.steps}, loss {self.history.recent():.4f}")
         self.watch.show(step, denoised.detach())
 
-    def require_finite(self, step: int, size: float, losses: Tensor) -> None:
-        """Raise where the gradient's size or a loss is no number: the model's own fault in the first step."""
-        if math.isfinite(size) and torch.isfinite(losses).all():
-            return
-        if step == 0:
-            raise training.nan_error("for this picture", "the prompt and the picture")
-        raise training.NotANumber(f"the loss was no number at step {step + 1}")
-
-    @torch.no_grad()
-    def note_good(self, learned: list[Tensor]) -> None:
-        """Keep the weights, which gave a finite loss."""
-        for kept, tensor in zip(self.good, learned, strict=True):
-            kept.copy_(tensor)
-
-    @torch.no_grad()
     def restore(self) -> None:
         """Go back to the weights that last gave a finite loss."""
-        for tensor, kept in zip(self.learned(), self.good, strict=True):
-            tensor.copy_(kept)
+        self.good.restore()
         self.history.kept -= 1
 
     def validate(self, validator: Validator) -> None:

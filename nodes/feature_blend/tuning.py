@@ -127,7 +127,6 @@ class FitAlphas:
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
     ) -> Tensor:
         """x (B, C, H, W) gives device and dtype and is returned unchanged: the result is in `alphas` and `losses`."""
-        import comfy.model_management
 
         predict = partial(model, **(extra_args or {}))
         trajectory, weight = self.blend.trajectory, self.settings.adversarial
@@ -136,7 +135,7 @@ class FitAlphas:
         optimiser = torch.optim.Adam(list(self.alphas.raw.values()), self.settings.learning_rate)
         reader, edits = gradient.LateReader(), {}
         for step, index in enumerate(self.order()):
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            host.stop_if_cancelled()
             sigma, sigma_next = trajectory.sigmas[index : index + 2]
             here, there = (trajectory.latents[i].to(x).clone() for i in (index, index + 1))
             level = x.new_full((len(x),), sigma)

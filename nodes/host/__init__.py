@@ -24,6 +24,7 @@ from .call import (
     require_span,
     run_of,
 )
+from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
 from .finite import is_finite
@@ -52,6 +53,7 @@ from .model import (
 from .others import guiding_nodes, patching_nodes, refused_by_name
 from .prompts import (
     is_unet,
+    reads_pooled,
     require_active,
     require_channels,
     require_inside,
@@ -137,6 +139,7 @@ __all__ = [
     "picture_rows",
     "places",
     "read_parts",
+    "reads_pooled",
     "refused_by_name",
     "renoised",
     "replace_attention",
@@ -160,6 +163,7 @@ __all__ = [
     "source_levels",
     "source_name",
     "source_prompt",
+    "stop_if_cancelled",
     "stretched",
     "text_width",
     "told",

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from .sampling import OF_A_NODE
-from .trajectory import Trajectory
+from .trajectory import Trajectory, same_latent
 from .ui import node_id, show_text
 
-NEAR_LEVEL, NEAR_LATENT = 1e-3, 1e-2  # relative: schedules are rounded, latents pass a scale and half precision
+NEAR_LEVEL = 1e-3  # relative: schedules are rounded
 QUIET = {"res_multistep", "res_multistep_cfg_pp"}  # take a noise_sampler, for their ancestral forms alone
 KEPT = 100  # remarks that a node's history holds, of several prompts and samplers
 
@@ -104,10 +104,7 @@ class Start:
 
     def is_at(self, recorded: Tensor) -> bool:
         """Whether the latent is a recorded one, (B or 1, C, H, W); each of a batch."""
-        if recorded.shape[1:] != self.latent.shape[1:] or len(recorded) not in (1, len(self.latent)):
-            return False
-        recorded = recorded.to(self.latent)
-        return bool((self.latent - recorded).norm() <= NEAR_LATENT * recorded.expand_as(self.latent).norm())
+        return same_latent(self.latent, recorded)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .call import Run, noise_level, observe, run_of
+from .cancelling import stop_if_cancelled
 from .finite import is_finite
 from .frames import in_one_window
 from .prompts import require_active
@@ -303,11 +304,10 @@ class RecordLevels:
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
     ) -> Tensor:
         """x (B, C, H, W) gives device and dtype and is returned unchanged: the result is in `levels`."""
-        import comfy.model_management
 
         options = extra_args["model_options"]
         for i, sigma in enumerate(source_levels(self.wanted)):
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            stop_if_cancelled()
             recorder = self.wanted.recorder(sigma)
             found = options | {"transformer_options": options["transformer_options"] | {self.wanted.name: recorder}}
             here = latents_at(self.wanted.trajectory, sigma).to(x)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ...kernels import feature_blend as maths
 
+NEAR_LATENT = 1e-2  # relative: latents pass a scale and half precision
+
 
 def nearest_level(sigmas: tuple[float, ...], sigma: float) -> int:
     """Index of the noise level nearest to sigma, by the ratio of the two (levels span four orders of magnitude)."""
@@ -54,10 +56,7 @@ class Trajectory:
 
     def begins_at(self, latent: Tensor) -> bool:
         """Whether a latent (B, C, H, W) is the inverted noise."""
-        start = self.latents[0].to(latent)
-        if start.shape[1:] != latent.shape[1:] or len(start) not in (1, len(latent)):
-            return False
-        return bool((latent - start).norm() <= 0.01 * start.expand_as(latent).norm())
+        return same_latent(latent, self.latents[0])
 
     def check_batch(self, x: Tensor) -> None:
         """Refuse a batch or a picture size other than the trajectory's."""
@@ -72,6 +71,14 @@ class Trajectory:
                 f"the trajectory was recorded for a latent of {width} x {height}, sampling runs at {x.shape[-1]} x "
                 f"{x.shape[-2]} (8 pixels each): resize the picture to the inverted size, or invert again."
             )
+
+
+def same_latent(latent: Tensor, recorded: Tensor) -> bool:
+    """Whether a latent (B, C, H, W) is a recorded one, (B or 1, C, H, W); each of a batch."""
+    if recorded.shape[1:] != latent.shape[1:] or len(recorded) not in (1, len(latent)):
+        return False
+    recorded = recorded.to(latent)
+    return bool((latent - recorded).norm() <= NEAR_LATENT * recorded.expand_as(latent).norm())
 
 
 def latents_at(trajectory: Trajectory, sigma: float) -> Tensor:

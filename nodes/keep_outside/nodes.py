@@ -151,7 +151,7 @@ class KeepOutside(io.ComfyNode):
         images = source.new_empty(count, *source.shape[1:])
         weights = torch.empty(images.shape[:3])
         progress, found = comfy.utils.ProgressBar(count), []
-        with pausing(comfy.model_management.throw_exception_if_processing_interrupted):
+        with pausing(host.stop_if_cancelled):
             for i in range(count):
                 pause()
                 pair = (compositing.row(batch, i, name) for batch, name in ((source, "source"), (edited, "edited")))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .. import inversion
 from ..files import Shelf
-from ..headers import Header, Tensors, shown
+from ..headers import Header, Tensors
+from ..quoting import quoted
 from .embeddings import LEARNED, MATRICES, SCALARS, SOURCE, KVEmbeddings, TunedLayer
 from .modes import served
 
@@ -107,7 +108,7 @@ def require_layers(layers: tuple[TunedLayer, ...]) -> None:
         raise ValueError(f"its {len(layers)} layers should be one or more, each once")
     odd = sorted({layer.block for layer in layers} - set(BLOCKS))
     if odd:
-        raise ValueError(f"its layers name a block {shown(odd[0])}, there are {', '.join(BLOCKS)}")
+        raise ValueError(f"its layers name a block {quoted(odd[0])}, there are {', '.join(BLOCKS)}")
 
 
 def require_shapes(tensors: Tensors, steps: int, layers: tuple[TunedLayer, ...], ranks: dict[str, int]) -> int:

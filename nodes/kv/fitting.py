@@ -179,14 +179,13 @@ class FitTrajectory:
 
     def fit(self, psi: Psi | BetweenKeyframes, rows: Rows, iterations: int) -> tuple[Tensor, Tensor]:
         """Minimise eq. 3 over psi from the latents of `rows`; leaves each row's best psi, returns its z_{t-1}."""
-        import comfy.model_management
 
         self.state.psi = psi
         optimiser, mask = self.optimiser(psi, rows), self.loss_mask(rows.x)
         reader, best, goal = LateReader(), None, psi.per_row(rows.goal)
         goal_on_device = goal.to(rows.x.device)
         for iteration in range(iterations + 1):
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            host.stop_if_cancelled()
             last = iteration == iterations
             with torch.set_grad_enabled(not last):
                 x_next, denoised = self.advance(rows)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from .. import host
 from ..files import Shelf
-from ..headers import Header, Tensors, shown
+from ..headers import Header, Tensors
+from ..quoting import quoted
 from ..training import Factors, FileSet, lora_shelf
 from .fit import Learned
 from .settings import EVERY_STATE, LAST_STATE, NO_STATE, TECHNIQUE, LoRASettings
@@ -113,7 +114,7 @@ def load_state(file: str, settings: LoRASettings) -> dict[str, Tensor]:
     def from_file(header: Header, tensors: Tensors) -> tuple[dict, dict[str, Tensor]]:
         tensors.require("step", kinds=("I64",))
         before, found = header.json("settings", dict), dict(tensors)
-        if not all(torch.isfinite(t).all() for t in found.values() if t.is_floating_point()):
+        if not all(map(host.is_finite, found.values())):
             raise ValueError("it holds NaN or infinite values")
         if int(found["step"]) < 0:
             raise ValueError(f"it has taken {int(found['step'])} steps")
@@ -123,7 +124,7 @@ def load_state(file: str, settings: LoRASettings) -> dict[str, Tensor]:
     other = [name for name, value in settings.named().items() if name not in FREE and before.get(name) != value]
     if other:
         changes = ", ".join(
-            f"{name} {shown(before.get(name))} then, {getattr(settings, name)!r} now" for name in other[:3]
+            f"{name} {quoted(before.get(name))} then, {quoted(getattr(settings, name))} now" for name in other[:3]
         )
         raise ValueError(f"{file} goes on only with the settings it was made with ({changes}): set them as they were.")
     return state

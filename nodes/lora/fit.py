@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.lora import min_snr_weight, rate_share, with_offset
-from .. import training
+from .. import host, training
 from .optimisers import Optimiser, groups_of, optimiser_for, restore, state_of
 from .pictures import Example, Order
 from .settings import LoRASettings
@@ -77,7 +76,6 @@ class FitLoRA:
         self.previewed, self.watch, self.state = previewed, watch, state or {}
         self.order, self.history = Order(examples, settings), History()
         self.scale = max(example.latent.numel() for example in examples)
-        self.good: list[Tensor] = []
         self.optimiser: Optimiser | None = None
         self.step = self.history.before = int(self.state.get("step", 0))
 
@@ -98,7 +96,7 @@ class FitLoRA:
                 self.after(step)
         except training.NotANumber as reason:
             self.history.stopped = f"{reason}: earlier weights are kept"
-            self.restore_good()
+            self.good.restore()
         return x
 
     def prepare(self) -> None:
@@ -114,7 +112,7 @@ class FitLoRA:
                 for name, tensor in self.named().items():
                     tensor.copy_(self.state[f"factor.{name}"])
             restore(self.optimiser.steps, parts)
-        self.good = [tensor.detach().clone() for tensor in self.named().values()]
+        self.good = training.GoodWeights(list(self.named().values()))
 
     def named(self) -> dict[str, Tensor]:
         """Every trained tensor by its part and name."""
@@ -132,7 +130,6 @@ class FitLoRA:
 
     def take(self, step: int, batches: list[list[int]]) -> None:
         """One step of the optimiser. Raises NotANumber before it changes anything; ValueError in the first steps."""
-        import comfy.model_management
 
         optimiser, tensors = self.optimiser.steps, list(self.named().values())
         self.set_rates(step)
@@ -140,7 +137,7 @@ class FitLoRA:
         losses, places = [], []
         count = sum(not self.examples[row].prior for rows in batches for row in rows)
         for number, rows in enumerate(batches):
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            host.stop_if_cancelled()
             found, levels = self.losses(step, number, rows)
             weight = self.settings.prior_weight if self.examples[rows[0]].prior else 1.0 / count
             # By the number of elements and back: half-precision gradients within the model stay clear of underflow.
@@ -149,8 +146,9 @@ class FitLoRA:
             places += levels
         training.divide_gradients(tensors, self.scale)
         size, found = float(training.clip_gradients(tensors)), torch.cat(losses)
-        self.require_finite(step, size, found)
-        self.note_good(tensors)
+        fault = training.nan_error("for these pictures", "the captions and the pictures")
+        training.require_finite(step, size, found, fault if self.history.kept == 0 else None)
+        self.good.keep()
         optimiser.step()
         self.step = step + 1
         self.history.note(step, places, found)
@@ -195,26 +193,6 @@ class FitLoRA:
         """The model's x_0 of noised pictures (B, C, H, W) at sigma (B,) and their texts, without guidance."""
         self.reader.context, self.reader.pooled = self.prompts.batch(texts, self.device)
         return self.model(x, sigma, **self.arguments)
-
-    def require_finite(self, step: int, size: float, losses: Tensor) -> None:
-        """Raise where the gradient's size or a loss is no number: the model's own fault in the first step."""
-        if math.isfinite(size) and torch.isfinite(losses).all():
-            return
-        if self.history.kept == 0:
-            raise training.nan_error("for these pictures", "the captions and the pictures")
-        raise training.NotANumber(f"the loss was no number at step {step + 1}")
-
-    @torch.no_grad()
-    def note_good(self, tensors: list[Tensor]) -> None:
-        """Keep the weights, which gave a finite loss."""
-        for kept, tensor in zip(self.good, tensors, strict=True):
-            kept.copy_(tensor)
-
-    @torch.no_grad()
-    def restore_good(self) -> None:
-        """Go back to the weights that last gave a finite loss."""
-        for tensor, kept in zip(self.named().values(), self.good, strict=True):
-            tensor.copy_(kept)
 
     # ---- after a step
 

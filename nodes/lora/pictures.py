@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import training
+from ..colours import rgb
 from .settings import LoRASettings
 
 BUCKET_STEP = 64  # pixels: sides of buckets are multiples, as the models were trained
@@ -59,7 +61,7 @@ def covering(picture: Tensor, width: int, height: int, mode: str = "area") -> Te
 
 def split_pictures(images: Sequence[Tensor]) -> list[Tensor]:
     """IMAGEs (B, H, W, C), each a picture or a batch, as pictures (1, H, W, 3)."""
-    return [picture[..., :3].expand(-1, -1, -1, 3) for batch in images for picture in batch.split(1)]
+    return [picture for batch in images for picture in rgb(batch, "images").split(1)]
 
 
 def captions_for(count: int, captions: Sequence[str], trigger: str) -> list[str]:
@@ -90,11 +92,9 @@ def masks_for(count: int, masks: Sequence[Tensor]) -> list[Tensor | None]:
     found = found * count if len(found) == 1 else found
     if len(found) != count:
         raise ValueError(f"there are {len(found)} masks for {count} pictures: give one for each, or one for all.")
-    if any(not (mask > 0).any() for mask in found):
-        empty = [number for number, mask in enumerate(found, 1) if not (mask > 0).any()]
-        raise ValueError(
-            f"mask {empty[0]} is empty, so that nothing of its picture would be learned: paint the subject."
-        )
+    empty = next((number for number, mask in enumerate(found, 1) if not (mask > 0).any()), None)
+    if empty is not None:
+        raise ValueError(f"mask {empty} is empty, so that nothing of its picture would be learned: paint the subject.")
     return found
 
 
@@ -133,7 +133,7 @@ class Order:
     examples: Sequence[Example]
     settings: LoRASettings
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Steps of the optimiser."""
         return len(self.epoch(0))

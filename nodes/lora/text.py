@@ -49,6 +49,7 @@ class Prompts:
     clip: Any
     factors: training.Factors | None
     known: dict[str, Encoded] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, clip: Any, factors: training.Factors | None) -> Prompts:
@@ -77,9 +78,10 @@ class Prompts:
         if clip.layer_idx is not None:
             model.set_clip_options({"layer": clip.layer_idx})
         model.set_clip_options({"execution_device": clip.patcher.load_device})
-        weights = {f"network.{name}": plain(weight) for name, weight in model.named_parameters()}
+        if not self.weights:  # made once the host has loaded them; they stay until the run ends
+            self.weights.update((f"network.{name}", plain(weight)) for name, weight in model.named_parameters())
         arguments = (model.encode_token_weights, clip.tokenize(literal(text)))
-        return torch.func.functional_call(gradient.CallNetwork(model), weights, arguments)[:2]
+        return torch.func.functional_call(gradient.CallNetwork(model), self.weights, arguments)[:2]
 
     def batch(self, texts: list[str], device: torch.device) -> Encoded:
         """Several texts as rows; shorter ones are repeated to a common length, as the host does."""

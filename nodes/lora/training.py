@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.denoising_loss import velocity_loss
 from .. import host, training
 from ..host import checkpointing, gradient
 from .fit import FitLoRA, History
@@ -36,15 +37,14 @@ def resolution_of(model: Any, settings: LoRASettings) -> LoRASettings:
     """The settings with a resolution: for 0 the one that the model's family was trained at."""
     if settings.resolution:
         return settings
-    sdxl = model.model.diffusion_model.num_classes is not None
-    return replace(settings, resolution=1024 if sdxl else 512)
+    return replace(settings, resolution=1024 if host.reads_pooled(model) else 512)
 
 
 def family_of(model: Any) -> str:
     """The name of a MODEL's family in kohya's metadata."""
-    if model.model.diffusion_model.num_classes is not None:
+    if host.reads_pooled(model):
         return "sdxl_base_v1-0"
-    return "sd_v1" if model.model.model_config.unet_config.get("context_dim") == 768 else "sd_v2"
+    return "sd_v1" if host.text_width(model) == 768 else "sd_v2"
 
 
 def examples_of(model: Any, vae: Any, given: Given, settings: LoRASettings) -> list[Example]:
@@ -57,7 +57,7 @@ def examples_of(model: Any, vae: Any, given: Given, settings: LoRASettings) -> l
         raise ValueError("class_images need class_caption: the words that describe them all, such as 'a cat'.")
     words, none = [given.class_caption.strip()] * len(priors), [None] * len(priors)
     found += examples(model, vae, priors, words, none, settings=settings, prior=True)
-    if not all(torch.isfinite(example.latent).all() for example in found):
+    if not all(host.is_finite(example.latent) for example in found):
         raise ValueError(
             "the VAE returns NaN for these pictures: look at its precision (start ComfyUI with --fp32-vae)."
         )
@@ -115,8 +115,6 @@ def train(
     watch.save is given what was Learned on the way, at the end, and where the training is cancelled or fails after its
     first step. Raises ValueError for other models, and for one that returns NaN.
     """
-    import comfy.model_sampling as kinds
-
     loss = training.loss_of(model, TECHNIQUE)
     sampling = model.get_model_object("model_sampling")
     model, previewed = host.single_device(model), prompts_to_preview(found, settings)
@@ -132,7 +130,7 @@ def train(
             factors,
             settings,
             loss=loss,
-            velocity=isinstance(sampling, kinds.V_PREDICTION),
+            velocity=loss is velocity_loss,
             sigmas=sampling.sigmas.detach().float().cpu().clone(),
             reader=reader,
             previewed=previewed,
@@ -142,7 +140,7 @@ def train(
 
         def rescue() -> None:
             if fitting.history.kept > 0:
-                fitting.restore_good()
+                fitting.good.restore()
                 watch.save(fitting.learned(final=True))
 
         largest = max((example.latent for example in found), key=lambda latent: latent.numel())
@@ -164,8 +162,7 @@ def with_lora(model: Any, clip: Any, content: dict[str, Tensor]) -> tuple[Any, A
 
 def placeholder(model: Any) -> tuple[Tensor, Tensor]:
     """A prompt of the model's width, in the place of those that each step reads."""
-    width = model.model.model_config.unet_config.get("context_dim", 768)
-    return torch.zeros(1, 77, width), torch.zeros(1, 1280)
+    return torch.zeros(1, 77, host.text_width(model)), torch.zeros(1, 1280)
 
 
 def prompts_to_preview(found: list[Example], settings: LoRASettings) -> list[str]:

@@ -2,7 +2,7 @@
 
 from .factors import Factors, act_in, act_in_unet, added_by, linear_layers, unet_file, weighted_layers
 from .fileset import Content, FileSet
-from .finite import NotANumber, nan_error
+from .finite import GoodWeights, NotANumber, nan_error, require_finite
 from .history import History
 from .loras import lora_shelf
 from .network import LearnedNetwork
@@ -17,6 +17,7 @@ __all__ = [
     "Content",
     "Factors",
     "FileSet",
+    "GoodWeights",
     "History",
     "LearnedNetwork",
     "NotANumber",
@@ -38,6 +39,7 @@ __all__ = [
     "nan_error",
     "nothing",
     "previews",
+    "require_finite",
     "unet_file",
     "weighted_layers",
 ]

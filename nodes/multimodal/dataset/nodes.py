@@ -245,7 +245,7 @@ def teller(pictures: int, shown: host.ProgressText) -> Callable[[int, str], None
     progress = comfy.utils.ProgressBar(pictures)
 
     def tell(done: int, text: str) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        host.stop_if_cancelled()
         progress.update_absolute(done, pictures)
         shown.update(text)
 

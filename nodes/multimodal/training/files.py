@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...files import Shelf
-from ...headers import Header, Tensors, shown
+from ...headers import Header, Tensors
+from ...quoting import quoted
 from ...training import Content, FileSet, lora_shelf
 from .. import files as multimodal_files
 from .learner import Snapshot
@@ -46,7 +47,7 @@ def from_file(header: Header, tensors: Tensors) -> dict[str, Tensor]:
     for name in tensors:
         of, _, word = name.partition("|")
         if word and (of not in tensors or word not in WORDS):
-            raise ValueError(f"its tensor {shown(name)} belongs to nothing in it")
+            raise ValueError(f"its tensor {quoted(name)} belongs to nothing in it")
         if word:
             tensors.require(name, *(() if word == "step" else tensors.shapes[of]), kinds=("F32", "F16", "BF16"))
     found = dict(tensors)

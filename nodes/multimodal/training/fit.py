@@ -96,11 +96,10 @@ class Fit:
 
     def ahead(self, steps: Sequence[int]) -> list[tuple[int, list[Lesson]]]:
         """Some steps and their lessons, with everything encoded that other models than the U-Net encode."""
-        import comfy.model_management
 
         prepared = []
         for step in steps:
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            host.stop_if_cancelled()
             prepared.append((step, [self.encoders.ahead(lesson) for lesson in self.lessons.of_step(step)]))
         if self.end - 1 in steps:
             self.encoders.read_words([prompt for _, prompt in self.shown])
@@ -131,12 +130,11 @@ class Fit:
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
     ) -> Tensor:
         """x gives the device and is returned unchanged."""
-        import comfy.model_management
 
         self.unet.running(model, extra_args or {})
         self.device = x.device
         for step, lessons in self.prepared:
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            host.stop_if_cancelled()
             self.step(step, lessons)
             self.look_back(step)
             if self.history.stopped:
