@@ -139,8 +139,7 @@ def train(
         )
 
         def rescue() -> None:
-            if fitting.history.kept > 0:
-                fitting.good.restore()
+            if fitting.history.kept > 0:  # weights, optimiser and step belong together, so that it can go on from here
                 watch.save(fitting.learned(final=True))
 
         largest = max((example.latent for example in found), key=lambda latent: latent.numel())

@@ -208,6 +208,27 @@ def test_a_cancelled_training_keeps_what_it_learned(model, clip, folders, monkey
     assert torch.equal(sampled(model, clip), before)
 
 
+def test_a_cancelled_training_goes_on_as_if_it_had_not_been(model, clip, folders, monkeypatch):
+    whole = teach(model, clip)[-1]
+    (finished,) = (folders / STATES.folder).glob("*.safetensors")
+    finished.unlink()
+    real = fit.FitLoRA.after
+
+    def cancel(self, step):
+        if step == 4:
+            raise comfy.model_management.InterruptProcessingException
+        real(self, step)
+
+    monkeypatch.setattr(fit.FitLoRA, "after", cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        teach(model, clip)
+    monkeypatch.setattr(fit.FitLoRA, "after", real)
+    (state,) = (path.name for path in (folders / STATES.folder).glob("*.safetensors"))
+    *_, report, file = teach(model, clip, resume=state)
+    assert "steps after 5" in report
+    assert same(folders, whole, file)
+
+
 def test_loras_already_on_the_model_act_while_it_learns(clip, folders):
     model = tiny_models.unet()
     other, _ = comfy.sd.load_lora_for_models(model, None, tiny_models.lora(model), 1.0, 0.0)
