@@ -13,6 +13,14 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 
 
+def needs_browser() -> None:
+    """Skip the test where there is no browser to open the editor in."""
+    import pytest
+
+    if not os.environ.get("PALIMPSEST_CHROMIUM"):
+        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+
+
 class Editor:
     """One open editor. Use it as a context manager.
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser.editor import Editor
+from browser.editor import Editor, needs_browser
 from graphs.blueprints import BLUEPRINTS
 from make_pictures import EXAMPLE_CAPTION, MASKED_EXAMPLE
 from PIL import Image, ImageFilter
@@ -48,8 +47,7 @@ def around(name: str) -> dict:
 @pytest.fixture(scope="module", params=["canvas", "nodes2"])
 def placed(request, server):
     """Every blueprint in its graph, as the editor makes it."""
-    if not os.environ.get("PALIMPSEST_CHROMIUM"):
-        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    needs_browser()
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with Editor("blueprints.mjs", server.url, request.param) as editor:
         shown = {name: str(SCREENSHOTS / f"blueprint {name}.{request.param}.png") for name in BLUEPRINTS}

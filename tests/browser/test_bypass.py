@@ -1,11 +1,9 @@
 """A bypassed Keep Outside in the graph editor hands on the edit, and graphs saved before keep their links."""
 
 import json
-import os
 from pathlib import Path
 
-import pytest
-from browser.editor import Editor
+from browser.editor import Editor, needs_browser
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NODE = "PalimpsestKeepOutside"
@@ -22,8 +20,7 @@ def with_source_first(workflow: dict) -> dict:
 
 
 def test_a_bypassed_keep_outside_hands_on_the_edit(server):
-    if not os.environ.get("PALIMPSEST_CHROMIUM"):
-        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    needs_browser()
     file = next(WORKFLOWS.glob("*Keep everything else*.json"))
     workflow = with_source_first(json.loads(file.read_text(encoding="utf-8")))
     with Editor("bypass.mjs", server.url) as editor:

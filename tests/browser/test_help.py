@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
-from browser.editor import Editor
+from browser.editor import Editor, needs_browser
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
@@ -16,8 +15,7 @@ OVERHANG = 30  # pixels of a table that may be scrolled to: the last letters of 
 
 @pytest.fixture(scope="module", params=["en", "zh"])
 def panel(request, server):
-    if not os.environ.get("PALIMPSEST_CHROMIUM"):
-        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    needs_browser()
     with Editor("read_help.mjs", server.url, request.param) as opened:
         yield opened, request.param
 

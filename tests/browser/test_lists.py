@@ -1,16 +1,12 @@
 """A file that a node saves stands in the loaders' lists of the page that is open."""
 
-import os
-
-import pytest
-from browser.editor import Editor
+from browser.editor import Editor, needs_browser
 from graphs.pocket import stand_ins
 from graphs.shipped import MAKES_TUNING, WORKFLOWS
 
 
 def test_a_saved_file_is_listed_without_a_refresh_by_hand(server):
-    if not os.environ.get("PALIMPSEST_CHROMIUM"):
-        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    needs_browser()
     (workflow,) = (path for path in WORKFLOWS if path.stem == MAKES_TUNING)
     question = {
         "workflow": str(workflow),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import prepared
 import pytest
+from browser.editor import needs_browser
 from browser.test_workflows import ROOT, SCREENSHOTS, open_editor
 from graphs.parts import CHECKPOINT
 from graphs.shipped import WORKFLOWS
@@ -44,9 +45,10 @@ def archive(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain_host(archive, tmp_path_factory):
+    needs_browser()
     comfy = os.environ.get("COMFYUI_PATH")
-    if not comfy or not os.environ.get("PALIMPSEST_CHROMIUM"):
-        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    if not comfy:
+        pytest.skip("needs ComfyUI: run `python dev.py test`")
     base = tmp_path_factory.mktemp("plain")
     with dev.start_host(sys.executable, comfy, base, pack=archive, models=None, examples=False) as host:
         yield host

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from browser.editor import Editor
+from browser.editor import Editor, needs_browser
 
 SUBGRAPHS = Path(__file__).resolve().parents[2] / "subgraphs"
 SEEN = 12  # as many results as the search box shows before it scrolls
@@ -19,8 +18,7 @@ WORDS = (
 
 @pytest.fixture(scope="module")
 def search(server):
-    if not os.environ.get("PALIMPSEST_CHROMIUM"):
-        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    needs_browser()
     with Editor("search_nodes.mjs", server.url) as opened:
         yield lambda words: opened.ask({"query": words})["results"]
 

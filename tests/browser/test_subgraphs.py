@@ -1,9 +1,7 @@
 """Nodes with a growing number of inputs inside of subgraphs, which the editor packs and unpacks."""
 
-import os
-
 import pytest
-from browser.editor import Editor
+from browser.editor import Editor, needs_browser
 from graphs.shipped import WORKFLOWS
 
 TYPE = "PalimpsestMultimodalPrompt"
@@ -12,8 +10,7 @@ TYPE = "PalimpsestMultimodalPrompt"
 @pytest.fixture(scope="module", params=["canvas", "nodes2"])
 def found(request, server):
     """Names of the node's inputs: before, packed, loaded again, unpacked."""
-    if not os.environ.get("PALIMPSEST_CHROMIUM"):
-        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    needs_browser()
     (workflow,) = (path for path in WORKFLOWS if path.stem.startswith("16 "))
     with Editor("subgraphs.mjs", server.url, request.param, "en") as editor:
         return editor.ask({"workflow": str(workflow), "type": TYPE})

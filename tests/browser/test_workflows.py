@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from pathlib import Path
 
 import pytest
-from browser.editor import Editor
+from browser.editor import Editor, needs_browser
 from graphs.pocket import SHORT, stand_ins
 from graphs.shipped import MAKES_TUNING, WORKFLOWS, api_form, check_pictures, pocket_form, provide_files
 
@@ -23,8 +22,7 @@ RUNS_IN = {path: RENDERERS[i % 2] for i, path in enumerate(WORKFLOWS)}
 
 
 def open_editor(server, renderer: str, locale: str) -> Editor:
-    if not os.environ.get("PALIMPSEST_CHROMIUM"):
-        pytest.skip(os.environ.get("PALIMPSEST_NO_BROWSER", "needs a browser: run `python dev.py test`"))
+    needs_browser()
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     return Editor("run_workflows.mjs", server.url, renderer, locale)
 

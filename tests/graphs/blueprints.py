@@ -7,6 +7,9 @@ source that it stands for, or the "node.widget" that it shows. Values are those 
 
 from __future__ import annotations
 
+from graphs import parts
+from graphs.parts import GUIDANCE, SCHEDULER, STEPS
+
 MODEL = {"model": "checkpoint.MODEL", "clip": "checkpoint.CLIP", "vae": "checkpoint.VAE", "image": "image.IMAGE"}
 MASKED = {**MODEL, "mask": "image.MASK"}
 # What stands on the blueprint's widgets, by the input's name.
@@ -15,17 +18,12 @@ LABELS = {
     "words": "words that change", "negative_prompt": "negative prompt",
 }  # fmt: skip
 EDITING, INPAINTING = (f"Image generation and editing/{kind}" for kind in ("Edit image", "Inpaint image"))
-STEPS, GUIDANCE, SCHEDULER = 30, 7.5, "normal"
 SIZES = "Use photos of the size your model was trained at: 512 pixels for SD 1.5, 1024 for SDXL."
 
 
-def encode(at: list[int]) -> dict:
-    return {"type": "VAEEncode", "at": at, "size": [380, 60],
-            "inputs": {"pixels": "image.IMAGE", "vae": "checkpoint.VAE"}}  # fmt: skip
-
-
-def decode(at: list[int], latent: str) -> dict:
-    return {"type": "VAEDecode", "at": at, "size": [380, 60], "inputs": {"samples": latent, "vae": "checkpoint.VAE"}}
+def at(place: list[int], node: dict) -> dict:
+    """A node of the templates, at a place."""
+    return {**node, "at": place}
 
 
 def text(title: str, at: list[int], value: str) -> dict:
@@ -69,7 +67,7 @@ def sampling(at: list[int], model: str, positive: str) -> dict:
 def photo(source: str) -> dict:
     """The photo, what it shows, and its inversion."""
     return {
-        "encode": encode([0, 0]),
+        "encode": at([0, 0], parts.encode()),
         "source": text("The photo as it is", [0, 130], source),
         "negative": text("Negative prompt", [0, 350], ""),
         "levels": levels([0, 560]),
@@ -90,7 +88,7 @@ def change_an_action() -> dict:
         "apply": {"type": "PalimpsestApplyKV", "at": [1380, 0], "size": [380, 300],
                   "widgets": {"source_guidance": 3.0}, "inputs": {"model": "checkpoint.MODEL", "kv": "tune.kv"}},
         **sampling([1380, 380], "apply.MODEL", "edit.CONDITIONING"),
-        "decode": decode([1840, 0], "sample.output"),
+        "decode": at([1840, 0], parts.decode("sample.output")),
     }  # fmt: skip
     nodes["sample"]["inputs"]["cfg"] = "guidance.FLOAT"
     return {
@@ -121,7 +119,7 @@ def in_a_mask(source: str, edit: str, words: str, mask: str) -> dict:
                   "inputs": {"model": "mask.MODEL", "trajectory": "invert.trajectory",
                              "positive": "source.CONDITIONING", "mask": mask}},
         **sampling([1380, 0], "blend.MODEL", "words.positive"),
-        "decode": decode([1840, 0], "sample.output"),
+        "decode": at([1840, 0], parts.decode("sample.output")),
         "keep": keep_outside([1840, 140], mask),
     }  # fmt: skip
 
@@ -164,7 +162,7 @@ def background() -> dict:
 
 def keep_everything_else() -> dict:
     nodes = {
-        "encode": encode([0, 0]),
+        "encode": at([0, 0], parts.encode()),
         "edit": text("The photo as it should be", [0, 130], "a photo of a woman wearing sunglasses"),
         "negative": text("Negative prompt", [0, 350], ""),
         "limited": {"type": "SetLatentNoiseMask", "at": [460, 0], "size": [380, 60],
@@ -174,7 +172,7 @@ def keep_everything_else() -> dict:
                                "sampler_name": "euler", "scheduler": SCHEDULER, "denoise": 0.8},
                    "inputs": {"model": "checkpoint.MODEL", "positive": "edit.CONDITIONING",
                               "negative": "negative.CONDITIONING", "latent_image": "limited.LATENT"}},
-        "decode": decode([920, 0], "sample.LATENT"),
+        "decode": at([920, 0], parts.decode("sample.LATENT")),
         "keep": keep_outside([920, 140], "image.MASK"),
     }  # fmt: skip
     return {

@@ -182,19 +182,24 @@ def edit_an_action() -> dict:
     )  # fmt: skip
 
 
+def from_a_file() -> dict:
+    """The first group of graphs that load what was recorded."""
+    return group(
+        "1 The model, and what was learned",
+        "learned",
+        {
+            "checkpoint": checkpoint(),
+            "load": load_kv(),
+            "negative": negative(),
+            "image": load_image(CAT, "The photo, to compare with"),
+        },
+    )
+
+
 def edit_again() -> dict:
     return graph(
         {"start": note("Start here", START_AGAIN, 320), "knobs": note("Not right yet?", KNOBS, 210)},
-        group(
-            "1 The model, and what was learned",
-            "learned",
-            {
-                "checkpoint": checkpoint(),
-                "load": load_kv(),
-                "negative": negative(),
-                "image": load_image(CAT, "The photo, to compare with"),
-            },
-        ),
+        from_a_file(),
         group(
             "2 Edit it",
             "edit",
@@ -208,16 +213,7 @@ def edit_again() -> dict:
 def many_prompts() -> dict:
     return graph(
         {"start": note("Start here", START_MANY, 360), "knobs": note("Not right yet?", KNOBS, 210)},
-        group(
-            "1 The model, and what was learned",
-            "learned",
-            {
-                "checkpoint": checkpoint(),
-                "load": load_kv(),
-                "negative": negative(),
-                "image": load_image(CAT, "The photo, to compare with"),
-            },
-        ),
+        from_a_file(),
         group(
             "2 Edit it",
             "edit",
