@@ -67,18 +67,17 @@ def split_pictures(images: Sequence[Tensor]) -> list[Tensor]:
 def captions_for(count: int, captions: Sequence[str], trigger: str) -> list[str]:
     """A caption for each of `count` pictures, behind the trigger word.
 
-    Takes a caption for each; one text of as many lines; or one for all. Raises ValueError for any other number.
+    Takes a caption for each; one text of as many lines; or one line for all. Raises ValueError for any other number.
     """
     texts = list(captions)
     if len(texts) == 1 and count > 1:
-        lines = [line for line in texts[0].splitlines() if line.strip()]
-        texts = lines if len(lines) == count else texts
+        texts = [line for line in texts[0].splitlines() if line.strip()] or texts
     if len(texts) == 1:
         texts = texts * count
     if len(texts) != count:
         raise ValueError(
             f"there are {len(texts)} captions for {count} pictures: give one for each in their order, one text with a "
-            "line for each, or one for all."
+            "line for each, or one line for all."
         )
     plain = (" ".join(text.split()).strip() for text in texts)
     return [", ".join(filter(None, (trigger.strip(), text))) for text in plain]
