@@ -36,7 +36,7 @@ class TrainLoRA(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip="An SD 1.x, SD 2.x or SDXL model, which itself stays as it is. LoRAs on it are taken as a "
-                    "part of it. With checkpointing SD 1.5 at 512 px needs about 1 GB beside its weights.",
+                    "part of it. The gradient passes through all of it: leave checkpointing on if memory is short.",
                 ),
                 io.Clip.Input("clip", tooltip="The checkpoint's text encoders. They learn too unless text_rate is 0."),
                 io.Vae.Input("vae", tooltip="The checkpoint's VAE, for the pictures and the sheet."),
@@ -261,7 +261,8 @@ class TrainLoRA(io.ComfyNode):
                     "convolutions",
                     default=False,
                     advanced=True,
-                    tooltip="On: the convolutions learn too, for fine texture; the file is about twice as large.",
+                    tooltip="On: the convolutions learn too, for fine texture. The U-Net's part of the file grows from "
+                    "14 to 32 MB for SD 1.5 at rank 16, from 85 to 97 MB for SDXL.",
                 ),
                 io.Float.Input(
                     "guidance",

@@ -69,6 +69,18 @@ def test_the_layers_are_kohyas(family, unet, text):
     assert len(layers.text_layers(encoder)) == text
 
 
+@pytest.mark.parametrize(("family", "megabytes"), [("sd15-full", (14, 32)), ("sdxl-full", (85, 97))])
+def test_convolutions_cost_what_the_tooltip_says(family, megabytes):
+    model = tiny_models.unet_without_weights(family)
+    network = model.model.diffusion_model
+    for convolutions, wanted in zip((False, True), megabytes, strict=True):
+        shapes = [
+            network.get_submodule(name).weight.shape for name in layers.unet_layers(model, convolutions=convolutions)
+        ]
+        numbers = sum(LoRASettings().rank * (shape[0] + shape[1:].numel()) for shape in shapes)
+        assert round(2 * numbers / 1e6) == wanted
+
+
 @families
 def test_the_stock_loader_takes_the_file_whole_and_draws_what_the_node_gives(family, folders, caplog):
     model, clip = tiny_models.unet(family), text_encoder(family)
@@ -292,8 +304,10 @@ def test_captions_for_pictures():
     assert pictures.captions_for(2, ["one\ntwo"], "zwx") == ["zwx, one", "zwx, two"]
     assert pictures.captions_for(3, ["all"], "") == ["all"] * 3
     assert pictures.captions_for(2, ["", "b"], "zwx") == ["zwx", "zwx, b"]
-    with pytest.raises(ValueError, match="2 captions for 3 pictures"):
-        pictures.captions_for(3, ["a", "b"], "")
+    assert pictures.captions_for(1, ["one\ntwo"], "") == ["one two"]
+    for captions in (["a", "b"], ["a\nb"]):
+        with pytest.raises(ValueError, match="2 captions for 3 pictures"):
+            pictures.captions_for(3, captions, "")
 
 
 def test_a_state_comes_back_as_it_was():
