@@ -6,7 +6,7 @@
     python dev.py make --check              only say what is out of step
 
 tests/data/made.json keeps, for each target, a hash of what it was made from: the files that its script imports,
-directly or not, and some data. Tables of results take hours, so they are made by `dev.py bench X` alone.
+directly or not, and some data. Tables show what the benchmarks saved; to measure anew takes hours (`dev.py refresh`).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ GRAPHS = tuple(path.relative_to(ROOT).as_posix() for path in sorted(TESTS.glob("
 TARGETS = {
     "locales": Target((("make_locales",),), ("locales/en",), kind="texts"),
     "object_info": Target((("make_object_info",),), ("tests/data/object_info.json",), kind="texts"),
+    "tables": Target((("make_tables",),), ("docs",), kind="texts"),
     "examples": Target((("make_pictures", "example"),), (EXAMPLES,)),
     "logo": Target((("make_logo",),), ("docs",)),
     "workflows": Target((("make_workflows",),), WORKFLOWS, ("tests/browser", *GRAPHS, *TEXTS)),

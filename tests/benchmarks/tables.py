@@ -1,0 +1,266 @@
+"""The tables of docs/results.md, written from what the benchmarks saved.
+
+In a document a table stands between `<!-- table NAME -->` and `<!-- end of table -->`; TABLES says what it shows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+BLOCK = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.S)
+BEYOND = "the ideal edit, through the autoencoder"  # a bound, never the best of a column
+Path_ = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: where its numbers stand below a row, how they are written, and which is the best of them."""
+
+    title: str
+    paths: tuple[Path_, ...]
+    digits: int = 2
+    best: Callable[[list[float]], float] | None = None
+    unit: str = ""
+
+    def cell(self, scores: dict, best: tuple[float | None, ...]) -> str:
+        """The numbers of a row, ` / ` between them, the best in bold; empty where the row has none."""
+        numbers = [at(scores, path) for path in self.paths]
+        if all(number is None for number in numbers):
+            return ""
+        shown = ["-" if number is None else f"{number:.{self.digits}f}" for number in numbers]
+        bold = [f"**{s}**" if s != "-" and b is not None and s == f"{b:.{self.digits}f}" else s
+                for s, b in zip(shown, best, strict=True)]  # fmt: skip
+        return " / ".join(bold) + self.unit
+
+    def best_of(self, rows: list[dict]) -> tuple[float | None, ...]:
+        """The best number at each path."""
+        if self.best is None:
+            return (None,) * len(self.paths)
+        known = ([n for n in (at(row, path) for row in rows) if n is not None] for path in self.paths)
+        return tuple(self.best(numbers) if numbers else None for numbers in known)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a file of results: `rows` gives each its label, `inside` leads to them."""
+
+    source: str
+    inside: Path_
+    rows: dict[str, str]
+    columns: tuple[Column, ...]
+    head: str = ""
+    turned: bool = False  # the file has a kind of edit first, then the rows
+    bounds: Path_ = ()  # where the rows that are no methods stand; their scores have no costs beside them
+
+    def lines(self, results: Path = RESULTS) -> Iterator[str]:
+        """Markdown, line by line."""
+        data = json.loads((results / self.source).read_text(encoding="utf-8"))
+        chosen = {label: self._row(data, name) for name, label in self.rows.items()}
+        measured = [row for label, row in chosen.items() if not label.startswith(BEYOND)]
+        best = [column.best_of(measured) for column in self.columns]
+        yield f"| {self.head} | " + " | ".join(column.title for column in self.columns) + " |"
+        yield "|---" * (len(self.columns) + 1) + "|"
+        for label, row in chosen.items():
+            yield f"| {label} | " + " | ".join(map(Column.cell, self.columns, [row] * len(best), best)) + " |"
+
+    def _row(self, data: dict, name: str) -> dict:
+        rows, bounds = at(data, self.inside), at(data, self.bounds) if self.bounds else {}
+        if name in bounds:
+            return {"scores": bounds[name]}
+        return {kind: found[name] for kind, found in rows.items()} if self.turned else rows[name]
+
+
+def at(data: Any, path: Path_) -> Any:
+    """What stands at the end of a path of keys; None where it breaks off or is no number."""
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return None if isinstance(data, float) and math.isnan(data) else data
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """The document with every marked table written anew. Raises KeyError for a name that TABLES does not have."""
+    return BLOCK.sub(lambda m: f"{m[1]}{table(m['name'], results)}\n{m[3]}", text)
+
+
+def table(name: str, results: Path = RESULTS) -> str:
+    """One table as markdown."""
+    return "\n".join(TABLES[name].lines(results))
+
+
+# ------------------------------------------------------------------------------------------------------- what they show
+
+most, least = partial(max, default=None), partial(min, default=None)
+
+
+def single(title: str, key: str, digits: int = 2, best: Callable | None = None, unit: str = "") -> Column:
+    """A column of one number a row."""
+    return Column(title, ((key,),), digits, best, unit)
+
+
+def edits(kind: str) -> Path_:
+    return ("scores", kind)
+
+
+RIVALS = {
+    "prompt swap after DDIM": "prompt swapped after DDIM inversion",
+    "negative-prompt inversion": "negative-prompt inversion",
+    "null-text inversion": "null-text inversion",
+    "DDIM + MasaCtrl": "DDIM inversion + MasaCtrl",
+    "direct inversion + MasaCtrl": "direct inversion + MasaCtrl",
+    "direct inversion + plug-and-play": "direct inversion + plug-and-play",
+    "direct + plug-and-play, tuned here": "the same, attention only",
+    "KV Inversion": "KV Inversion, as the nodes stand",
+    "KV Inversion, source guidance 1": "the same, *source_guidance* 1",
+    "KV Inversion, source mask": "the same, *source_mask* on the animal",
+    "ideal edit through the autoencoder": BEYOND,
+}
+REGIONS = {
+    "prompt only": "prompt only",
+    "host: Conditioning (Set Mask)": "host: Conditioning (Set Mask)",
+    "host: Set Latent Noise Mask": "host: Set Latent Noise Mask",
+    "Cross-Attention Mask": "Cross-Attention Mask",
+    "Feature Blend": "Feature Blend",
+    "Feature Blend, PFB-Diff": "the same, preset *PFB-Diff*",
+    "Feature Blend, paper": "the same, preset *paper*",
+    "Cross-Attention Mask + Feature Blend": "both",
+    "ideal edit through the autoencoder": BEYOND,
+}
+
+
+def in_regions(title: str, key: str, digits: int = 2, best: Callable | None = None) -> Column:
+    """A number of both edits by region, before Keep Outside."""
+    return Column(title, tuple((kind, "before", key) for kind in ("colour", "place")), digits, best)
+
+
+def in_clips(title: str, key: str, digits: int, best: Callable | None = None) -> Column:
+    """A number of both edits of clips."""
+    return Column(title, tuple((kind, key) for kind in ("colour", "place")), digits, best)
+
+
+TABLES = {
+    "kv-edits": Table(
+        "kv.json",
+        ("edits",),
+        {
+            "prompt swapped": "prompt swapped, same noise",
+            "KV Inversion, defaults": "KV Inversion, as the nodes stand",
+            "frozen": "mode *frozen*",
+            "recompute (Algorithm 1)": "mode *recompute* (the paper's Algorithm 1)",
+            "paper preset": "the paper's preset",
+            "extend, no source guidance": "*extend* without source guidance",
+            "source's K, V without tuning": "the source's keys and values without tuning",
+            "ideal edit through the autoencoder": BEYOND,
+        },
+        (
+            single("prompt followed", "followed"),
+            single("pose", "pose"),
+            single("identity", "identity", best=most),
+            single("2nd colour", "second", best=most),
+            single("collar", "collar", best=most),
+            single("pattern", "pattern", best=most),
+            single("facing", "facing", best=most),
+            single("background", "background", 1, most, " dB"),
+        ),
+        "edit",
+    ),
+    "rivals": Table(
+        "edits.json",
+        ("methods",),
+        RIVALS,
+        (
+            *(
+                Column(title, ((*edits(title), "attribute"), (*edits(title), "identity")), 2)
+                for title in ("pose", "colour", "place", "species")
+            ),
+            Column("once, passes", (("costs", "passes once"),), 0),
+            Column("each, passes", (("costs", "passes each"),), 0),
+            Column("kept", (("costs", "kept"),), 1, unit=" MB"),
+        ),
+        "method",
+        bounds=("references",),
+    ),
+    "regions": Table(
+        "regions.json",
+        ("rows",),
+        REGIONS,
+        (
+            in_regions("edited", "attribute"),
+            in_regions("identity", "identity", best=most),
+            in_regions("outside, dB", "outside", 1, most),
+            in_regions("to the ideal edit, dB", "ideal", 1, most),
+            in_regions("leakage", "leakage", best=least),
+            Column("passes", (("colour", "before", "passes"),), 0),
+        ),
+        "method",
+    ),
+    "clips": Table(
+        "context_clips.json",
+        ("clips",),
+        {
+            "per frame": "every frame by itself",
+            "+ Video Attention": "+ Video Attention",
+            "+ Attention Fusion": "+ Attention Fusion",
+            "+ context adapter": "+ context adapter",
+            "per frame, context adapter alone": "every frame by itself, context adapter",
+            "ideal edit through the autoencoder": BEYOND,
+        },
+        (
+            in_clips("features", "features", 3, most),
+            in_clips("flicker", "flicker", 4, least),
+            in_clips("PSNR to the ideal edit, dB", "ideal", 1, most),
+            Column("background of a new colour, dB", (("colour", "background"),), 1, most),
+        ),
+        "colour / place",
+        turned=True,
+    ),
+    "multimodal": Table(
+        "multimodal.json",
+        ("rows",),
+        {
+            "words alone, the pocket model as it is": "words alone, colour told",
+            "words alone, trained": "words alone, colour told, trained encoder",
+            "picture as one pooled vector": "the picture as one pooled vector",
+            "16 tokens a picture": "the picture as 16 tokens",
+            "64 tokens a picture": "the picture as 64 tokens",
+            "256 tokens a picture": "the picture as 256 tokens",
+            "two pictures, 64 tokens each": "two pictures, the second for the place",
+            "the drawn answer through the autoencoder": "the drawn answer, through the autoencoder",
+        },
+        (
+            single("words followed", "words"),
+            single("coat's colour", "colour"),
+            single("identity", "identity"),
+            single("collar", "collar"),
+            single("tokens", "tokens", 0),
+        ),
+        "prompt",
+    ),
+    "small-rank": Table(
+        "kv_rank.json",
+        (),
+        {"0": "in full", "8": "*rank* 8", "4": "*rank* 4", "2": "*rank* 2"},
+        (
+            single("file", "MB", 1, unit=" MB"),
+            single("rebuilt", "reconstruction", unit=" dB"),
+            single("identity", "identity"),
+        ),
+    ),
+    "small-keyframes": Table(
+        "kv_keyframes.json",
+        (),
+        {"2": "*keyframes* 2", "3": "*keyframes* 3"},
+        (
+            single("file", "MB", 1, unit=" MB"),
+            single("rebuilt", "reconstruction", unit=" dB"),
+            single("identity", "identity"),
+        ),
+    ),
+}

@@ -1,0 +1,166 @@
+"""Measure and draw everything that depends on the pocket model's weights anew, in the order of dependence.
+
+    python dev.py refresh                  all that is out of date; hours
+    python dev.py refresh kv regions       some of it
+    python dev.py refresh --list           what is out of date, and nothing else
+
+It runs at the lowest priority and may be stopped: what is done is noted in .dev/refresh with a hash of what it was
+made from (the weights and the code that its script imports), and the same command goes on with the rest. A step's
+output is in .dev/refresh/<step>.log. After the benchmarks come the tables of docs/results.md, then `make` for all
+pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import making
+from PIL import Image
+
+ROOT, TESTS = making.ROOT, making.TESTS
+NOTES = ROOT / ".dev" / "refresh"
+RESULTS = "tests/benchmarks/results"
+SWEEPS = (
+    ("editing", "source_guidance"),
+    ("editing", "start_percent"),
+    ("tuning", "guidance"),
+    ("tuning", "inner_steps"),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A benchmark's script and arguments; what it leaves in its output folder, and where that belongs."""
+
+    script: str
+    arguments: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+
+    def key(self) -> str:
+        """A hash of the weights, the code and the arguments."""
+        return making.key_of(making.Target(((self.script, *self.arguments),), (), making.POCKET))
+
+
+def results(*names: str) -> tuple[tuple[str, str], ...]:
+    """Files that keep their names in the folder of results; pictures become JPEG."""
+    return tuple((name, f"{RESULTS}/{name.replace('.png', '.jpg')}") for name in names)
+
+
+def sweep(*settings: str, first: int, scenes: int, steps: int = 20) -> Step:
+    """Settings of KV Inversion over their ranges."""
+    run = ("--first", str(first), "--scenes", str(scenes), "--steps", str(steps), "--sweep", *settings)
+    return Step("kv.benchmark", run, results(*(f"kv_{name}.json" for name in settings)))
+
+
+STEPS = {
+    "pocket": Step("pocket.benchmark", ("--images", "64"), (("pocket.png", "tests/pocket/samples.jpg"),)),
+    "identity": Step("pocket.validate_metrics"),
+    "kv": Step("kv.benchmark", (), results("kv.json", "kv.png")),
+    "files": sweep("rank", "keyframes", first=8, scenes=6),
+    "editing": sweep("source_guidance", "start_percent", first=0, scenes=4),
+    "tuning": sweep("guidance", "inner_steps", "learning_rate", "layers", first=0, scenes=3, steps=10),
+    "rivals": Step("rivals.benchmark", (), results("edits.json", "edits.png")),
+    "regions": Step("cross_attention.benchmark", (), results("regions.json", "regions.md", "regions.jpg")),
+    "clips": Step(
+        "contextdiff.benchmark",
+        ("--parts", "clips", "--clips", "2"),
+        (("context.json", f"{RESULTS}/context_clips.json"), ("context.md", f"{RESULTS}/context_clips.md"),
+         ("context.jpg", f"{RESULTS}/context_clips.jpg")),
+    ),
+    "context": Step(
+        "contextdiff.benchmark",
+        ("--parts", "pictures", "--count", "24"),
+        (("context.json", f"{RESULTS}/context_pictures.json"), ("context.md", f"{RESULTS}/context_pictures.md"),
+         ("context.jpg", f"{RESULTS}/context_pictures.jpg")),
+    ),
+    "multimodal": Step(
+        "multimodal.benchmark",
+        ("--trained", "tests/pocket/models"),
+        results("multimodal.json", "multimodal.md", "multimodal.jpg"),
+    ),
+}  # fmt: skip
+
+
+def main() -> int:
+    """Run what is out of date; then tables and pictures."""
+    parser = argparse.ArgumentParser(
+        prog="python dev.py refresh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("--list", action="store_true", help="only say what is out of date")
+    parser.add_argument("--no-make", action="store_true", help="leave the pictures and workflows as they are")
+    options = parser.parse_args()
+    if unknown := [name for name in options.steps if name not in STEPS]:
+        parser.error(f"there is no step {unknown[0]}: choose of {', '.join(STEPS)}")
+    waiting = [name for name in STEPS if name in (options.steps or STEPS) and not is_done(name)]
+    if options.list:
+        print("\n".join(waiting) or "everything was measured on these weights")
+        return 0
+    os.nice(19)
+    for name in waiting:
+        run(name, STEPS[name])
+    join_sweeps()
+    prepared("make_tables")
+    return 0 if options.no_make or options.steps else prepared("making")
+
+
+def is_done(name: str) -> bool:
+    """Whether this step ran on what is here now."""
+    note = NOTES / f"{name}.json"
+    return note.is_file() and json.loads(note.read_text(encoding="utf-8"))["key"] == STEPS[name].key()
+
+
+def run(name: str, step: Step) -> None:
+    """Run a step, bring what it left where it belongs, note that it is done. Exits where it fails."""
+    output, log, key = NOTES / name, NOTES / f"{name}.log", step.key()
+    output.mkdir(parents=True, exist_ok=True)
+    print(f"{name} ... ({log.relative_to(ROOT)})", flush=True)
+    began = time.monotonic()
+    command = [sys.executable, str(TESTS / "prepared.py"), step.script, *step.arguments]
+    command += ["--output", str(output)] if step.files else []
+    with log.open("w", encoding="utf-8") as stream:
+        if subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT).returncode:
+            raise SystemExit(f"{name} failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
+    for left, place in step.files:
+        bring(output / left, ROOT / place)
+    seconds = time.monotonic() - began
+    (NOTES / f"{name}.json").write_text(json.dumps({"key": key, "seconds": round(seconds)}) + "\n", encoding="utf-8")
+    print(f"{name}: {seconds / 60:.0f} min", flush=True)
+
+
+def prepared(*command: str) -> int:
+    """Run a script of tests/ in a process that can import it."""
+    return subprocess.run([sys.executable, str(TESTS / "prepared.py"), *command], cwd=ROOT).returncode
+
+
+def join_sweeps() -> None:
+    """The four plots of docs/results.md, two a row, where all of them were drawn."""
+    paths = [NOTES / step / f"kv_{name}.png" for name, step in SWEEPS.items()]
+    if not all(path.is_file() for path in paths):
+        return
+    plots = [Image.open(path) for path in paths]
+    width, height = plots[0].size
+    sheet = Image.new("RGB", (2 * width, 2 * height), "white")
+    for i, plot in enumerate(plots):
+        sheet.paste(plot, (i % 2 * width, i // 2 * height))
+    sheet.save(ROOT / RESULTS / "sweeps.png", optimize=True)
+
+
+def bring(source: Path, target: Path) -> None:
+    """Copy a file; a picture whose target is a JPEG is saved as one."""
+    if source.suffix == target.suffix:
+        shutil.copyfile(source, target)
+    else:
+        Image.open(source).convert("RGB").save(target, quality=88, optimize=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
