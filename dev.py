@@ -7,6 +7,7 @@
     python dev.py draw X     draw the pictures of help pages: run tests/X/pictures.py
     python dev.py make       make everything generated whose inputs changed: texts, workflows, pictures
     python dev.py refresh    measure and draw everything that depends on the pocket model's weights: hours
+    python dev.py gpu        measure and train where a GPU is at hand for some minutes
     python dev.py fuzz       send bad values into every input of every node: 2,000 cases, minutes
     python dev.py setup      only make everything ready
 
@@ -721,6 +722,10 @@ def command_refresh(options: argparse.Namespace, rest: list[str]) -> int:
     return run_prepared(set_up(options.host), "refreshing", [*options.arguments, *rest])
 
 
+def command_gpu(options: argparse.Namespace, rest: list[str]) -> int:
+    return run_prepared(set_up(options.host), "on_gpu", [*options.arguments, *rest])
+
+
 def command_fuzz(options: argparse.Namespace, rest: list[str]) -> int:
     return run_prepared(set_up(options.host), "fuzz.fuzz", [*options.arguments, *rest])
 
@@ -828,6 +833,8 @@ def build_parser() -> argparse.ArgumentParser:
     make.add_argument("arguments", nargs=argparse.REMAINDER, help="targets, --force, --break")
     refresh = add("refresh", "measure and draw all that depends on the pocket model's weights; hours", command_refresh)
     refresh.add_argument("arguments", nargs=argparse.REMAINDER, help="steps, --list, --no-make")
+    gpu = add("gpu", "measure and train where a GPU is at hand for some minutes", command_gpu)
+    gpu.add_argument("arguments", nargs=argparse.REMAINDER, help="--minutes N, --parts P ..., --device cpu --tiny")
     fuzz = add("fuzz", "send bad values into every input of every node", command_fuzz)
     fuzz.add_argument("arguments", nargs=argparse.REMAINDER, help="--cases N, --seed N, --match TEXT, --cancels N")
     test = add("test", "run the tests; other options and paths go to pytest", command_test)
