@@ -1,8 +1,9 @@
 """The demo: edit one picture in a running ComfyUI over its HTTP API, and lay the results side by side.
 
-`python dev.py demo` starts the host and calls this. Without options it edits a drawn scene whose ideal edit is known,
-so the edit can be scored; with --image, --checkpoint, --source-prompt and --prompt it edits your own picture. Values
-that are not given are the pocket model's with its checkpoint, and the nodes' defaults with yours.
+`python dev.py demo` starts the host and calls this. Without options it edits a drawn scene in three ways, with what the
+model has recorded of it once; the ideal edits are known, so the edits can be scored. With --image, --checkpoint,
+--source-prompt and --prompt it edits your own picture. Values that are not given are the pocket model's with its
+checkpoint, and the nodes' defaults with yours.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +26,30 @@ from pocket import settings as pocket_settings
 
 TESTS = Path(__file__).resolve().parent
 POCKET = "palimpsest_pocket.safetensors"
-EXAMPLE = {"seed": 77, "number": 138, "pose": "sitting"}  # a held-out scene and its edit
+EXAMPLE = {"seed": 77, "number": 138}  # a held-out scene
+EDITS = {"action": {"pose": "sitting"}, "species": {"species": "dog"}, "place": {"place": "park"}}
+OWN = "edit"  # of your picture
 OF_MODELS = {  # the nodes' defaults, which the sampler's values follow
     "steps": 50, "guidance": 7.5, "learning_rate": 0.01, "source_guidance": 3.0, "start_percent": 0.1,
 }  # fmt: skip
-TILES = {
-    "source": "source",
-    "ideal": "ideal edit (drawn)",
-    "ddim": "DDIM reconstruction",
-    "tuned": "tuned reconstruction",
-    "prompt_swap": "prompt swapped",
-    "kv": "KV Inversion",
-}
+COLUMNS = {"source": "source", "prompt_swap": "new prompt alone", "kv": "KV Inversion", "ideal": "ideal edit (drawn)"}
+GAP, LABEL = 8, 28  # pixels
 
 
-def graph(image: str, checkpoint: str, source_prompt: str, prompt: str, options: argparse.Namespace) -> dict:
-    """The whole edit as an API-format graph; keys of SaveImage nodes are the names in TILES."""
+@dataclass(frozen=True)
+class Edit:
+    """A prompt for the source's scene as it should become.
+
+    mask: a picture file of the host, white where the source may be looked at; without one that is everywhere.
+    """
+
+    prompt: str
+    mask: str | None = None
+    ideal: world.Scene | None = None
+
+
+def graph(image: str, checkpoint: str, source_prompt: str, edits: dict[str, Edit], options: argparse.Namespace) -> dict:
+    """All edits as one API-format graph. Keys of SaveImage nodes: ceiling, ddim, tuned, "prompt_swap X" and "kv X"."""
 
     def node(kind: str, **inputs) -> dict:
         return {"class_type": kind, "inputs": inputs}
@@ -57,7 +67,6 @@ def graph(image: str, checkpoint: str, source_prompt: str, prompt: str, options:
         "encode": node("VAEEncode", pixels=["image", 0], vae=["checkpoint", 2]),
         "was": node("CLIPTextEncode", clip=["checkpoint", 1], text=source_prompt),
         "nothing": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
-        "becomes": node("CLIPTextEncode", clip=["checkpoint", 1], text=prompt),
         "invert": node(
             "PalimpsestInvert", model=["checkpoint", 0], latent=["encode", 0], positive=["was", 0],
             negative=["nothing", 0], vae=["checkpoint", 2], steps=options.steps, guidance=1.0, scheduler="normal",
@@ -69,20 +78,27 @@ def graph(image: str, checkpoint: str, source_prompt: str, prompt: str, options:
             tune_with="with guidance", layers=options.layers, start_percent=0.0, inner_steps=options.inner_steps,
             learning_rate=options.learning_rate, tolerance=1e-5, warm_start=True, keep_source=True,
         ),
-        "apply": node(
-            "PalimpsestApplyKV", model=["checkpoint", 0], kv=["tune", 0], preset="as set below", mode=options.mode,
-            strength=options.strength, source_guidance=options.source_guidance, start_percent=options.start_percent,
-            end_percent=1.0, layers="all", look_ahead=0.0,
-        ),
         "keep": node("PalimpsestSaveKV", kv=["tune", 0], filename="demo"),
         "invert report": node("PreviewAny", source=["invert", 3]),
         "tune report": node("PreviewAny", source=["tune", 2]),
         "sample ddim": sampled(["checkpoint", 0], ["was", 0]),
-        "sample prompt_swap": sampled(["checkpoint", 0], ["becomes", 0]),
-        "sample kv": sampled(["apply", 0], ["becomes", 0]),
     }  # fmt: skip
-    latents = {"ceiling": ["encode", 0], "tuned": ["tune", 1]}
-    latents |= {name: [f"sample {name}", 0] for name in ("ddim", "prompt_swap", "kv")}
+    latents = {"ceiling": ["encode", 0], "ddim": ["sample ddim", 0]}
+    if options.inner_steps:
+        latents["tuned"] = ["tune", 1]
+    for name, edit in edits.items():
+        nodes[f"becomes {name}"] = node("CLIPTextEncode", clip=["checkpoint", 1], text=edit.prompt)
+        nodes[f"apply {name}"] = applied = node(
+            "PalimpsestApplyKV", model=["checkpoint", 0], kv=["tune", 0], preset="as set below", mode=options.mode,
+            strength=options.strength, source_guidance=options.source_guidance, start_percent=options.start_percent,
+            end_percent=1.0, layers="all", look_ahead=0.0,
+        )  # fmt: skip
+        if edit.mask:
+            nodes[f"mask {name}"] = node("LoadImageMask", image=edit.mask, channel="red")
+            applied["inputs"]["source_mask"] = [f"mask {name}", 0]
+        for way, model in (("prompt_swap", "checkpoint"), ("kv", f"apply {name}")):
+            nodes[f"sample {way} {name}"] = sampled([model, 0], [f"becomes {name}", 0])
+            latents[f"{way} {name}"] = [f"sample {way} {name}", 0]
     for name, latent in latents.items():
         nodes[f"decode {name}"] = node("VAEDecode", samples=latent, vae=["checkpoint", 2])
         nodes[name] = node("SaveImage", images=[f"decode {name}", 0], filename_prefix=f"palimpsest_demo/{name}")
@@ -110,74 +126,87 @@ def same_size(image: np.ndarray, like: np.ndarray) -> np.ndarray:
     return image[top : top + like.shape[0], left : left + like.shape[1]]
 
 
-def measured(pictures: dict[str, np.ndarray], target: world.Scene | None) -> dict:
-    """PSNR of the reconstructions against the source; and, where the ideal edit is known, scores of the edits."""
+def measured(pictures: dict[str, np.ndarray], edits: dict[str, Edit]) -> dict:
+    """PSNR of the reconstructions against the source; and, where ideal edits are known, scores of the edits."""
     source = same_size(pictures["source"], pictures["ceiling"])
     numbers = {
         f"{name} PSNR dB": round(float(metrics.psnr(pictures[name], source)), 2)
         for name in ("ceiling", "ddim", "tuned")
+        if name in pictures
     }
-    if target is None:
-        return numbers
-    judge = judging.load()
-    for name in ("prompt_swap", "kv"):
-        image = torch.from_numpy(pictures[name])[None]
-        right = metrics.attribute_success(judge, image, [target], ("species", "colour", "pose", "side", "place"))
-        numbers[f"{name} prompt followed"] = round(sum(float(v) for v in right.values()) / len(right), 2)
-        numbers[f"{name} identity"] = round(float(metrics.identity(judge, image, [target])["score"]), 2)
+    known = {name: edit.ideal for name, edit in edits.items() if edit.ideal}
+    judge = judging.load() if known else None
+    for name, ideal in known.items():
+        for way in ("prompt_swap", "kv"):
+            image = torch.from_numpy(pictures[f"{way} {name}"])[None]
+            right = metrics.attribute_success(judge, image, [ideal], ("species", "colour", "pose", "side", "place"))
+            followed = sum(float(v) for v in right.values()) / len(right)
+            identity = float(metrics.identity(judge, image, [ideal])["score"])
+            numbers[f"{name}, {COLUMNS[way]}"] = f"prompt followed {followed:.2f}, identity {identity:.2f}"
     return numbers
 
 
-def contact_sheet(pictures: dict[str, np.ndarray], scale: int) -> Image.Image:
-    """The pictures of TILES side by side, each under its label."""
-    found = {name: pictures[name] for name in TILES if name in pictures}
+def contact_sheet(pictures: dict[str, np.ndarray], edits: dict[str, Edit], scale: int) -> Image.Image:
+    """A row for each edit under its prompt: the source, the new prompt alone, KV Inversion and the ideal edit."""
+    columns = [name for name in COLUMNS if name != "ideal" or f"ideal {next(iter(edits))}" in pictures]
     height, width = (n * scale for n in pictures["ceiling"].shape[:2])
-    sheet = Image.new("RGB", ((width + 8) * len(found) + 8, height + 40), "white")
+    size = ((width + GAP) * len(columns) + GAP, (height + LABEL + GAP) * len(edits) + LABEL)
+    sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    for i, (name, image) in enumerate(found.items()):
-        left = 8 + i * (width + 8)
-        draw.text((left, 8), TILES[name], fill="black", font=font)
-        sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS), (left, 32))
+    for i, column in enumerate(columns):
+        left = GAP + i * (width + GAP)
+        draw.text((left, 6), COLUMNS[column], fill="black", font=font)
+        for row, (name, edit) in enumerate(edits.items()):
+            top = LABEL + row * (height + LABEL + GAP)
+            image = Image.fromarray(pictures[column if column == "source" else f"{column} {name}"])
+            sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (left, top))
+            if not i:
+                draw.text((left, top + height + 4), edit.prompt, fill="black", font=font)
     return sheet
+
+
+def drawn_example(client: ApiClient, output: Path) -> tuple[Path, str, dict[str, Edit]]:
+    """(file of the example, its caption, EDITS of it). A new place may only look at the animal."""
+    scene = world.held_out_scenes(EXAMPLE["number"] + 1, EXAMPLE["seed"])[-1]
+    picture, mask = world.render(scene, with_mask=True)
+    source, animal = output / "source.png", output / "animal.png"
+    Image.fromarray(picture).save(source)
+    Image.fromarray((mask * 255).astype(np.uint8)).convert("RGB").save(animal)
+    uploaded, edits = client.upload_image(animal), {}
+    for name, changes in EDITS.items():
+        ideal = world.edit(scene, **changes)
+        edits[name] = Edit(world.caption(ideal), uploaded if name == "place" else None, ideal)
+    return source, world.caption(scene), edits
 
 
 def run(options: argparse.Namespace) -> dict:
     """Upload, queue, wait, write the pictures, the sheet and report.json. Returns the report."""
     client, output = ApiClient(options.url), Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    target, source_file = None, options.image
-    source_prompt, prompt = options.source_prompt, options.prompt
-    if source_file is None:
-        scene = world.held_out_scenes(EXAMPLE["number"] + 1, EXAMPLE["seed"])[-1]
-        target = world.edit(scene, pose=EXAMPLE["pose"])
-        source_file = output / "source.png"
-        Image.fromarray(world.render(scene)).save(source_file)
-        Image.fromarray(world.render(target)).save(output / "ideal.png")
-        source_prompt, prompt = source_prompt or world.caption(scene), prompt or world.caption(target)
-    elif not (source_prompt and prompt):
+    if options.image is None:
+        source_file, source_prompt, edits = drawn_example(client, output)
+    elif not (options.source_prompt and options.prompt):
         raise ApiError("--image also needs --source-prompt (the picture as it is) and --prompt (as it should become)")
     else:
-        source_file = output / "source.png"
+        source_file, source_prompt = output / "source.png", options.source_prompt
         fitted(options.image, options.size).save(source_file)
-    print(f'source "{source_prompt}"\nedit   "{prompt}"', flush=True)
+        edits = {OWN: Edit(options.prompt)}
+    print(f'source "{source_prompt}"\n' + "\n".join(f'edit   "{edit.prompt}"' for edit in edits.values()), flush=True)
     began = time.monotonic()
-    entry = client.queue(
-        graph(client.upload_image(source_file), options.checkpoint, source_prompt, prompt, options), timeout=3600
-    )
+    nodes = graph(client.upload_image(source_file), options.checkpoint, source_prompt, edits, options)
+    entry = client.queue(nodes, timeout=3600)
     seconds = time.monotonic() - began
-    pictures = {
-        name: picture(client.images(entry, name)[0]) for name in ("ceiling", "ddim", "tuned", "prompt_swap", "kv")
-    }
+    saved = [name for name, node in nodes.items() if node["class_type"] == "SaveImage"]
+    pictures = {name: picture(client.images(entry, name)[0]) for name in saved}
+    pictures |= {f"ideal {name}": world.render(edit.ideal) for name, edit in edits.items() if edit.ideal}
     for name, image in pictures.items():
-        Image.fromarray(image).save(output / f"{name}.png")
+        Image.fromarray(image).save(output / f"{name.replace(' ', '_')}.png")
     pictures["source"] = picture(Path(source_file).read_bytes())
-    if target is not None:
-        pictures["ideal"] = world.render(target)
     texts = {name: entry["outputs"][f"{name} report"]["text"][0] for name in ("invert", "tune")}
-    report = {"seconds": round(seconds, 1), "source prompt": source_prompt, "prompt": prompt, **texts}
-    report |= measured(pictures, target)
+    prompts = {"source prompt": source_prompt, **{f"{name} prompt": edit.prompt for name, edit in edits.items()}}
+    report = {"seconds": round(seconds, 1), **prompts, **texts, **measured(pictures, edits)}
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    contact_sheet(pictures, max(1, 256 // pictures["ceiling"].shape[1])).save(output / "sheet.png")
+    contact_sheet(pictures, edits, max(1, 384 // pictures["ceiling"].shape[1])).save(output / "sheet.png")
     return report
 
 
@@ -208,7 +237,7 @@ def main() -> int:
     add("--prompt", help="what it should show")
     add("--steps", type=int, help="steps of inversion and sampling")
     add("--guidance", type=float, help="guidance of the edit")
-    add("--inner-steps", type=int, default=10, help="learning iterations a step")
+    add("--inner-steps", type=int, default=0, help="learning iterations a step; 0 records only")
     add("--learning-rate", type=float, help="size of a learning step")
     add("--layers", default="decoder", help="which self-attention layers learn")
     add("--mode", default="extend", help="how the source acts on the edit")
@@ -222,7 +251,7 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 2
     for name, value in report.items():
-        print(f"  {name:24} {value}")
+        print(f"  {name:28} {value}")
     print(f"pictures: {Path(options.output) / 'sheet.png'}")
     return 0
 

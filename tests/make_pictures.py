@@ -5,9 +5,10 @@
     python dev.py draw kv               the same, of settings side by side
 
 The demo's folder holds source.png, ddim.png (sampled from the inverted noise with the source's prompt, nothing
-learned), tuned.png (the same with the tuned keys and values), prompt_swap.png (edit prompt, nothing learned), kv.png
-(edit prompt with Apply KV) and, where it is known, ideal.png. `knobs` runs the nodes here, on the pocket model in its
-narrow form: some minutes on two cores; it needs the environment and the host that dev.py has set up.
+learned), tuned.png (the same with the tuned keys and values), prompt_swap_action.png (edit prompt, nothing learned),
+kv_action.png (edit prompt with Apply KV) and, where it is known, ideal_action.png. `knobs` runs the nodes here, on the
+pocket model in its narrow form: some minutes on two cores; it needs the environment and the host that dev.py has set
+up.
 """
 
 from __future__ import annotations
@@ -54,10 +55,15 @@ PAGES = {
     ),
     "PalimpsestApplyKV": (
         "edit",
-        {"source": "your picture", "prompt_swap": "new prompt alone", "kv": "with Apply KV", "ideal": "ideal answer"},
+        {
+            "source": "your picture",
+            "prompt_swap_action": "new prompt alone",
+            "kv_action": "with Apply KV",
+            "ideal_action": "ideal answer",
+        },
     ),
     "PalimpsestSaveKV": ("save", {"source": "your picture", "tuned": "what the file gives back"}),
-    "PalimpsestLoadKV": ("load", {"tuned": "what the file gives back", "kv": "edited from the file"}),
+    "PalimpsestLoadKV": ("load", {"tuned": "what the file gives back", "kv_action": "edited from the file"}),
 }
 
 
@@ -173,9 +179,11 @@ def save(picture: Image.Image, path: Path) -> Path:
 def draw_docs(demo: Path) -> list[Path]:
     """Every help page's picture from the demo's results."""
     found = {path.stem: Image.open(path).convert("RGB") for path in sorted(demo.glob("*.png"))}
-    wanted = {name for _, cells in PAGES.values() for name in cells} - {"ideal"}
+    wanted = {name for _, cells in PAGES.values() for name in cells} - {"ideal_action"}
     if missing := sorted(wanted - found.keys()):
-        raise FileNotFoundError(f"{demo} has no {', '.join(missing)} (.png): run `python dev.py demo` first")
+        raise FileNotFoundError(
+            f"{demo} has no {', '.join(missing)} (.png): run `python dev.py demo --inner-steps 10` first"
+        )
     written = []
     for node, (name, cells) in PAGES.items():
         pictures = [(found[key], text) for key, text in cells.items() if key in found]

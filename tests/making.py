@@ -148,7 +148,7 @@ def make(name: str, target: Target, arguments: list[str]) -> list[str]:
     """Run a target's scripts; the files that changed."""
     before = hashes(files_in(target.outputs))
     if name == "demo":
-        subprocess.run([sys.executable, str(ROOT / "dev.py"), "demo"], check=True)
+        subprocess.run([sys.executable, str(ROOT / "dev.py"), "demo", "--inner-steps", "10"], check=True)
     for script in target.scripts:
         command = [sys.executable, str(TESTS / "prepared.py"), *script, *arguments]
         done = subprocess.run(command, capture_output=not arguments, text=True)

@@ -250,19 +250,20 @@ def test_the_history_of_each_prompt_has_what_is_said_of_its_run(client):
         steps=3, guidance=3.0, inner_steps=1, layers="decoder", mode="extend", strength=1.0, source_guidance=1.0,
         start_percent=0.0, learning_rate=0.1,
     )  # fmt: skip
-    nodes = demo.graph(image, demo.POCKET, world.caption(scene), "a red cat sitting in the snow", options)
+    edits = {"edit": demo.Edit("a red cat sitting in the snow")}
+    nodes = demo.graph(image, demo.POCKET, world.caption(scene), edits, options)
     ends = {"SaveImage", "PreviewAny", "PalimpsestSaveKV"}
-    nodes = {name: node for name, node in nodes.items() if node["class_type"] not in ends or name == "kv"}
-    nodes["sample kv"]["inputs"] |= {"steps": 2, "noise_seed": 31}
+    nodes = {name: node for name, node in nodes.items() if node["class_type"] not in ends or name == "kv edit"}
+    nodes["sample kv edit"]["inputs"] |= {"steps": 2, "noise_seed": 31}
     first = client.submit(nodes)
     entry = client.wait(first, timeout=300)
-    nodes["sample kv"]["inputs"]["cfg"] = 5.0
+    nodes["sample kv edit"]["inputs"]["cfg"] = 5.0
     second = client.submit(nodes)
     again = client.wait(second, timeout=300)
     for prompt, found, count in ((first, entry, 1), (second, again, 2)):
-        outputs = found["outputs"]["apply"]
+        outputs = found["outputs"]["apply edit"]
         assert outputs["text"] == ["sample from the picture's noise, add_noise disabled: 3 steps, cfg 3, euler"]
         said = [one for one in outputs["remarks"][0] if one["prompt_id"] == prompt]
         assert len(said) == count
-        assert {one["node_id"] for one in said} == {"sample kv"}
+        assert {one["node_id"] for one in said} == {"sample kv edit"}
         assert "tuned in 3 steps and is sampled in 2" in said[0]["text"]

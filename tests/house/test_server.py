@@ -22,8 +22,9 @@ def edit(client):
             source_guidance=2.0, start_percent=0.0, learning_rate=0.1,
         )  # fmt: skip
         vars(options).update(changes)
-        nodes = demo.graph(image, demo.POCKET, world.caption(SCENE), "a red cat sitting in the snow", options)
-        for name in ("ddim", "prompt_swap", "kv"):
+        edits = {"edit": demo.Edit("a red cat sitting in the snow")}
+        nodes = demo.graph(image, demo.POCKET, world.caption(SCENE), edits, options)
+        for name in ("ddim", "prompt_swap edit", "kv edit"):
             nodes[f"sample {name}"]["inputs"]["noise_seed"] = seed  # no noise is added: only asks for a new run
         return nodes
 
@@ -37,15 +38,15 @@ def only(nodes: dict, *outputs: str) -> dict:
 
 
 def test_cancelling_a_tuning_restores_the_model(client, edit):
-    before = client.images(client.queue(only(edit(seed=1), "prompt_swap")), "prompt_swap")
-    prompt_id = client.submit(only(edit(inner_steps=1000), "kv"))
+    before = client.images(client.queue(only(edit(seed=1), "prompt_swap edit")), "prompt_swap edit")
+    prompt_id = client.submit(only(edit(inner_steps=1000), "kv edit"))
     while not client.get_json("/queue")["queue_running"]:
         time.sleep(0.05)
     time.sleep(3.0)  # well into the first steps of the tuning
     client.interrupt()
     with pytest.raises(Interrupted):
         client.wait(prompt_id, timeout=30)
-    after = client.images(client.queue(only(edit(seed=2), "prompt_swap")), "prompt_swap")
+    after = client.images(client.queue(only(edit(seed=2), "prompt_swap edit")), "prompt_swap edit")
     assert [demo.picture(a).tolist() for a in after] == [demo.picture(b).tolist() for b in before]
 
 
@@ -67,9 +68,9 @@ def test_a_name_that_cannot_be_saved_under_stops_the_graph_before_it_runs(client
 
 @pytest.mark.expects_error
 def test_a_wrong_size_is_one_sentence_in_the_editor(client, edit):
-    nodes = only(edit(mode="recompute"), "kv")  # extend and frozen serve any size
+    nodes = only(edit(mode="recompute"), "kv edit")  # extend and frozen serve any size
     nodes["empty"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 192, "height": 128, "batch_size": 1}}
-    nodes["sample kv"]["inputs"]["latent_image"] = ["empty", 0]
+    nodes["sample kv edit"]["inputs"]["latent_image"] = ["empty", 0]
     with pytest.raises(ExecutionFailed, match="tuned to a latent of 16 x 16, sampling runs at 24 x 16"):
         client.queue(nodes)
 
