@@ -58,7 +58,7 @@ class TextLines:
 class TextEmbedder:
     """Makes a token's embedding of a line's look: LayerNorm(Linear(recogniser's neck)).
 
-    projection: "weight" (768, 2560), "bias" (768,), "norm_weight" (768,), "norm_bias" (768,).
+    projection: "weight" (768, 2560), "bias" (768,), and where it has a LayerNorm "norm_weight" (768,), "norm_bias".
     """
 
     recogniser: Any
