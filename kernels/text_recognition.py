@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +36,11 @@ BLOCKS = (
 class NormalisedConvolution(nn.Module):
     """act(BatchNorm(conv(x))), the convolution without a bias."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, act=F.silu):
+    def __init__(self, operations: Any, *sizes: int, stride: Any = 1, groups: int = 1, act: Any = F.silu):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        inputs, outputs, kernel = sizes
+        more = {"stride": stride, "padding": kernel // 2, "groups": groups}
+        self.conv = operations.Conv2d(inputs, outputs, kernel, bias=False, **more)
         self.norm, self.act = nn.BatchNorm2d(outputs), act
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,9 +51,10 @@ class NormalisedConvolution(nn.Module):
 class ChannelWeights(nn.Module):
     """x * hardsigmoid(W2 relu(W1 mean(x))): squeeze and excitation (arXiv:1709.01507)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, operations: Any, channels: int):
         super().__init__()
-        self.squeeze, self.excite = nn.Conv2d(channels, channels // 4, 1), nn.Conv2d(channels // 4, channels, 1)
+        self.squeeze = operations.Conv2d(channels, channels // 4, 1)
+        self.excite = operations.Conv2d(channels // 4, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
@@ -60,11 +64,12 @@ class ChannelWeights(nn.Module):
 class SeparableConvolution(nn.Module):
     """A convolution of each channel, perhaps their weights, and a mix of channels."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, weighs: bool):
+    def __init__(self, operations: Any, inputs: int, outputs: int, *, kernel: int, stride: Any, weighs: bool):
         super().__init__()
-        self.depth = NormalisedConvolution(inputs, inputs, kernel, stride=stride, groups=inputs, act=F.hardswish)
-        self.weights = ChannelWeights(inputs) if weighs else nn.Identity()
-        self.mix = NormalisedConvolution(inputs, outputs, 1, act=F.hardswish)
+        more = {"stride": stride, "groups": inputs, "act": F.hardswish}
+        self.depth = NormalisedConvolution(operations, inputs, inputs, kernel, **more)
+        self.weights = ChannelWeights(operations, inputs) if weighs else nn.Identity()
+        self.mix = NormalisedConvolution(operations, inputs, outputs, 1, act=F.hardswish)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
@@ -74,12 +79,12 @@ class SeparableConvolution(nn.Module):
 class Block(nn.Module):
     """x + Attention(LN(x)), then x + MLP(LN(x)), of every column to every other."""
 
-    def __init__(self, width: int = 120, heads: int = 8):
+    def __init__(self, operations: Any, width: int = 120, heads: int = 8):
         super().__init__()
         self.heads = heads
-        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.widen, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.norm_attention, self.norm_mlp = operations.LayerNorm(width), operations.LayerNorm(width)
+        self.qkv, self.out = operations.Linear(width, 3 * width), operations.Linear(width, width)
+        self.widen, self.narrow = operations.Linear(width, 2 * width), operations.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, width) -> the same shape."""
@@ -89,18 +94,28 @@ class Block(nn.Module):
 
 
 class Recogniser(nn.Module):
-    """PP-OCRv3's recogniser: 2.64 million weights. It stands in evaluation mode; nothing here trains it."""
+    """PP-OCRv3's recogniser: 2.64 million weights. It stands in evaluation mode; nothing here trains it.
 
-    def __init__(self, classes: int = CLASSES):
+    Layers come from `operations`: torch.nn, or a set with its names such as the host's.
+    """
+
+    def __init__(self, operations: Any = nn, classes: int = CLASSES):
         super().__init__()
-        self.stem = NormalisedConvolution(3, 16, 3, stride=2, act=F.hardswish)
-        self.blocks = nn.Sequential(*(SeparableConvolution(*each) for each in BLOCKS))
-        self.narrow, self.to_columns = NormalisedConvolution(512, 64, 3), NormalisedConvolution(64, 120, 1)
-        self.columns = nn.Sequential(Block(), Block())
-        self.norm = nn.LayerNorm(120, eps=1e-6)
-        self.from_columns = NormalisedConvolution(120, 512, 1)
-        self.join, self.last = NormalisedConvolution(1024, CHANNELS, 3), NormalisedConvolution(CHANNELS, CHANNELS, 1)
-        self.head = nn.Linear(CHANNELS, classes)
+        self.stem = NormalisedConvolution(operations, 3, 16, 3, stride=2, act=F.hardswish)
+        self.blocks = nn.Sequential(
+            *(
+                SeparableConvolution(operations, inputs, outputs, kernel=kernel, stride=stride, weighs=weighs)
+                for inputs, outputs, kernel, stride, weighs in BLOCKS
+            )
+        )
+        self.narrow = NormalisedConvolution(operations, 512, 64, 3)
+        self.to_columns = NormalisedConvolution(operations, 64, 120, 1)
+        self.columns = nn.Sequential(Block(operations), Block(operations))
+        self.norm = operations.LayerNorm(120, eps=1e-6)
+        self.from_columns = NormalisedConvolution(operations, 120, 512, 1)
+        self.join = NormalisedConvolution(operations, 1024, CHANNELS, 3)
+        self.last = NormalisedConvolution(operations, CHANNELS, CHANNELS, 1)
+        self.head = operations.Linear(CHANNELS, classes)
         self.eval()
 
     def features(self, pictures: Tensor) -> Tensor:
