@@ -16,6 +16,7 @@ from .keep_outside import nodes as keep_outside
 from .kv import nodes as kv
 from .lora import nodes as lora
 from .multimodal import nodes as multimodal
+from .text_control import nodes as text_control
 from .video import nodes as video
 from .words import nodes as words
 
@@ -33,6 +34,7 @@ TECHNIQUES = (
     attention_fusion,
     multimodal,
     lora,
+    text_control,
     edit_report,
 )
 

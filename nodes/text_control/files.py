@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...kernels.text_recognition import CHANNELS, CLASSES, WIDTH, Recogniser
+from ...kernels.text_recognition import CHANNELS, WIDTH, Recogniser
 from .. import exact_text, host
 from ..exact_text import TextEmbedder
 from ..files import Shelf
@@ -35,11 +35,13 @@ NOTHING = "no file: put AnyText v1.1 into models/palimpsest_text_control"
 SAME = "(the same file)"
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 CONVERTER = "tests/recipes/anytext_to_safetensors.py"
+PUBLISHED = Layout()
 NECK = CHANNELS * WIDTH // 8  # numbers of a line that a projection reads
 KINDS = ("F16", "BF16", "F32")
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
-# ------------------------------------------------------------------------------------------------- which files there are
+# ------------------------------------------------------------------------------------------------ which files there are
 
 
 def listed() -> list[str]:
@@ -124,12 +126,12 @@ def parts_of(header: Header, tensors: Tensors) -> Parts:
     own = header.get("format") == CONTROLS.format
     if own:
         CONTROLS.require_own("it", header)
-    layout = layout_of(header) if own else Layout()
+    layout = layout_of(header) if own else PUBLISHED
     found = Parts(layout, control_in(tensors, layout), projection_in(tensors), reader_in(tensors), information(header))
     if not (found.control or found.projection):
         raise ValueError(
-            f"none of its {len(tensors)} tensors is of AnyText's control or embeddings ({quoted(min(tensors, default=''))} "
-            "is one of them): it is another kind of file"
+            f"none of its {len(tensors)} tensors is of AnyText's control or embeddings "
+            f"({quoted(min(tensors, default=''))} is one of them): it is another kind of file"
         )
     for part in (found.control, found.projection, found.reader):
         odd = next((key for key, tensor in part.items() if not host.is_finite(tensor)), None)
@@ -163,7 +165,8 @@ def information(header: Header) -> dict[str, Any]:
 
 def control_in(tensors: Tensors, layout: Layout) -> dict[str, Tensor]:
     """The control's weights by the host's names; none where the file has no control."""
-    given = {name: names.control_name(name.removeprefix(names.CONTROL)) for name in tensors if name.startswith(names.CONTROL)}
+    here = [name for name in tensors if name.startswith(names.CONTROL)]
+    given = {name: names.control_name(name.removeprefix(names.CONTROL)) for name in here}
     if not given and any("controlnet_cond_embedding." in name for name in tensors):
         given = dict(names.from_diffusers(tensors, asdict(layout)))
     if not given:
@@ -209,13 +212,13 @@ def reader_in(tensors: Tensors) -> dict[str, Tensor]:
     return {ours: tensors[theirs].float() for theirs, ours in plain.items()}
 
 
-# ----------------------------------------------------------------------------------------------------- as the host has it
+# ------------------------------------------------------------------------------------------------- as the host has it
 
 
 def empty_reader() -> Recogniser:
     """The recogniser's network without weights."""
     with torch.device("meta"):
-        return Recogniser(CLASSES)
+        return Recogniser()
 
 
 def control_of(parts: Parts) -> TextControl:
@@ -224,15 +227,12 @@ def control_of(parts: Parts) -> TextControl:
     import comfy.ops
 
     kind = next(iter(parts.control.values())).dtype
-    dtype = management.unet_dtype(model_params=-1, supported_dtypes=list(KIND_OF), weight_dtype=kind)
+    dtype = management.unet_dtype(model_params=-1, supported_dtypes=DTYPES, weight_dtype=kind)
     cast = management.unet_manual_cast(dtype, management.get_torch_device())
     operations = comfy.ops.pick_operations(dtype, cast)
     network = build(parts.layout, dtype, management.unet_offload_device(), operations)
     network.load_state_dict(parts.control)
     return TextControl.of(network, cast)
-
-
-KIND_OF = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def embedder_of(parts: Parts) -> TextEmbedder:

@@ -70,7 +70,8 @@ def diffusers_names(layout: dict[str, Any], zero_convolutions: int) -> dict[str,
     """
     import comfy.utils
 
-    blocks = layout | {"transformer_depth_output": [1] * sum(n + 1 for n in layout["num_res_blocks"])}
+    blocks = {name: list(value) if isinstance(value, tuple) else value for name, value in layout.items()}
+    blocks["transformer_depth_output"] = [1] * sum(n + 1 for n in layout["num_res_blocks"])
     known = {
         theirs: ours for theirs, ours in comfy.utils.unet_to_diffusers(blocks).items() if not ours.startswith("output_")
     }

@@ -56,7 +56,7 @@ class LoadAnyText(io.ComfyNode):
     def execute(cls, file, embeddings=files.SAME) -> io.NodeOutput:
         parts = files.read(files.path_of(file))
         if not parts.control:
-            raise ValueError(f"{quoted(file)} has embeddings and no control: choose it as embeddings, and a control here.")
+            raise ValueError(f"{quoted(file)} has no control: choose it as embeddings, and a file with a control here.")
         source = parts if embeddings == files.SAME else files.read(files.path_of(embeddings))
         if not source.projection:
             raise ValueError(
@@ -99,14 +99,14 @@ class ApplyTextControl(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.01,
-                    tooltip="How firmly letters and places are held to. 1 (default): as trained; 0.7 to 1.2. Less bends "
-                    "letters into the picture's style, more cuts them hard. 0: not at all.",
+                    tooltip="How firmly letters and places are held to. 1 (default): as trained; 0.7 to 1.2. Less "
+                    "bends letters into the picture's style, more cuts them hard. 0: not at all.",
                 ),
                 *inputs.percents(
                     start="Share of the sampling before which nothing is written. 0 (default): letters stand from the "
                     "first step; later they hardly come right.",
-                    end="Share of the sampling after which the model finishes alone. 1 (default); 0.8 lets the style of "
-                    "a LoRA into the strokes.",
+                    end="Share of the sampling after which the model finishes alone. 1 (default); 0.8 lets the style "
+                    "of a LoRA into the strokes.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -140,7 +140,6 @@ class ApplyTextControl(io.ComfyNode):
     @classmethod
     def execute(cls, positive, negative, control_net, text_lines, vae, picture=None, **chosen) -> io.NodeOutput:
         require_text_control(control_net)
-        text_lines.require_sound()
         settings = ApplySettings.of(chosen)
         host.require_span(settings.start_percent, settings.end_percent)
         latent = applying.start_of(vae, text_lines, picture, settings)
