@@ -165,7 +165,15 @@ def nested(prompt: str) -> int:
     return max(itertools.accumulate(steps), default=0)
 
 
-LISTED = {"file", "folder", "connector", "lora", "detector", "resume"}  # the nodes say themselves what is on the disk
+LISTED = {
+    "file",
+    "folder",
+    "connector",
+    "lora",
+    "detector",
+    "resume",
+    "font",
+}  # the nodes say themselves what is on the disk
 SIDES = ("x", "y", "width", "height")
 
 
