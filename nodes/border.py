@@ -172,6 +172,7 @@ LISTED = {
     "lora",
     "detector",
     "resume",
+    "font",
     "embeddings",
 }  # the nodes say themselves what is on the disk
 SIDES = ("x", "y", "width", "height")

@@ -10,6 +10,7 @@ from .attention_map import nodes as attention_map
 from .contextdiff import nodes as contextdiff
 from .cross_attention import nodes as cross_attention
 from .edit_report import nodes as edit_report
+from .exact_text import nodes as exact_text
 from .feature_blend import nodes as feature_blend
 from .inversion import nodes as inversion
 from .keep_outside import nodes as keep_outside
@@ -34,6 +35,7 @@ TECHNIQUES = (
     attention_fusion,
     multimodal,
     lora,
+    exact_text,
     text_control,
     edit_report,
 )

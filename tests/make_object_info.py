@@ -23,6 +23,7 @@ LISTED_BY_HOST = {
     "lora",
     "detector",
     "resume",
+    "font",
 }  # combos whose choices are not the pack's own
 
 
