@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import training
 from ..host import gradient
+from .factors import Factors, act_in
 
 Encoded = tuple[Tensor, Tensor | None]  # tokens (1, L, C), pooled (1, P)
 
@@ -47,17 +47,17 @@ class Prompts:
     """
 
     clip: Any
-    factors: training.Factors | None
+    factors: Factors | None
     known: dict[str, Encoded] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, clip: Any, factors: training.Factors | None) -> Prompts:
+    def of(cls, clip: Any, factors: Factors | None) -> Prompts:
         """Prompts of a CLIP that stays as it is."""
         if factors is None:
             return cls(clip, None)
         learning = clip.clone()
-        training.act_in(learning.patcher, "", factors)
+        act_in(learning.patcher, "", factors)
         return cls(learning, factors)
 
     def remember(self, texts: list[str]) -> None:
