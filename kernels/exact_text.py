@@ -150,7 +150,11 @@ def rectified(picture: Tensor, place: Rectangle) -> Tensor:
     at = torch.tensor(place.centre) + u[None, :, None] * along + v[:, None, None] * below  # (down, across, 2)
     grid = at * 2.0 / torch.tensor([width, height]) - 1.0
     found = F.grid_sample(
-        picture[None].float(), grid[None].float().to(picture.device), mode="bilinear", padding_mode="border", align_corners=False
+        picture[None].float(),
+        grid[None].float().to(picture.device),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
     )
     return found[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -198,6 +197,7 @@ def reader_in(tensors: Tensors) -> dict[str, Tensor]:
     given = {
         name: names.reader_name(name.removeprefix(names.READER)) for name in tensors if name.startswith(names.READER)
     }
+    given |= {name: name.removeprefix(names.OWN_READER) for name in tensors if name.startswith(names.OWN_READER)}
     if not given:
         return {}
     wanted = {name: tuple(tensor.shape) for name, tensor in empty_reader().state_dict().items()}
@@ -243,19 +243,3 @@ def embedder_of(parts: Parts) -> TextEmbedder:
     counts = {name: torch.tensor(0) for name in reader.state_dict() if name.endswith("num_batches_tracked")}
     reader.load_state_dict(counts | parts.reader, assign=True)
     return TextEmbedder(reader.requires_grad_(False).eval(), parts.projection)
-
-
-# ------------------------------------------------------------------------------------------------------------ writing
-
-
-def content(control: Mapping[str, Tensor], projection: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A text control by AnyText's names in half precision: the host's weights, and the projection by our names."""
-    known = names.PROJECTIONS[0 if "norm_weight" in projection else 1]
-    found = {names.published_name(name): tensor for name, tensor in control.items()}
-    found |= {known[name]: tensor for name, tensor in projection.items()}
-    return {name: tensor.detach().to("cpu", torch.float16).clone() for name, tensor in found.items()}
-
-
-def header_of(layout: Layout, info: dict[str, Any]) -> dict[str, str]:
-    """The header of one of our files."""
-    return {"layout": json.dumps(asdict(layout)), "info": json.dumps(info)}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 CONTROL, PROJECTION, READER = "control_model.", "embedding_manager.", "text_predictor."
+OWN_READER = "recogniser."  # before this pack's names of a recogniser, in its own files
 HINT_BLOCKS = ("glyph_block.", "position_block.", "fuse_block.")
 LINEAR = {"weight": "proj.weight", "bias": "proj.bias"}  # the published v1.1 (github.com/tyxsspa/AnyText/issues/131)
 NORMED = {  # what the authors' training code has since June 2024, with a LayerNorm

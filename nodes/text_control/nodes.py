@@ -9,6 +9,8 @@ from ..quoting import quoted
 from . import applying, files
 from .applying import ApplySettings
 from .control import require_text_control
+from .keeping import STATES
+from .train_node import TrainTextControl
 
 
 class LoadAnyText(io.ComfyNode):
@@ -151,5 +153,5 @@ class ApplyTextControl(io.ComfyNode):
         return io.NodeOutput(positive, negative, latent, text_lines.positions.float())
 
 
-NODES = [LoadAnyText, ApplyTextControl]
-SHELVES = [files.CONTROLS]
+NODES = [LoadAnyText, ApplyTextControl, TrainTextControl]
+SHELVES = [files.CONTROLS, STATES]
