@@ -203,7 +203,7 @@ def test_a_folder_is_read_as_it_is_written(model, folder):
     with torch.inference_mode():
         found = list(examples(model, teaching.SmallVAE(), texts, reader, TrainSettings(resolution=64), print))
     first, second, third = found
-    assert first.prompt == "a sign that says  * " and first.order == [0]
+    assert first.prompt == "a sign that says  *" and first.order == [0]
     assert second.prompt == "two signs, that reads * , *" and second.order == [0, 1]
     assert first.necks.shape == (1, 40, 64) and third.necks.shape == (0, 40, 64)
     assert first.where is None and third.where[0, 0, 6].eq(0).any() and third.where[0, 0, 0].eq(1).all()
@@ -227,7 +227,7 @@ def test_pictures_of_other_sizes_keep_their_texts_in_place(model, folder):
 
 
 def test_captions_and_lines_meet():
-    assert spoken('a "CAT" and a "DOG"', ["DOG", "CAT"]) == ("a  *  and a  * ", [1, 0])
+    assert spoken('a "CAT" and a "DOG"', ["DOG", "CAT"]) == ("a  *  and a  *", [1, 0])
     assert spoken('a "CAT".', ["CAT", "CAT"]) == ("a  * , that reads *", [0, 1])
     assert spoken('5 * 3 is "many"', []) == ("5   3 is many", [])
     assert spoken("a wall.", ["A", "B"]) == ("a wall, that reads * , *", [0, 1])
