@@ -60,6 +60,8 @@ def texts_of(lines: str) -> list[str]:
 
 def build(settings: LinesSettings, size: tuple[int, int], mask: Tensor | None, boxes: Any) -> Built:
     """Lines in their places of a picture of (H, W). Raises ValueError as its parts do."""
+    if min(size) < 2 * places.LEAST:
+        raise ValueError(f"a picture of {size[1]} x {size[0]} pixels has no room for text: take a larger one.")
     texts, font = texts_of(settings.lines), Font.of(settings.font)
     for text in texts:
         require_drawable(font, text)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ...kernels import exact_text
-from ...kernels.text_recognition import prepared
+from ...kernels.text_recognition import CHANNELS, WIDTH, prepared
 
+NECK = WIDTH // 8 * CHANNELS  # numbers of a line's neck, 2560
 STRIP = (80, 512)  # height and width of a line drawn for the recogniser, AnyText's
 
 
@@ -52,6 +53,11 @@ class TextLines:
                     f"text_lines has {name} of the shape {tuple(getattr(self, name).shape)}, {shape} is wanted for "
                     f"{len(self.lines)} lines in {width} x {height} pixels: make it again with Text Lines."
                 )
+        for number, line in enumerate(self.lines, 1):
+            if line.polygon.ndim != 2 or len(line.polygon) < 3 or not torch.isfinite(line.polygon).all():
+                raise ValueError(f"text_lines has a line {number} whose place is no polygon: make it again.")
+        if not self.lines:
+            raise ValueError("text_lines holds no line: make it again with Text Lines.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +69,16 @@ class TextEmbedder:
 
     recogniser: Any
     projection: Mapping[str, Tensor]
+
+    def require_sound(self) -> None:
+        """Raise ValueError where its projection is not of one piece, or holds NaN."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.projection.items()}
+        width = shapes.get("weight", (0,))[0]
+        wanted = {"weight": (width, NECK)} | dict.fromkeys(("bias", "norm_weight", "norm_bias"), (width,))
+        if shapes != wanted or not all(torch.isfinite(tensor).all() for tensor in self.projection.values()):
+            raise ValueError(
+                f"text_embedder has a projection of {shapes}, {wanted} with finite numbers is wanted: load it again."
+            )
 
     @property
     def width(self) -> int:

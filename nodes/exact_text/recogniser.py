@@ -6,23 +6,27 @@ import functools
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ...kernels.text_recognition import CLASSES, Recogniser
 
 FILE = Path(__file__).resolve().parent / "weights" / "pp_ocrv3_recogniser.safetensors"
+UNREADABLE = (OSError, RuntimeError, SafetensorError)
 
 
 @functools.cache
 def shipped_recogniser() -> Recogniser:
-    """PP-OCRv3's recogniser in float32, frozen; read once. Raises ValueError where its file is gone or damaged."""
+    """PP-OCRv3's recogniser in float32, frozen; read once. Raises ValueError where its file is gone or damaged.
+
+    Gradients reach its pixels wherever it was read first: its weights are no inference tensors.
+    """
     with torch.device("meta"):
         network = Recogniser()
     try:
-        with safe_open(FILE, framework="pt", device="cpu") as file:
+        with torch.inference_mode(False), safe_open(FILE, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        network.load_state_dict(tensors, assign=True)
-    except (OSError, RuntimeError) as error:  # SafetensorError is a RuntimeError of its own kind
+            network.load_state_dict(tensors, assign=True)
+    except UNREADABLE as error:
         raise damaged(error) from error
     return network.requires_grad_(False)
 
@@ -33,7 +37,7 @@ def alphabet() -> tuple[str, ...]:
     try:
         with safe_open(FILE, framework="pt", device="cpu") as file:
             found = ("", *(file.metadata() or {}).get("characters", "").split("\n"), " ")
-    except (OSError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise damaged(error) from error
     if len(found) != CLASSES:
         raise damaged(f"{len(found)} characters instead of {CLASSES}")

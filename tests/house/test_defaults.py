@@ -18,6 +18,8 @@ from palimpsest.nodes.contextdiff.fit import TrainSettings as ContextTraining
 from palimpsest.nodes.contextdiff.sampling import SamplerSettings
 from palimpsest.nodes.cross_attention.masking import MaskSettings
 from palimpsest.nodes.edit_report.measuring import Edit
+from palimpsest.nodes.exact_text.building import LinesSettings
+from palimpsest.nodes.exact_text.reading import ReadSettings as ReadTextSettings
 from palimpsest.nodes.extension import Palimpsest, register_folders
 from palimpsest.nodes.feature_blend.apply import BlendSettings
 from palimpsest.nodes.feature_blend.tuning import TuneSettings as BlendTuning
@@ -55,6 +57,8 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestBuildMultimodalDataset": DatasetSettings,
     "PalimpsestTrainMultimodal": MultimodalTraining,
     "PalimpsestTrainLoRA": LoRASettings,
+    "PalimpsestTextLines": LinesSettings,
+    "PalimpsestReadText": ReadTextSettings,
     "PalimpsestEditReport": Edit,
 }
 SAID = {  # what only a person can say, and the host's files: the widgets that stay required
@@ -81,6 +85,7 @@ LITERATURE = {  # nodes and values that papers print for SD 1.x, or that their a
                                          "text_threshold": 0.25},
     "PalimpsestTrainMultimodal": {"connector_rate": 1e-5, "language_rate": 3e-6, "unet_rate": 5e-6, "lora_rank": 8,
                                   "depth": 16},
+    "PalimpsestTextLines": {"size": 0.8, "spacing": 1.0, "width": 512, "height": 512},
 }  # fmt: skip
 
 
