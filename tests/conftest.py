@@ -169,9 +169,13 @@ def server(tmp_path_factory: pytest.TempPathFactory):
     comfy = os.environ.get("COMFYUI_PATH")
     if not comfy:
         pytest.skip(NO_HOST)
-    models = os.environ.get("PALIMPSEST_MODELS", dev.MODELS)
+    models, base = os.environ.get("PALIMPSEST_MODELS", dev.MODELS), tmp_path_factory.mktemp("base")
+    import_host()
+    from text_control import writing
+
+    writing.pocket_control(base / "models" / "palimpsest_text_control" / "palimpsest_pocket.safetensors")
     try:
-        host = dev.start_host(sys.executable, comfy, tmp_path_factory.mktemp("base"), models=models)
+        host = dev.start_host(sys.executable, comfy, base, models=models)
     except dev.Problem as problem:
         pytest.fail(str(problem), pytrace=False)
     with host:

@@ -24,6 +24,7 @@ LISTED_BY_HOST = {
     "detector",
     "resume",
     "font",
+    "embeddings",
 }  # combos whose choices are not the pack's own
 
 

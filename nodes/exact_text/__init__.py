@@ -1,7 +1,7 @@
 """Exact text: lines of text that stand in a picture, what a text encoder is told of their look, and how they read."""
 
 from .fonts import BUILT_IN
-from .fonts import listed as fonts
+from .fonts import listed as font_names
 from .learning import filled_polygon as filled
 from .learning import lines_at, spoken, tokens_with
 from .lines import STRIP, TextEmbedder, TextLine, TextLines
@@ -20,7 +20,7 @@ __all__ = [
     "crop",
     "encoders",
     "filled",
-    "fonts",
+    "font_names",
     "lines_at",
     "read",
     "shipped_recogniser",

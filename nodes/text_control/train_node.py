@@ -108,7 +108,7 @@ class TrainTextControl(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "font",
-                    options=exact_text.fonts(),
+                    options=exact_text.font_names(),
                     default=exact_text.BUILT_IN,
                     tooltip="In which lines are drawn for the network. It needs every letter of your texts; take the "
                     "same one in Text Lines later.",

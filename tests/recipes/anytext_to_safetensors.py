@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{out} is there already: move it, or give another name with --out")
     weights = halved(kept_weights(given.checkpoint))
     save_file(weights, out, metadata={"source": given.checkpoint.name})
-    print(f"{out}: {len(weights)} tensors, {out.stat().st_size / 1e6:.0f} MB; put it into models/palimpsest_text_control")
+    print(
+        f"{out}: {len(weights)} tensors, {out.stat().st_size / 1e6:.0f} MB; put it into models/palimpsest_text_control"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import tiny_models
 import torch
 from palimpsest.nodes.exact_text import shipped_recogniser
 from palimpsest.nodes.headers import Header, Tensors
-from palimpsest.nodes.text_control import files, names
+from palimpsest.nodes.text_control import files, keeping, names
 from palimpsest.nodes.text_control.control import Layout, TextControl, build
 from palimpsest.nodes.text_control.nodes import LoadAnyText
 from safetensors.torch import save_file
@@ -240,9 +240,9 @@ def test_what_is_saved_comes_back(folder):
     network = writing.network()
     projection = {"weight": torch.randn(24, files.NECK), "bias": torch.randn(24)}
     projection |= {"norm_weight": torch.ones(24), "norm_bias": torch.zeros(24)}
-    content = files.content(network.state_dict(), projection)
+    content = keeping.content(network.state_dict(), projection, shipped_recogniser())
     path = folder / "mine.safetensors"
-    files.CONTROLS.write(path, content, files.header_of(network.layout, {"steps": 3}))
+    files.CONTROLS.write(path, content, keeping.header_of(network.layout, {"steps": 3}))
     parts = files.read(str(path))
     assert parts.layout == network.layout and parts.info == {"steps": 3}
     control = files.control_of(parts)
@@ -312,7 +312,7 @@ def test_other_files_are_named(folder):
     ],
 )
 def test_a_header_that_lies_is_refused_before_anything_is_built(layout, message):
-    good = files.header_of(TINY, {})
+    good = keeping.header_of(TINY, {})
     header = Header(good | {"layout": json.dumps(json.loads(good["layout"]) | layout)})
     with pytest.raises(ValueError, match=message):
         files.layout_of(header)

@@ -34,7 +34,7 @@ def test_packing_keeps_every_pixel_in_its_cell():
 
 
 def test_maps_that_do_not_meet_are_named():
-    glyphs, positions, masked = maps()
+    _, positions, masked = maps()
     with pytest.raises(ValueError, match="glyphs of 40 x 24 do not meet a latent of 5 x 3: 80 x 48"):
         packed(positions, positions, masked)
 

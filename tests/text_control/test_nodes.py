@@ -207,13 +207,13 @@ def test_a_vae_of_another_family_is_a_sentence():
         def encode(self, pixels):
             return torch.zeros(1, 16, 8, 8)
 
-    with pytest.raises(ValueError, match="SD 1.x latents of 4"):
+    with pytest.raises(ValueError, match=r"SD 1\.x latents of 4"):
         hint_of(Sixteen(), lines(), None)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd15-inpaint", "sd15-instruct"])
 def test_controls_are_made_for_plain_sd_1_models(family):
-    with pytest.raises(ValueError, match="SD 1.x"):
+    with pytest.raises(ValueError, match=r"SD 1\.x"):
         Layout.of(tiny_models.unet(family))
 
 

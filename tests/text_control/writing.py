@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tiny_models
 import torch
-from palimpsest.nodes.exact_text import TextLine, TextLines
-from palimpsest.nodes.text_control import files
+from palimpsest.nodes.exact_text import TextLine, TextLines, shipped_recogniser
+from palimpsest.nodes.text_control import files, keeping
 from palimpsest.nodes.text_control.control import Layout, TextControl, build
+from safetensors.torch import save_file
 
+POCKET = Layout(num_res_blocks=[1, 1], channel_mult=[1, 1], transformer_depth=[1, 1])  # of the pocket model's U-Net
 BOX = ((8.0, 8.0), (56.0, 8.0), (56.0, 32.0), (8.0, 32.0))
 
 
@@ -39,6 +41,17 @@ def network(model=None, seed=11, gain=1.0):
 
 def control(model=None, **given):
     return TextControl.of(network(model, **given))
+
+
+def pocket_control(path):
+    """A text control for the pocket model that changes nothing: its zero convolutions and embeddings are zero."""
+    shapes = {name: tensor.shape for name, tensor in build(POCKET, torch.float32, "meta").state_dict().items()}
+    weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    projection = {"weight": torch.zeros(POCKET.context_dim, files.NECK), "bias": torch.zeros(POCKET.context_dim)}
+    path.parent.mkdir(parents=True)
+    content = keeping.content(weights, projection, shipped_recogniser())
+    header = {"format": files.CONTROLS.format, "version": str(files.CONTROLS.version)}
+    save_file(content, path, metadata=header | keeping.header_of(POCKET, {"steps": 0}))
 
 
 def published(layout, seed=0, projection="proj.", reader=None, dtype=torch.float16):
