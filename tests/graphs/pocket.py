@@ -86,7 +86,7 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestTrainLoRA.rank": 4,
     "PalimpsestTrainLoRA.checkpointing": False,
     "PalimpsestTrainLoRA.keep_state": "none",
-    "PalimpsestTextLines.lines": "CAT",
+    "PalimpsestTextLines.lines": "RED CAT",
 }
 TRAINING = {
     "steps": 40, "batch_size": 2, "connector_rate": 0.0003, "tokens": 64, "depth": 2, "warmup": 10, "preview_every": 0,
