@@ -60,6 +60,13 @@ class Rectangle:
         """With more on every side; less below 0, but never nothing."""
         return replace(self, width=max(1.0, self.width + 2 * pixels), height=max(1.0, self.height + 2 * pixels))
 
+    def part(self, across: tuple[float, float], down: tuple[float, float]) -> Tensor:
+        """The corners (4, 2) of a part of it, from and to where in pixels from its left and its upper side."""
+        along, below = (torch.tensor(axis) for axis in self.axes)
+        start = torch.tensor(self.centre) - along * self.width / 2 - below * self.height / 2
+        corners = ((across[0], down[0]), (across[1], down[0]), (across[1], down[1]), (across[0], down[1]))
+        return torch.stack([start + along * x + below * y for x, y in corners])
+
     def scaled(self, right: float, down: float) -> Rectangle:
         """In a picture of another size. A turned one keeps its angle, which is exact where both factors are equal."""
         by = (abs(right * self.axes[0][0]), abs(down * self.axes[0][1]))

@@ -148,14 +148,20 @@ def preview(pictures: Tensor, drawn: Tensor, lines: Sequence[TextLine]) -> Tenso
 
 def outlined(picture: Tensor, lines: Sequence[TextLine], words: Sequence[str] | None = None) -> Tensor:
     """A picture (H, W, 3) with the outline of every line's place, and a word at it: its number, where none is given."""
-    canvas = plots.Canvas(plots.to_image(picture), letters=max(9, min(picture.shape[:2]) // 36))
+    canvas = plots.Canvas(plots.to_image(picture), letters=max(9, min(picture.shape[:2]) // 26))
     width = max(1, min(picture.shape[:2]) // 256)
     for number, line in enumerate(lines):
-        points = [tuple(point) for point in line.polygon.tolist()]
+        points = [tuple(point) for point in outset(line.polygon, 1.5 * width).tolist()]
         colour = FRAMES[number % len(FRAMES)]
         canvas.line([*points, points[0]], colour, width)
         label(canvas, points, words[number] if words else str(number + 1), colour)
     return plots.to_tensor(canvas.image)
+
+
+def outset(polygon: Tensor, by: float) -> Tensor:
+    """A convex polygon (n, 2) with every corner moved away from its middle, so that its outline lies outside."""
+    away = polygon - polygon.mean(0)
+    return polygon + away / away.norm(dim=1, keepdim=True).clamp_min(1e-6) * by * 2**0.5
 
 
 def label(canvas: plots.Canvas, points: Sequence[tuple[float, float]], word: str, colour: plots.Colour) -> None:

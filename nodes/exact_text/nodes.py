@@ -248,7 +248,7 @@ class ReadText(io.ComfyNode):
                     "compare",
                     options=list(reading.COMPARE),
                     default=reading.EXACTLY,
-                    tooltip="What counts as the same text: every letter, or also where only capitals, or spaces, differ.",
+                    tooltip="What counts as the same text: every letter, or also what differs in capitals or spaces.",
                 ),
                 order_input("In which order the places of a mask or of bboxes are read."),
                 io.Int.Input(

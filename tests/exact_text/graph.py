@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from graphs.parts import MASKED_COFFEE, WIDE, graph, group, load_image, note, preview, save
+from graphs.parts import COFFEE, WIDE, graph, group, load_image, note, preview, save
 
 TITLE = "20 Write on a photo and read it back (Text)"
-LINES = "COFFEE"
+LINES = "COFFEE\nwhenever you like"
 
 START = """## Write on a photo and read it back
 
-1. Your photo: right-click it, *Open in MaskEditor*, and paint one part for each line of text.
-2. **lines**: the text, one line for each part, in reading order.
+1. **lines**: the text, one line in each row. They stand down the middle of the photo.
+2. For places of your own: right-click the photo, *Open in MaskEditor*, paint one part for each line, and connect the
+   photo's MASK to *mask*.
 3. Queue. The preview shows what stands where; *Read Text* reads it as a stranger would.
 
 No model is needed. The same lines go into a network that writes them in the picture's own style (AnyText):
@@ -31,8 +32,7 @@ HELP = """## Not right yet?
 def text_lines() -> dict:
     return {
         "type": "PalimpsestTextLines", "size": [WIDE, 620],
-        "widgets": {"lines": LINES, "direction": "level", "spacing": 0.5},
-        "inputs": {"image": "image.IMAGE", "mask": "image.MASK"},
+        "widgets": {"lines": LINES}, "inputs": {"image": "image.IMAGE"},
     }  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def read_text() -> dict:
 def write_and_read() -> dict:
     return graph(
         {"start": note("Start here", START, 560), "help": note("Not right yet?", HELP, 420)},
-        group("1  Your photo", "yours", {"image": load_image(MASKED_COFFEE, "Your photo, a place painted in it")}),
+        group("1  Your photo", "yours", {"image": load_image(COFFEE, "Your photo")}),
         group("2  Lines in their places", "learned", {"lines": text_lines()}, {
             "glyphs": preview("What a network is shown", "lines.glyphs"),
             "save": save("The photo with its lines", "lines.preview"),

@@ -208,3 +208,12 @@ def test_a_rectangle_in_a_picture_of_another_size():
     turned = maths.Rectangle((10.0, 20.0), 30.0, width=8.0, height=4.0).scaled(2.0, 2.0)
     assert (turned.width, turned.height, turned.angle) == pytest.approx((16.0, 8.0, 30.0))
     assert math.isclose(turned.grown(1.0).height, 10.0)
+
+
+def test_a_part_of_a_rectangle():
+    """Of a quarter turn: what lies to the right lies above."""
+    whole = maths.Rectangle((10.0, 10.0), 90.0, width=20.0, height=8.0)
+    found = whole.part((5.0, 20.0), (0.0, 4.0))
+    expected = torch.tensor([[6.0, 15.0], [6.0, 0.0], [10.0, 0.0], [10.0, 15.0]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(whole.part((0, 20), (0, 8)).double(), corners(whole), rtol=0, atol=1e-4)

@@ -408,6 +408,12 @@ def test_a_picture_of_another_size_is_read_in_the_same_places():
     assert read(larger, text_lines=drawn)["exact"] == 1.0
 
 
+def test_a_place_that_is_much_higher_than_its_line_is_read_around_the_letters():
+    drawn, _, _, preview, _ = lines("COFFEE", mask=mask((20, 20, 240, 240)), width=256, height=256, spacing=0.0)
+    assert read(preview, text_lines=drawn)["exact"] == 1.0
+    assert read(preview, mask=drawn.positions, wanted="COFFEE")["exact"] == 0.0
+
+
 def test_upright_text_and_several_pictures():
     drawn, _, _, preview, _ = lines("DOWN", mask=mask((100, 10, 150, 246)), width=256, height=256)
     found = read(torch.cat([preview, torch.zeros_like(preview)]), text_lines=drawn)

@@ -66,8 +66,8 @@ STRINGS = {
     TAUGHT: "a red cat standing on the right in the snow\na brown dog standing on the left in the snow",
     ASKED: "a blue dog sitting on the left in the park",
     REPOSED: "a <image1> cat lying on the right in the snow",
-    WANTED: RED_CAT.format("standing", "snow") + ' with a sign that says "CAT"',
-    WANTED_THERE: RED_CAT.format("standing", "park") + ' with a sign that says "CAT"',
+    WANTED: RED_CAT.format("standing", "snow") + ' with a sign that says "RED CAT"',
+    WANTED_THERE: RED_CAT.format("standing", "park") + ' with a sign that says "RED CAT"',
     UNWANTED: "",
 }
 NUMBERS = {
@@ -90,7 +90,7 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestTrainLoRA.rank": 4,
     "PalimpsestTrainLoRA.checkpointing": False,
     "PalimpsestTrainLoRA.keep_state": "none",
-    "PalimpsestTextLines.lines": "CAT",
+    "PalimpsestTextLines.lines": "RED CAT",
     "PalimpsestLoadAnyText.file": "palimpsest_text_control/palimpsest_pocket.safetensors",
 }
 TRAINING = {
