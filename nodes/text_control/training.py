@@ -99,6 +99,11 @@ def train(
     sampling = model.get_model_object("model_sampling")
     model = host.single_device(model)
     require_same_tensors(learning, state)
+    if settings.reading_weight and not hasattr(vae, "first_stage_model"):
+        raise ValueError(
+            f"reading_weight is {settings.reading_weight:g} and the connected VAE has no decoder of the host's own, "
+            "through which a gradient could go: connect the checkpoint's VAE, or set reading_weight to 0."
+        )
     with torch.inference_mode(False):
         text = clip.clone()
         reading = None

@@ -74,6 +74,14 @@ NODES: dict[str, dict[str, Any]] = {
     "TextPrompt": {"clip": LINKS["clip"], "text": 'a "SIGN"', "text_lines": ["lines", 0],
                    "text_embedder": LINKS["text embedder"]},
     "ReadText": {"image": IMAGE, "wanted": "SIGN"},
+    "LoadAnyText": {"file": "palimpsest_text_control/fuzz.safetensors"},
+    "ApplyTextControl": {"positive": LINKS["target"], "negative": LINKS["negative"],
+                         "control_net": LINKS["text control"], "text_lines": ["lines", 0], "vae": LINKS["vae"],
+                         "picture": IMAGE},
+    "TrainTextControl": {"model": MODEL, "clip": LINKS["clip"], "vae": LINKS["vae"], "folder": "fuzz", "steps": 1,
+                         "batch_size": 1, "accumulation": 1, "resolution": 64, "preview_every": 0, "save_every": 0,
+                         "keep_state": "none", "filename": "fuzz", "control_net": LINKS["text control"],
+                         "text_embedder": LINKS["text embedder"]},
     "EditReport": {"source": IMAGE, "edited": LINKS["edited"], "mask": MASK, "ideal": IMAGE},
 }  # fmt: skip
 COSTLY = {
@@ -90,6 +98,7 @@ LONG = {  # what takes minutes unless it is cancelled
     "TrainContextAdapter": {"steps": 100000},
     "TrainMultimodal": {"steps": 100000},
     "TrainLoRA": {"epochs": 10000},
+    "TrainTextControl": {"steps": 100000},
     "KeepOutside": {"source": ["large", 0], "edited": ["large edit", 0], "mask": ["large mask", 0], "grow": 64},
 }
 TYPE_OF_AUTOGROW = {"images": "IMAGE", "masks": "MASK", "more_masks": "MASK"}

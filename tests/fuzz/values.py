@@ -15,6 +15,7 @@ import tiny_models
 import torch
 from comfy import sd1_clip
 from palimpsest.nodes.exact_text import TextEmbedder, shipped_recogniser
+from text_control import writing
 
 NAN, INF = math.nan, math.inf
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -81,6 +82,7 @@ THINGS = {
     "boxes": lambda: [[{"x": 8, "y": 8, "width": 32, "height": 48}]],
     "caption": lambda: "a red dog in the snow",
     "text embedder": text_embedder,
+    "text control": writing.control,
 } | {family: lambda family=family: tiny_models.unet(family) for family in tiny_models.FAMILIES if "-" not in family}
 OTHER_MODELS = ("sdxl", "sd15-inpaint", "sd15-instruct", "sdxl-inpaint", "wide")
 

@@ -31,6 +31,8 @@ from palimpsest.nodes.multimodal.dataset.building import DatasetSettings
 from palimpsest.nodes.multimodal.loading import EncoderSettings
 from palimpsest.nodes.multimodal.prompting import PromptSettings
 from palimpsest.nodes.multimodal.training.settings import TrainSettings as MultimodalTraining
+from palimpsest.nodes.text_control.applying import ApplySettings as ApplyTextSettings
+from palimpsest.nodes.text_control.settings import TrainSettings as TextControlTraining
 from palimpsest.nodes.video.attention import VideoSettings
 
 import nodes as host_nodes
@@ -59,6 +61,8 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestTrainLoRA": LoRASettings,
     "PalimpsestTextLines": LinesSettings,
     "PalimpsestReadText": ReadTextSettings,
+    "PalimpsestApplyTextControl": ApplyTextSettings,
+    "PalimpsestTrainTextControl": TextControlTraining,
     "PalimpsestEditReport": Edit,
 }
 SAID = {  # what only a person can say, and the host's files: the widgets that stay required
@@ -86,6 +90,8 @@ LITERATURE = {  # nodes and values that papers print for SD 1.x, or that their a
     "PalimpsestTrainMultimodal": {"connector_rate": 1e-5, "language_rate": 3e-6, "unet_rate": 5e-6, "lora_rank": 8,
                                   "depth": 16},
     "PalimpsestTextLines": {"size": 0.8, "spacing": 1.0, "width": 512, "height": 512},
+    "PalimpsestApplyTextControl": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "keep_rest": False},
+    "PalimpsestTrainTextControl": {"learning_rate": 2e-5, "blank_share": 0.5, "resolution": 512, "guidance": 9.0},
 }  # fmt: skip
 
 

@@ -43,15 +43,21 @@ def control(model=None, **given):
     return TextControl.of(network(model, **given))
 
 
-def pocket_control(path):
-    """A text control for the pocket model that changes nothing: its zero convolutions and embeddings are zero."""
-    shapes = {name: tensor.shape for name, tensor in build(POCKET, torch.float32, "meta").state_dict().items()}
-    weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    projection = {"weight": torch.zeros(POCKET.context_dim, files.NECK), "bias": torch.zeros(POCKET.context_dim)}
-    path.parent.mkdir(parents=True)
-    content = keeping.content(weights, projection, shipped_recogniser())
+def save_control(path, made):
+    """A file of a network, with embeddings that are zero."""
+    width = made.layout.context_dim
+    projection = {"weight": torch.zeros(width, files.NECK), "bias": torch.zeros(width)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = keeping.content(made.state_dict(), projection, shipped_recogniser())
     header = {"format": files.CONTROLS.format, "version": str(files.CONTROLS.version)}
-    save_file(content, path, metadata=header | keeping.header_of(POCKET, {"steps": 0}))
+    save_file(content, path, metadata=header | keeping.header_of(made.layout, {"steps": 0}))
+
+
+def pocket_control(path):
+    """A text control for the pocket model that changes nothing: all of it is zero."""
+    made = build(POCKET, torch.float16)
+    made.load_state_dict({name: torch.zeros_like(weight) for name, weight in made.state_dict().items()})
+    save_control(path, made)
 
 
 def published(layout, seed=0, projection="proj.", reader=None, dtype=torch.float16):
