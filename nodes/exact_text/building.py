@@ -20,6 +20,7 @@ from .recogniser import alphabet
 
 TRAINED_LINES, TRAINED_LETTERS = 5, 20  # AnyText's in training
 MOST_LETTERS = 200
+MOST_SIDE = 4096  # pixels; the glyphs have twice as many
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,11 @@ def texts_of(lines: str) -> list[str]:
 
 def build(settings: LinesSettings, size: tuple[int, int], mask: Tensor | None, boxes: Any) -> Built:
     """Lines in their places of a picture of (H, W). Raises ValueError as its parts do."""
-    if min(size) < 2 * places.LEAST:
-        raise ValueError(f"a picture of {size[1]} x {size[0]} pixels has no room for text: take a larger one.")
+    if min(size) < 2 * places.LEAST or max(size) > MOST_SIDE:
+        raise ValueError(
+            f"the picture has {size[1]} x {size[0]} pixels, text is drawn into sides of {2 * places.LEAST} to "
+            f"{MOST_SIDE}: resize it."
+        )
     texts, font = texts_of(settings.lines), Font.of(settings.font)
     for text in texts:
         require_drawable(font, text)

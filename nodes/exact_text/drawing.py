@@ -55,7 +55,7 @@ def written_level(text: str, place: Rectangle, style: Style) -> Written:
         em = max(LEAST_EM, int(em * LONGEST * place.width / natural))
         natural = length(text, style.font.at(em))
     gap = spread(FULL * place.width - natural, len(text), style.spacing)
-    font, margin = style.font.at(em), 2 * em
+    font, margin = style.font.at(em), em // 2 + 4
     size = (round(max(natural + gap * (len(text) - 1), place.width)) + 2 * margin, round(place.height) + 2 * margin)
     image = Image.new("L", size)
     pen = ImageDraw.Draw(image)
@@ -77,7 +77,7 @@ def written_down(text: str, place: Rectangle, style: Style) -> Written:
     if count * em > LONGEST_DOWN * place.height:
         em = max(LEAST_EM, int(LONGEST_DOWN * place.height / count))
     pitch = em + spread(FULL * place.height - count * em, count, style.spacing)
-    font, margin = style.font.at(em), 2 * em
+    font, margin = style.font.at(em), em // 2 + 4
     size = (round(place.width) + 2 * margin, round(max(place.height, count * pitch)) + 2 * margin)
     image = Image.new("L", size)
     pen = ImageDraw.Draw(image)

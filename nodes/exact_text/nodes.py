@@ -55,9 +55,8 @@ class TextLinesNode(io.ComfyNode):
                     "font",
                     options=fonts.listed(),
                     default=fonts.BUILT_IN,
-                    tooltip="The letters' form, of which AnyText takes the letters and little of the form. Yours go "
-                    f"into models/{fonts.FOLDER}; those of the system are listed, too. Chinese needs a font that has "
-                    "it: a letter that is missing is named, not drawn as a box.",
+                    tooltip=f"The letters' form. Your fonts go into models/{fonts.FOLDER}; the system's are listed, "
+                    "too. Chinese needs a font that has it: a letter that is missing is named, not drawn as a box.",
                 ),
                 order_input(
                     "Which place is which line's. top to bottom reads like a page, left to right like columns; as "
@@ -93,7 +92,7 @@ class TextLinesNode(io.ComfyNode):
                     "width",
                     default=512,
                     min=64,
-                    max=8192,
+                    max=4096,
                     step=8,
                     tooltip="Width in pixels of the picture that will be drawn, where no image is connected.",
                 ),
@@ -101,7 +100,7 @@ class TextLinesNode(io.ComfyNode):
                     "height",
                     default=512,
                     min=64,
-                    max=8192,
+                    max=4096,
                     step=8,
                     tooltip="Height in pixels of the picture that will be drawn, where no image is connected.",
                 ),

@@ -88,8 +88,8 @@ def rectangle(line: TextLine) -> Rectangle:
     return place.standing() if place.is_steep(places.STEEP) else place
 
 
-def around_letters(line: TextLine, drawn: Tensor) -> TextLine:
-    """A line whose place is no larger than its drawn letters (1, 2H, 2W) and a margin around them.
+def around_letters(line: TextLine, drawn: Tensor, share: float = MARGIN) -> TextLine:
+    """A line whose place is no larger than its drawn letters (1, 2H, 2W) and a share of their height around them.
 
     A place may be much higher than its line, and a line that fills a third of what is read is hardly read at all.
     """
@@ -98,7 +98,7 @@ def around_letters(line: TextLine, drawn: Tensor) -> TextLine:
     if not ink.any():
         return line
     (top, bottom), (left, right) = extent(ink.any(1)), extent(ink.any(0))
-    margin = MARGIN * min(bottom - top, right - left) / drawing.TWICE
+    margin = share * min(bottom - top, right - left) / drawing.TWICE
     return replace(
         line, polygon=place.part(ends(left, right, place.width, margin), ends(top, bottom, place.height, margin))
     )
