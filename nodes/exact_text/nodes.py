@@ -118,6 +118,7 @@ class TextLinesNode(io.ComfyNode):
                 BOXES.Input(
                     "bboxes",
                     optional=True,
+                    extra_dict={"forceInput": True},  # the editor would send a box of its own where none is connected
                     tooltip="Where the lines go, as boxes in pixels of the picture: one for each.",
                 ),
             ],
@@ -272,7 +273,10 @@ class ReadText(io.ComfyNode):
                     "read as one line.",
                 ),
                 BOXES.Input(
-                    "bboxes", optional=True, tooltip="Where text stands, as boxes in pixels, one for each line."
+                    "bboxes",
+                    optional=True,
+                    extra_dict={"forceInput": True},
+                    tooltip="Where text stands, as boxes in pixels, one for each line.",
                 ),
             ],
             outputs=[
