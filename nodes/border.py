@@ -165,7 +165,16 @@ def nested(prompt: str) -> int:
     return max(itertools.accumulate(steps), default=0)
 
 
-LISTED = {"file", "folder", "connector", "lora", "detector", "resume"}  # the nodes say themselves what is on the disk
+LISTED = {
+    "file",
+    "folder",
+    "connector",
+    "lora",
+    "detector",
+    "resume",
+    "font",
+    "embeddings",
+}  # the nodes say themselves what is on the disk
 SIDES = ("x", "y", "width", "height")
 
 
@@ -228,6 +237,8 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "PALIMPSEST_KV": object_of_ours,
     "PALIMPSEST_TOKENS": object_of_ours,
     "PALIMPSEST_BLEND_WEIGHTS": object_of_ours,
+    "PALIMPSEST_TEXT_LINES": object_of_ours,
+    "PALIMPSEST_TEXT_EMBEDDER": object_of_ours,
 }
 CHECKS_BY_SOCKET: dict[str, Callable[[Any, str, Any], Any]] = {
     "INT": number,

@@ -10,12 +10,14 @@ from .attention_map import nodes as attention_map
 from .contextdiff import nodes as contextdiff
 from .cross_attention import nodes as cross_attention
 from .edit_report import nodes as edit_report
+from .exact_text import nodes as exact_text
 from .feature_blend import nodes as feature_blend
 from .inversion import nodes as inversion
 from .keep_outside import nodes as keep_outside
 from .kv import nodes as kv
 from .lora import nodes as lora
 from .multimodal import nodes as multimodal
+from .text_control import nodes as text_control
 from .video import nodes as video
 from .words import nodes as words
 
@@ -33,6 +35,8 @@ TECHNIQUES = (
     attention_fusion,
     multimodal,
     lora,
+    exact_text,
+    text_control,
     edit_report,
 )
 

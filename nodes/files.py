@@ -25,8 +25,8 @@ Thing = TypeVar("Thing")
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
-def register_folder(name: str, note: str) -> None:
-    """Tell the host about models/<name>; only .safetensors files of it are ever listed.
+def register_folder(name: str, note: str, kinds: frozenset[str] = frozenset({".safetensors"})) -> None:
+    """Tell the host about models/<name>; only files of some kinds are ever listed, .safetensors where none are named.
 
     A new folder is made with an empty file in it whose name says what belongs there, as the host's own folders have.
     """
@@ -36,7 +36,7 @@ def register_folder(name: str, note: str) -> None:
     paths, extensions = folder_paths.folder_names_and_paths.get(name, ([], set()))
     folder_paths.folder_names_and_paths[name] = (
         [*paths, *([] if path in paths else [path])],
-        extensions | {".safetensors"},
+        extensions | kinds,
     )
     if not os.path.isdir(path):
         with contextlib.suppress(OSError):  # a models folder that cannot be written to is still good for reading

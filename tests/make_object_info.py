@@ -23,6 +23,8 @@ LISTED_BY_HOST = {
     "lora",
     "detector",
     "resume",
+    "font",
+    "embeddings",
 }  # combos whose choices are not the pack's own
 
 

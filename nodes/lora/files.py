@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .. import host
 from ..files import Shelf
-from ..headers import Header, Tensors
-from ..quoting import quoted
 from ..training import Factors, FileSet, lora_shelf
-from .fit import Learned
-from .settings import EVERY_STATE, LAST_STATE, NO_STATE, TECHNIQUE, LoRASettings
+from ..training.fitting import Learned
+from ..training.states import kept_states
+from .settings import TECHNIQUE, LoRASettings
 
 LORAS = lora_shelf(TECHNIQUE, room="train at a lower rank")
 STATES = Shelf(
@@ -25,13 +23,7 @@ STATES = Shelf(
     put="states_of_lora_trainings",
     room="set keep_state to none",
 )
-NEW = "(new)"
 Names = dict[str, dict[str, str]]  # by part: kohya's name of each layer
-
-
-def resumable() -> list[str]:
-    """States of trainings to go on from, after "(new)"."""
-    return [NEW, *STATES.listed()]
 
 
 def content(factors: dict[str, Factors], names: Names) -> dict[str, Tensor]:
@@ -85,7 +77,7 @@ class TrainingFiles:
         """
         every = settings.save_every or settings.epochs
         ends = ["", *(f"_ep{epoch:02}" for epoch in range(every, settings.epochs, every))]
-        keeps = {NO_STATE: [], LAST_STATE: [""], EVERY_STATE: ends}[settings.keep_state]
+        keeps = kept_states(settings.keep_state, ends)
         places = {f"state{end}": (STATES, end) for end in keeps} | {f"lora{end}": (LORAS, end) for end in ends}
         return cls(FileSet.new(prefix, places, {"lora", *(["state"] if keeps else [])}), names, settings, kind)
 
@@ -106,25 +98,3 @@ class TrainingFiles:
 
 
 FREE = {"save_every", "preview_every", "preview_prompts", "guidance", "keep_state", "checkpointing"}
-
-
-def load_state(file: str, settings: LoRASettings) -> dict[str, Tensor]:
-    """The state of a training. Raises ValueError for a damaged file, and for settings that it was not made with."""
-
-    def from_file(header: Header, tensors: Tensors) -> tuple[dict, dict[str, Tensor]]:
-        tensors.require("step", kinds=("I64",))
-        before, found = header.json("settings", dict), dict(tensors)
-        if not all(map(host.is_finite, found.values())):
-            raise ValueError("it holds NaN or infinite values")
-        if int(found["step"]) < 0:
-            raise ValueError(f"it has taken {int(found['step'])} steps")
-        return before, found
-
-    before, state = STATES.read(STATES.path(file), from_file)
-    other = [name for name, value in settings.named().items() if name not in FREE and before.get(name) != value]
-    if other:
-        changes = ", ".join(
-            f"{name} {quoted(before.get(name))} then, {quoted(getattr(settings, name))} now" for name in other[:3]
-        )
-        raise ValueError(f"{file} goes on only with the settings it was made with ({changes}): set them as they were.")
-    return state

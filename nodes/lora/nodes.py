@@ -9,11 +9,13 @@ from comfy_api.latest import io
 from ...kernels.lora import SCHEDULES
 from .. import host, inputs
 from ..settings import AS_SET
-from ..training import Watch, previews
+from ..training import Watch, family_of, previews, states
+from ..training.course import plot
+from ..training.fitting import History, Learned
+from ..training.optimisers import OPTIMISERS
+from ..training.pictures import Order
 from . import course, files, training
-from .fit import History, Learned
-from .pictures import Order
-from .settings import OPTIMISERS, PAPER, STATES, LoRASettings
+from .settings import PAPER, LoRASettings
 
 NAME = "my_lora"
 
@@ -185,7 +187,7 @@ class TrainLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "resume",
-                    options=files.resumable(),
+                    options=states.resumable(files.STATES),
                     tooltip="A training to go on with, from models/palimpsest_lora_states: with the same pictures and "
                     "settings it ends as if it had never been stopped.",
                 ),
@@ -275,7 +277,7 @@ class TrainLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "keep_state",
-                    options=list(STATES),
+                    options=list(states.KEPT_STATES),
                     advanced=True,
                     tooltip="last (default): the end, or a cancelled training, can be gone on with; its file is some "
                     "six times the LoRA's. with every file: each of them. none.",
@@ -330,7 +332,7 @@ class TrainLoRA(io.ComfyNode):
         images,
         captions=("",),
         filename=(NAME,),
-        resume=(files.NEW,),
+        resume=(states.NEW,),
         masks=None,
         class_images=None,
         class_caption=("",),
@@ -341,8 +343,10 @@ class TrainLoRA(io.ComfyNode):
         settings = training.resolution_of(model, LoRASettings.of({name: value[0] for name, value in chosen.items()}))
         shown = host.ProgressText(host.node_id(cls))
         factors, names = training.factors_for(model, clip, settings)
-        state = None if resume[0] == files.NEW else files.load_state(resume[0], settings)
-        target = files.TrainingFiles.new(filename[0], names, settings, training.family_of(model))
+        state = None
+        if resume[0] != states.NEW:
+            state = states.load_state(files.STATES, resume[0], settings.named(), files.FREE)
+        target = files.TrainingFiles.new(filename[0], names, settings, family_of(model))
         target.require_room(factors)
         shown.update("encoding the pictures", now=True)
         found, written = training.examples_of(model, vae, given, settings), []
@@ -358,7 +362,7 @@ class TrainLoRA(io.ComfyNode):
         changed, read = training.with_lora(model, clip, files.content(factors, names))
         sheet = course.sheet(model, vae, history, training.prompts_to_preview(found, settings))
         told = host.told(cls, report, saved=written)
-        return io.NodeOutput(changed, read, course.plot(history), sheet, report, written[-1], ui=told)
+        return io.NodeOutput(changed, read, plot(history), sheet, report, written[-1], ui=told)
 
 
 def describe(history: History, settings: LoRASettings, written: list[str], seconds: float) -> str:

@@ -7,13 +7,11 @@ from typing import ClassVar
 
 from ...kernels.lora import COSINE
 from ..settings import Settings
+from ..training.optimisers import ADAMW, ADAMW_8BIT
+from ..training.states import LAST_STATE
 
 TECHNIQUE = "Train LoRA"
 PAPER = "paper"
-ADAMW, ADAMW_8BIT = "AdamW", "AdamW 8-bit"
-OPTIMISERS = (ADAMW, ADAMW_8BIT)
-NO_STATE, LAST_STATE, EVERY_STATE = "none", "last", "with every file"
-STATES = (LAST_STATE, EVERY_STATE, NO_STATE)
 
 
 @dataclass(frozen=True)

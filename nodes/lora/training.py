@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +12,19 @@ from torch import Tensor
 from ...kernels.denoising_loss import velocity_loss
 from .. import host, training
 from ..host import checkpointing, gradient
-from .fit import FitLoRA, History
+from ..training.fitting import History
+from ..training.pictures import split_pictures
+from ..training.prompts import Prompts, cloned_norm_inputs
+from .fit import FitLoRA
 from .layers import text_layers, unet_layers
-from .pictures import Example, captions_for, examples, masks_for, split_pictures
+from .pictures import Example, captions_for, examples, masks_for
 from .settings import TECHNIQUE, LoRASettings
-from .text import Prompts, cloned_norm_inputs
 
 NAME = "palimpsest_lora"
+LESS_MEMORY = (
+    "switch checkpointing on, set batch_size to 1 (with accumulation in its place), lower resolution, or set text_rate "
+    "to 0"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +40,7 @@ class Given:
 
 def resolution_of(model: Any, settings: LoRASettings) -> LoRASettings:
     """The settings with a resolution: for 0 the one that the model's family was trained at."""
-    if settings.resolution:
-        return settings
-    return replace(settings, resolution=1024 if host.reads_pooled(model) else 512)
-
-
-def family_of(model: Any) -> str:
-    """The name of a MODEL's family in kohya's metadata."""
-    if host.reads_pooled(model):
-        return "sdxl_base_v1-0"
-    return "sd_v1" if host.text_width(model) == 768 else "sd_v2"
+    return settings if settings.resolution else replace(settings, resolution=training.own_resolution(model))
 
 
 def examples_of(model: Any, vae: Any, given: Given, settings: LoRASettings) -> list[Example]:
@@ -138,15 +134,15 @@ def train(
             state=state,
         )
 
-        def rescue() -> None:
-            if fitting.history.kept > 0:  # weights, optimiser and step belong together, so that it can go on from here
-                watch.save(fitting.learned(final=True))
-
         largest = max((example.latent for example in found), key=lambda latent: latent.numel())
         start = model.model.process_latent_out(largest.repeat(settings.batch_size, 1, 1, 1))
-        tokens, pooled = placeholder(model)
+        tokens, pooled = training.placeholder(model)
         levels = torch.tensor([float(sampling.sigma_max), 0.0])
-        with training.kept_if_it_ends_early(rescue), cloned_norm_inputs(clip.cond_stage_model), told_of_memory():
+        with (
+            training.kept_if_it_ends_early(fitting.rescue),
+            cloned_norm_inputs(clip.cond_stage_model),
+            training.told_of_memory(TECHNIQUE, LESS_MEMORY),
+        ):
             host.sample(patched, fitting, start, sigmas=levels, positive=[[tokens, {"pooled_output": pooled}]])
     watch.save(fitting.learned(final=True))
     return fitting.history
@@ -159,27 +155,8 @@ def with_lora(model: Any, clip: Any, content: dict[str, Tensor]) -> tuple[Any, A
     return comfy.sd.load_lora_for_models(model, clip, content, 1.0, 1.0)
 
 
-def placeholder(model: Any) -> tuple[Tensor, Tensor]:
-    """A prompt of the model's width, in the place of those that each step reads."""
-    return torch.zeros(1, 77, host.text_width(model)), torch.zeros(1, 1280)
-
-
 def prompts_to_preview(found: list[Example], settings: LoRASettings) -> list[str]:
     """The prompts that previews draw: the ones given, or the first picture's caption."""
     if not settings.preview_every:
         return []
     return [line.strip() for line in settings.preview_prompts.splitlines() if line.strip()] or [found[0].caption]
-
-
-@contextmanager
-def told_of_memory() -> Iterator[None]:
-    """Within, a GPU that runs out of memory is told in words that name the settings which need it."""
-    import comfy.model_management
-
-    try:
-        yield
-    except comfy.model_management.OOM_EXCEPTION as error:
-        raise RuntimeError(
-            f"{TECHNIQUE} needs more graphics memory than there is: switch checkpointing on, set batch_size to 1 (with "
-            "accumulation in its place), lower resolution, or set text_rate to 0."
-        ) from error

@@ -7,7 +7,15 @@ from .history import History
 from .loras import lora_shelf
 from .network import LearnedNetwork
 from .optimise import CLIP_NORM, WEIGHT_DECAY, adamw, clip_gradients, divide_gradients
-from .reading import ReadTokens, embedding_weights, loss_of
+from .reading import (
+    ReadTokens,
+    embedding_weights,
+    family_of,
+    loss_of,
+    own_resolution,
+    placeholder,
+    told_of_memory,
+)
 from .seeds import generator, generator_at
 from .watch import Watch, kept_if_it_ends_early, nothing, previews
 
@@ -30,6 +38,7 @@ __all__ = [
     "clip_gradients",
     "divide_gradients",
     "embedding_weights",
+    "family_of",
     "generator",
     "generator_at",
     "kept_if_it_ends_early",
@@ -38,8 +47,11 @@ __all__ = [
     "loss_of",
     "nan_error",
     "nothing",
+    "own_resolution",
+    "placeholder",
     "previews",
     "require_finite",
+    "told_of_memory",
     "unet_file",
     "weighted_layers",
 ]

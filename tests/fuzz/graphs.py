@@ -33,6 +33,7 @@ MADE = {  # what stands before a node: (node, its inputs)
     "adapter": ("TrainContextAdapter", LESSON),
     "encoder": ("LoadMultimodalEncoder", {"folder": "idefics2", "connector": "fuzz.safetensors"}),
     "dataset": ("BuildMultimodalDataset", DATASET),
+    "lines": ("TextLines", {"lines": "SIGN", "image": IMAGE}),
 }  # fmt: skip
 NODES: dict[str, dict[str, Any]] = {
     "Invert": WALK | {"vae": LINKS["vae"], "steps": 2, "sigmas": ["sigmas", 0]},
@@ -69,12 +70,24 @@ NODES: dict[str, dict[str, Any]] = {
                   "masks": MASK, "class_images": IMAGE, "class_caption": "an animal", "epochs": 1, "repeats": 1,
                   "resolution": 64, "rank": 2, "preview_every": 0, "save_every": 0, "keep_state": "none",
                   "filename": "fuzz"},
+    "TextLines": MADE["lines"][1],
+    "TextPrompt": {"clip": LINKS["clip"], "text": 'a "SIGN"', "text_lines": ["lines", 0],
+                   "text_embedder": LINKS["text embedder"]},
+    "ReadText": {"image": IMAGE, "wanted": "SIGN"},
+    "LoadAnyText": {"file": "palimpsest_text_control/fuzz.safetensors"},
+    "ApplyTextControl": {"positive": LINKS["target"], "negative": LINKS["negative"],
+                         "control_net": LINKS["text control"], "text_lines": ["lines", 0], "vae": LINKS["vae"],
+                         "picture": IMAGE},
+    "TrainTextControl": {"model": MODEL, "clip": LINKS["clip"], "vae": LINKS["vae"], "folder": "fuzz", "steps": 1,
+                         "batch_size": 1, "accumulation": 1, "resolution": 64, "preview_every": 0, "save_every": 0,
+                         "keep_state": "none", "filename": "fuzz", "control_net": LINKS["text control"],
+                         "text_embedder": LINKS["text embedder"]},
     "EditReport": {"source": IMAGE, "edited": LINKS["edited"], "mask": MASK, "ideal": IMAGE},
 }  # fmt: skip
 COSTLY = {
     "steps", "inner_steps", "looks", "batch_size", "gradient_accumulation", "depth", "lora_rank", "tokens",
     "inversion_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup", "epochs", "repeats", "rank",
-    "resolution", "preview_every", "accumulation",
+    "resolution", "preview_every", "accumulation", "font",
 }  # fmt: skip
 LONG_PRESETS = {("TrainLoRA", "preset")}  # the paper's number of steps
 SCHEDULES = {"sigmas": 2, "many sigmas": 900}
@@ -85,6 +98,7 @@ LONG = {  # what takes minutes unless it is cancelled
     "TrainContextAdapter": {"steps": 100000},
     "TrainMultimodal": {"steps": 100000},
     "TrainLoRA": {"epochs": 10000},
+    "TrainTextControl": {"steps": 100000},
     "KeepOutside": {"source": ["large", 0], "edited": ["large edit", 0], "mask": ["large mask", 0], "grow": 64},
 }
 TYPE_OF_AUTOGROW = {"images": "IMAGE", "masks": "MASK", "more_masks": "MASK"}
@@ -226,6 +240,7 @@ class Graphs:
             "BOUNDING_BOX": LINKS["boxes"],
         }
         kinds |= {"PALIMPSEST_TOKENS": ["words", 0], "PALIMPSEST_BLEND_WEIGHTS": ["weights", 0]}
+        kinds |= {"PALIMPSEST_TEXT_LINES": ["lines", 0]}
         return kinds[kind]
 
 

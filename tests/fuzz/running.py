@@ -24,6 +24,7 @@ import folder_paths
 import tiny_vlm
 import torch
 from palimpsest.nodes.extension import Palimpsest, register_folders
+from text_control import teaching, writing
 
 import nodes
 
@@ -156,6 +157,8 @@ def own_folders(base: Path) -> Iterator[None]:
         folder_paths.filename_list_cache = {}
         register_folders()
         tiny_vlm.write(base / "models" / "palimpsest_encoders" / "idefics2", "idefics2")
+        teaching.write(base / "input" / "palimpsest_texts" / "fuzz", teaching.RECORDS[:2])
+        writing.save_control(base / "models" / "palimpsest_text_control" / "fuzz.safetensors", writing.network())
         yield
     finally:
         for name, value in kept.items():

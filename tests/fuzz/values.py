@@ -14,6 +14,8 @@ import comfy.sd
 import tiny_models
 import torch
 from comfy import sd1_clip
+from palimpsest.nodes.exact_text import TextEmbedder, shipped_recogniser
+from text_control import writing
 
 NAN, INF = math.nan, math.inf
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -49,6 +51,16 @@ def mask() -> torch.Tensor:
     return found
 
 
+def text_embedder() -> TextEmbedder:
+    """A random one for the small text encoder."""
+    width = SMALL["hidden_size"]
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(width, 2560, generator=generator) / 50
+    ones, zeros = torch.ones(width), torch.zeros(width)
+    projection = {"weight": weight, "bias": zeros, "norm_weight": ones, "norm_bias": zeros}
+    return TextEmbedder(shipped_recogniser(), projection)
+
+
 def prompt(seed: int) -> list:
     """A prompt for every family: the pooled output is left aside where none is wanted."""
     return tiny_models.prompt(seed, family="sdxl")
@@ -69,6 +81,8 @@ THINGS = {
     "large mask": lambda: torch.nn.functional.pad(torch.ones(1, 1000, 1000), (700, 800, 700, 800)),
     "boxes": lambda: [[{"x": 8, "y": 8, "width": 32, "height": 48}]],
     "caption": lambda: "a red dog in the snow",
+    "text embedder": text_embedder,
+    "text control": writing.control,
 } | {family: lambda family=family: tiny_models.unet(family) for family in tiny_models.FAMILIES if "-" not in family}
 OTHER_MODELS = ("sdxl", "sd15-inpaint", "sd15-instruct", "sdxl-inpaint", "wide")
 
@@ -270,6 +284,19 @@ WEIGHTS = {
     "none": changed(alphas=lambda w: {}),
     "other names": changed(alphas=lambda w: {"output 99": 0.5}),
 }
+TEXT_LINES = {
+    "nan": changed(glyphs=lambda t: t.glyphs * NAN),
+    "no lines": changed(lines=lambda t: ()),
+    "too few strips": changed(strips=lambda t: t.strips[:0]),
+    "other size": changed(size=lambda t: (8, 8)),
+    "a polygon of two": changed(lines=lambda t: tuple(replace(line, polygon=line.polygon[:2]) for line in t.lines)),
+    "a polygon nan": changed(lines=lambda t: tuple(replace(line, polygon=line.polygon * NAN) for line in t.lines)),
+}
+EMBEDDERS = {
+    "nan": changed(projection=lambda e: {name: tensor * NAN for name, tensor in e.projection.items()}),
+    "nothing": changed(projection=lambda e: {}),
+    "another width": changed(projection=lambda e: {**e.projection, "bias": torch.zeros(7)}),
+}
 BAD = {
     "MASK": MASKS,
     "IMAGE": IMAGES,
@@ -281,6 +308,8 @@ BAD = {
     "PALIMPSEST_KV": KVS,
     "PALIMPSEST_TOKENS": TOKENS,
     "PALIMPSEST_BLEND_WEIGHTS": WEIGHTS,
+    "PALIMPSEST_TEXT_LINES": TEXT_LINES,
+    "PALIMPSEST_TEXT_EMBEDDER": EMBEDDERS,
 }
 for each in BAD.values():
     each["nothing at all"] = lambda _: None

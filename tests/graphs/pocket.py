@@ -15,6 +15,7 @@ from kv.graph import FULL_CUP
 from lora_training.graph import ASKED, TAUGHT
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
 from pocket.settings import POCKET
+from text_control.graph import UNWANTED, WANTED, WANTED_THERE
 
 from graphs.parts import (
     ACTIONS,
@@ -65,6 +66,9 @@ STRINGS = {
     TAUGHT: "a red cat standing on the right in the snow\na brown dog standing on the left in the snow",
     ASKED: "a blue dog sitting on the left in the park",
     REPOSED: "a <image1> cat lying on the right in the snow",
+    WANTED: RED_CAT.format("standing", "snow") + ' with a sign that says "RED CAT"',
+    WANTED_THERE: RED_CAT.format("standing", "park") + ' with a sign that says "RED CAT"',
+    UNWANTED: "",
 }
 NUMBERS = {
     "steps=30": 20, "steps=200": 60, "validate_every=50": 30, "cfg=7.5": 3.0, "guidance=7.5": 3.0,
@@ -86,6 +90,8 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestTrainLoRA.rank": 4,
     "PalimpsestTrainLoRA.checkpointing": False,
     "PalimpsestTrainLoRA.keep_state": "none",
+    "PalimpsestTextLines.lines": "RED CAT",
+    "PalimpsestLoadAnyText.file": "palimpsest_text_control/palimpsest_pocket.safetensors",
 }
 TRAINING = {
     "steps": 40, "batch_size": 2, "connector_rate": 0.0003, "tokens": 64, "depth": 2, "warmup": 10, "preview_every": 0,

@@ -18,6 +18,8 @@ from palimpsest.nodes.contextdiff.fit import TrainSettings as ContextTraining
 from palimpsest.nodes.contextdiff.sampling import SamplerSettings
 from palimpsest.nodes.cross_attention.masking import MaskSettings
 from palimpsest.nodes.edit_report.measuring import Edit
+from palimpsest.nodes.exact_text.building import LinesSettings
+from palimpsest.nodes.exact_text.reading import ReadSettings as ReadTextSettings
 from palimpsest.nodes.extension import Palimpsest, register_folders
 from palimpsest.nodes.feature_blend.apply import BlendSettings
 from palimpsest.nodes.feature_blend.tuning import TuneSettings as BlendTuning
@@ -29,6 +31,8 @@ from palimpsest.nodes.multimodal.dataset.building import DatasetSettings
 from palimpsest.nodes.multimodal.loading import EncoderSettings
 from palimpsest.nodes.multimodal.prompting import PromptSettings
 from palimpsest.nodes.multimodal.training.settings import TrainSettings as MultimodalTraining
+from palimpsest.nodes.text_control.applying import ApplySettings as ApplyTextSettings
+from palimpsest.nodes.text_control.settings import TrainSettings as TextControlTraining
 from palimpsest.nodes.video.attention import VideoSettings
 
 import nodes as host_nodes
@@ -55,6 +59,10 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestBuildMultimodalDataset": DatasetSettings,
     "PalimpsestTrainMultimodal": MultimodalTraining,
     "PalimpsestTrainLoRA": LoRASettings,
+    "PalimpsestTextLines": LinesSettings,
+    "PalimpsestReadText": ReadTextSettings,
+    "PalimpsestApplyTextControl": ApplyTextSettings,
+    "PalimpsestTrainTextControl": TextControlTraining,
     "PalimpsestEditReport": Edit,
 }
 SAID = {  # what only a person can say, and the host's files: the widgets that stay required
@@ -81,6 +89,9 @@ LITERATURE = {  # nodes and values that papers print for SD 1.x, or that their a
                                          "text_threshold": 0.25},
     "PalimpsestTrainMultimodal": {"connector_rate": 1e-5, "language_rate": 3e-6, "unet_rate": 5e-6, "lora_rank": 8,
                                   "depth": 16},
+    "PalimpsestTextLines": {"size": 0.8, "spacing": 1.0, "width": 512, "height": 512},
+    "PalimpsestApplyTextControl": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "keep_rest": False},
+    "PalimpsestTrainTextControl": {"learning_rate": 2e-5, "blank_share": 0.5, "resolution": 512, "guidance": 9.0},
 }  # fmt: skip
 
 

@@ -29,8 +29,8 @@ from house.sources import (
 CODE = [*below(NODES), *below(KERNELS)]
 LONGEST_FILE, MEDIAN_FUNCTION, POSITIONAL, TWINS, COLUMNS = 400, 10, 6, 3, 120
 SHARED = {  # modules of nodes/ for all techniques
-    "border", "colours", "examples", "files", "foreign", "headers", "inputs", "names", "plots", "quoting", "saving",
-    "settings", "sockets", "writing",
+    "border", "colours", "examples", "files", "foreign", "headers", "inputs", "names", "picture_files", "plots",
+    "quoting", "said", "saving", "settings", "sockets", "writing",
 }  # fmt: skip
 RITUALS = re.compile(r"(?i)inputs, their ranges and what each does|patch a clone of the model|^how many\.$")
 

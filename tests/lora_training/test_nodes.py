@@ -17,10 +17,11 @@ import torch
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from lora_training import teaching
 from lora_training.teaching import teach, text_encoder
-from palimpsest.nodes.lora import fit, layers, optimisers, pictures
+from palimpsest.nodes.lora import fit, layers, pictures
 from palimpsest.nodes.lora.files import STATES
 from palimpsest.nodes.lora.settings import PAPER, LoRASettings
-from palimpsest.nodes.training import generator_at
+from palimpsest.nodes.training import generator_at, optimisers
+from palimpsest.nodes.training.pictures import Order, bucket_of
 from safetensors import safe_open
 
 families = pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -279,7 +280,7 @@ def test_every_setting_reaches_its_field():
 def test_the_papers_steps():
     """35 pictures, 5 repeats, 20 epochs, batch 1: 3,500 steps."""
     settings = LoRASettings.of({"preset": PAPER})
-    order = pictures.Order([pictures.Example(torch.zeros(1, 4, 8, 8), "")] * 35, settings)
+    order = Order([pictures.Example(torch.zeros(1, 4, 8, 8), "")] * 35, settings)
     assert order.steps_per_epoch * settings.epochs == 3500
     assert sorted(row for step in order.epoch(0) for rows in step for row in rows) == sorted([*range(35)] * 5)
 
@@ -294,7 +295,7 @@ def test_the_papers_steps():
     ],
 )
 def test_buckets_keep_proportions_and_area(size, resolution, wanted):
-    found = pictures.bucket_of(*size, resolution)
+    found = bucket_of(*size, resolution)
     assert all(side % 64 == 0 for side in found)
     assert found == wanted
     assert found[0] * found[1] <= max(resolution, 64) ** 2

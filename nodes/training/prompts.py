@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import training
 from ..host import gradient
+from .factors import Factors, act_in
 
 Encoded = tuple[Tensor, Tensor | None]  # tokens (1, L, C), pooled (1, P)
 
@@ -47,17 +47,17 @@ class Prompts:
     """
 
     clip: Any
-    factors: training.Factors | None
+    factors: Factors | None
     known: dict[str, Encoded] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, clip: Any, factors: training.Factors | None) -> Prompts:
+    def of(cls, clip: Any, factors: Factors | None) -> Prompts:
         """Prompts of a CLIP that stays as it is."""
         if factors is None:
             return cls(clip, None)
         learning = clip.clone()
-        training.act_in(learning.patcher, "", factors)
+        act_in(learning.patcher, "", factors)
         return cls(learning, factors)
 
     def remember(self, texts: list[str]) -> None:
@@ -72,7 +72,14 @@ class Prompts:
         return tokens.to(device), None if pooled is None else pooled.to(device)
 
     def encode(self, text: str) -> Encoded:
-        """As the host's CLIP does, without loading it and on weights that autograd may save."""
+        """A text as the host's CLIP encodes it; see encode_tokens."""
+        return self.encode_tokens(self.clip.tokenize(literal(text)))
+
+    def encode_tokens(self, tokens: dict[str, list]) -> Encoded:
+        """As the host's CLIP does, without loading it and on weights that autograd may save.
+
+        Embeddings among the tokens get a gradient.
+        """
         model, clip = self.clip.cond_stage_model, self.clip
         model.reset_clip_options()
         if clip.layer_idx is not None:
@@ -80,7 +87,7 @@ class Prompts:
         model.set_clip_options({"execution_device": clip.patcher.load_device})
         if not self.weights:  # made once the host has loaded them; they stay until the run ends
             self.weights.update((f"network.{name}", plain(weight)) for name, weight in model.named_parameters())
-        arguments = (model.encode_token_weights, clip.tokenize(literal(text)))
+        arguments = (model.encode_token_weights, tokens)
         return torch.func.functional_call(gradient.CallNetwork(model), self.weights, arguments)[:2]
 
     def batch(self, texts: list[str], device: torch.device) -> Encoded:

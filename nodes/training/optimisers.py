@@ -1,17 +1,37 @@
-"""AdamW for factors: torch's, or with states of 8 bits by a library that is installed."""
+"""AdamW for what is trained: torch's, or with states of 8 bits by a library that is installed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .. import training
-from .settings import ADAMW_8BIT, LoRASettings
-
+ADAMW, ADAMW_8BIT = "AdamW", "AdamW 8-bit"
+OPTIMISERS = (ADAMW, ADAMW_8BIT)
 Groups = list[dict[str, Any]]
+
+
+class Learning(Protocol):
+    """What is trained of one part of a model: low-rank factors, or changes of whole weights."""
+
+    def to(self, device: Any) -> None:
+        """Bring the tensors to a device, before an optimiser knows them."""
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+
+    def parameters(self) -> Iterable[Tensor]:
+        """The tensors, for an optimiser."""
+
+
+class OptimiserSettings(Protocol):
+    """What of a node's settings says how AdamW is made."""
+
+    optimiser: str
+    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,7 @@ def by_bitsandbytes(groups: Groups, decay: float) -> Optimiser:
     return Optimiser(optimiser, f"AdamW8bit of bitsandbytes {bitsandbytes.__version__}{note}")
 
 
-def optimiser_for(groups: Groups, settings: LoRASettings) -> Optimiser:
+def optimiser_for(groups: Groups, settings: OptimiserSettings) -> Optimiser:
     """The optimiser that was chosen; where no library has its 8-bit form, AdamW, which its name then says."""
     if settings.optimiser == ADAMW_8BIT:
         try:
@@ -46,9 +66,9 @@ def optimiser_for(groups: Groups, settings: LoRASettings) -> Optimiser:
     return Optimiser(torch.optim.AdamW(groups, weight_decay=settings.weight_decay), f"AdamW{note}")
 
 
-def groups_of(factors: dict[str, training.Factors], rates: dict[str, float]) -> Groups:
+def groups_of(parts: Mapping[str, Learning], rates: Mapping[str, float]) -> Groups:
     """A group of parameters for each part of the model, with its own learning rate; `start` keeps that rate."""
-    return [{"params": found.parameters(), "lr": rates[part], "start": rates[part]} for part, found in factors.items()]
+    return [{"params": found.parameters(), "lr": rates[part], "start": rates[part]} for part, found in parts.items()]
 
 
 def state_of(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,0 +1,279 @@
+"""The node that trains a text control on pictures with text."""
+
+from __future__ import annotations
+
+import time
+
+from comfy_api.latest import io
+
+from ...kernels.lora import CONSTANT, SCHEDULES
+from .. import exact_text, host, inputs, sockets
+from ..exact_text import TextEmbedder
+from ..training import Watch, previews, states
+from ..training.course import plot
+from ..training.fitting import History, Learned
+from ..training.optimisers import OPTIMISERS
+from . import course, dataset, examples, files, keeping, training
+from .control import require_text_control
+from .settings import TrainSettings
+
+NAME = "my_text_control"
+
+
+class TrainTextControl(io.ComfyNode):
+    """AnyText's training (arXiv:2311.03054, section 3): control and embeddings, the U-Net frozen."""
+
+    @classmethod
+    @inputs.completed("folder")
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestTrainTextControl",
+            display_name="Train Text Control",
+            category="palimpsest/text",
+            description="Teaches exact text: a control and the letters' embeddings learn from a folder of pictures "
+            "whose lines are written down, while the model stays as it is. Begin from AnyText, or anew.",
+            search_aliases=["anytext", "train text", "train controlnet", "ocr", "fine-tune", "lettering", "font"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="An SD 1.x model, which itself stays as it is. LoRAs on it are taken as a part of it.",
+                ),
+                io.Clip.Input("clip", tooltip="The checkpoint's text encoder; it stays as it is, too."),
+                io.Vae.Input("vae", tooltip="The checkpoint's VAE, for the pictures and the sheet."),
+                io.Combo.Input(
+                    "folder",
+                    options=dataset.listed(),
+                    tooltip="A folder of input/palimpsest_texts with pictures and texts.jsonl: for each picture a line "
+                    "with its caption, and the text and corners of the lines in it. The help page has the format.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=10000,
+                    min=1,
+                    max=10_000_000,
+                    tooltip="Steps of the optimiser in all. Go on from AnyText where you can: from nothing its authors "
+                    "took 3 million pictures and 312 hours on eight A100 GPUs. Look at the sheet and stop early.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=2,
+                    min=1,
+                    max=64,
+                    tooltip="Pictures in one step, of one size. More learns steadier and takes more memory.",
+                ),
+                io.Int.Input(
+                    "accumulation",
+                    default=3,
+                    min=1,
+                    max=64,
+                    tooltip="Adds up the gradients of so many batches: 3 (default) of 2 are AnyText's 6, without their "
+                    "memory.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.00002,
+                    min=0.0,
+                    max=0.1,
+                    step=0.00001,
+                    round=False,
+                    tooltip="0.00002 (default) is AnyText's; up to 0.0001 for a new control. Too high: letters fall "
+                    "apart, colours burn.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=64,
+                    tooltip="Side in pixels of a square of as many pixels as each picture gets; its proportions stay. "
+                    "512 (default) is SD 1.5's. Lines should be 20 pixels high by then.",
+                ),
+                io.Float.Input(
+                    "blank_share",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the pictures that are shown without their text alone, so that photos can be "
+                    "edited; the others are shown nothing, for new pictures. 0.5 (default) is AnyText's.",
+                ),
+                io.Float.Input(
+                    "reading_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.001,
+                    tooltip="Above 0, what a recogniser sees of the drawn letters counts as well (AnyText: 0.003 to "
+                    "0.01, in the last part of a training): sharper letters, for more time and much more memory.",
+                ),
+                io.Combo.Input(
+                    "font",
+                    options=exact_text.font_names(),
+                    default=exact_text.BUILT_IN,
+                    tooltip="In which lines are drawn for the network. It needs every letter of your texts; take the "
+                    "same one in Text Lines later.",
+                ),
+                inputs.seed(
+                    "Sets the first weights, the noise and the order of the pictures. The same seed gives the same "
+                    "file.",
+                    control_after_generate=True,
+                ),
+                io.String.Input(
+                    "filename",
+                    default=NAME,
+                    tooltip="Name of the file in models/palimpsest_text_control, for Load AnyText; a number is added, "
+                    "and the step to files on the way.",
+                ),
+                io.Int.Input(
+                    "save_every",
+                    default=1000,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="Keeps a file after so many steps, of 0.7 GB for SD 1.5. 0: only the last.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=1000,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="After so many steps the texts of the first two pictures are drawn anew, from the same "
+                    "noise, and read on the sheet. 0: never.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=True,
+                    tooltip="On (default): blocks run again for the gradient instead of being kept: far less memory, "
+                    "more time, the same result.",
+                ),
+                io.Combo.Input(
+                    "resume",
+                    options=states.resumable(keeping.STATES),
+                    tooltip="A training to go on with, from models/palimpsest_text_control_states: with the same "
+                    "pictures and settings it ends as if it had never been stopped. steps may be more than before.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=9.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip="Guidance (cfg) of the previews. 9 (default) is AnyText's.",
+                ),
+                io.Combo.Input(
+                    "optimiser",
+                    options=list(OPTIMISERS),
+                    advanced=True,
+                    tooltip="AdamW (default), or its 8-bit form, which saves 2 GB here and needs the package "
+                    "bitsandbytes; without it AdamW is used and the report says so.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=[CONSTANT, *(name for name in SCHEDULES if name != CONSTANT)],
+                    advanced=True,
+                    tooltip="How the learning rate goes: constant (default, AnyText's), or falling to 0 at the end.",
+                ),
+                io.Int.Input(
+                    "warm_up",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    advanced=True,
+                    tooltip="Steps in which the learning rate rises from 0: 100 to 500 steady a high rate.",
+                ),
+                io.Float.Input(
+                    "weight_decay",
+                    default=0.01,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Draws the weights towards zero. 0.01 (default) is AdamW's own.",
+                ),
+                io.Combo.Input(
+                    "keep_state",
+                    options=list(states.KEPT_STATES),
+                    advanced=True,
+                    tooltip="last (default): the end, or a cancelled training, can be gone on with; its file is some "
+                    "six times the control's. with every file: each of them. none.",
+                ),
+                io.ControlNet.Input(
+                    "control_net",
+                    optional=True,
+                    tooltip="From Load AnyText, to go on from. Without: a new one, begun from the model's own U-Net.",
+                ),
+                sockets.TextEmbedder.Input(
+                    "text_embedder",
+                    optional=True,
+                    tooltip="From Load AnyText, to go on from. Without: new embeddings.",
+                ),
+            ],
+            outputs=[
+                io.ControlNet.Output(display_name="control_net", tooltip="For Apply Text Control."),
+                sockets.TextEmbedder.Output(display_name="text_embedder", tooltip="For Text Prompt."),
+                io.Image.Output(display_name="plot", tooltip="The training loss, and the loss by noise level."),
+                io.Image.Output(display_name="sheet", tooltip="What the previews wrote, and what is read there."),
+                io.String.Output(display_name="report", tooltip="Steps, loss, readings, time, files."),
+                io.String.Output(display_name="file", tooltip="The name to pick in Load AnyText."),
+            ],
+            hidden=inputs.unique_id(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        folder,
+        filename=NAME,
+        resume=states.NEW,
+        control_net=None,
+        text_embedder=None,
+        **chosen,
+    ) -> io.NodeOutput:
+        settings, began = TrainSettings.of(chosen), time.monotonic()
+        if control_net is not None:
+            require_text_control(control_net)
+        shown = host.ProgressText(host.node_id(cls))
+        texts = dataset.read_texts(folder)
+        learning = training.begin(model, clip, control_net, text_embedder, settings)
+        state = None
+        if resume != states.NEW:
+            state = states.load_state(keeping.STATES, resume, settings.named(), keeping.free_settings(settings))
+        recogniser = text_embedder.recogniser if text_embedder else exact_text.shipped_recogniser()
+        layout = learning[0].network.layout
+        target = keeping.TrainingFiles.new(filename, settings, layout, recogniser)
+        target.require_room(sum(t.numel() for each in learning for t in each.parameters()))
+        reader, written = examples.Reader(recogniser), []
+        found = list(examples.examples(model, vae, texts, reader, settings, lambda text: shown.update(text, now=False)))
+
+        def save(learned: Learned) -> None:
+            written.append(target.save(learned))
+            shown.update(f"{learned.step} steps saved as {written[-1]}", now=True)
+
+        watch = Watch(previews(model, settings.steps), shown.update, save)
+        more = {"settings": settings, "reader": reader, "watch": watch, "state": state}
+        history = training.train(model, clip, vae, found, learning, **more)
+        sheet, told = course.sheet(model, vae, history, found)
+        report = describe(history, found, told, written, time.monotonic() - began)
+        parts = keeping.parts_of(dict(zip(("control", "embeddings"), learning, strict=True)), layout)
+        control, projection = files.control_of(parts), parts.projection
+        shown_files = host.told(cls, report, saved=[name.partition("/")[2] for name in written])
+        return io.NodeOutput(
+            control, TextEmbedder(recogniser, projection), plot(history), sheet, report, written[-1], ui=shown_files
+        )
+
+
+def describe(history: History, found: list, told: str, written: list[str], seconds: float) -> str:
+    """What was trained, in one line."""
+    parts = [
+        f"{history.kept} steps" + (f" after {history.before}" if history.before else ""),
+        f"{len(found)} pictures, {sum(len(example.lines) for example in found)} lines",
+        f"loss {history.early():.4f} -> {history.recent():.4f}",
+        told,
+        history.optimiser,
+        history.stopped,
+        f"{seconds:.0f} s; {', '.join(written)}",
+    ]
+    return "; ".join(filter(None, parts))

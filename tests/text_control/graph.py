@@ -1,0 +1,143 @@
+"""The workflows of exact text in the picture's own style: written into a new picture, and changed in a photo."""
+
+from __future__ import annotations
+
+from graphs.parts import MASKED_COFFEE, WIDE, checkpoint, compare, decode, graph, group, load_image, note, preview, save
+
+SIGN = "21 Write on a sign (Exact Text)"
+PHOTO = "22 Change the text in a photo (Exact Text)"
+LINES, CHANGED = "OPEN", "TEA"
+QUALITY = ", best quality, extremely detailed"
+WANTED = f'a photo of a shop front, with a wooden sign that says "{LINES}"{QUALITY}'
+WANTED_THERE = f'a photo of a red mug on a wooden table, with "{CHANGED}" written on it{QUALITY}'
+UNWANTED = (
+    "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, worst quality, low "
+    "quality, watermark"
+)
+ANYTEXT = "palimpsest_text_control/anytext_v1.1.safetensors"
+
+FILE = """**The file**: AnyText v1.1 is a pickled checkpoint (ModelScope, *damo/cv_anytext_text_generation_editing*).
+Convert it once with *tests/recipes/anytext_to_safetensors.py* of Palimpsest's repository, and put it into
+models/palimpsest_text_control. Its diffusers conversion works as well; the help page of *Load AnyText* has both."""
+
+START_SIGN = f"""## Write on a sign
+
+1. **Load Checkpoint**: any SD 1.5 model, with any LoRA.
+2. **Load AnyText**: the file below.
+3. **lines**: your text. Without a mask it stands in rows down the middle; a painted mask says other places.
+4. The prompt names every line in double quotes, letter for letter.
+5. Queue. *Read Text* says whether it came out.
+
+{FILE}"""
+
+HELP_SIGN = """## Not right yet?
+
+- **Wrong letters**: larger ones (30 pixels and more), fewer of them, another *seed*; *strength* 1.1.
+- **No sign around the letters**: say in the prompt what they stand on.
+- **Letters pasted on**: *strength* 0.8, or *end_percent* 0.8.
+- **With a LoRA**: *strength_clip* 0 where letters get worse; its look stays.
+- Steps 20, cfg 9, ddim and the endings of both prompts are AnyText's."""
+
+START_PHOTO = f"""## Change the text in a photo
+
+1. Your photo, its sides multiples of 8: right-click it, *Open in MaskEditor*, paint over the old text.
+2. **lines**: the new text, one line for each painted part.
+3. The prompt says what the photo shows, and each line in double quotes.
+4. Queue. Outside of the places every pixel is your photo's, by *Keep Outside*.
+
+{FILE}"""
+
+HELP_PHOTO = """## Not right yet?
+
+- **The old text shines through**: paint all of it, and a little more.
+- **A seam**: *feather* 8 in Keep Outside; or *keep_rest* on, which draws nothing but the places.
+- **Other lighting than the photo's**: say it in the prompt; *keep_rest* on.
+- **Wrong letters**: paint a larger place; another *seed*."""
+
+
+def load_anytext() -> dict:
+    return {"type": "PalimpsestLoadAnyText", "size": [WIDE, 160], "widgets": {"file": ANYTEXT}}
+
+
+def text_lines(lines: str, **inputs: str) -> dict:
+    return {"type": "PalimpsestTextLines", "size": [WIDE, 620], "widgets": {"lines": lines}, "inputs": inputs}
+
+
+def text_prompt(prompt: str) -> dict:
+    return {
+        "type": "PalimpsestTextPrompt", "size": [WIDE, 200], "widgets": {"text": prompt},
+        "inputs": {"clip": "checkpoint.CLIP", "text_lines": "lines.text_lines",
+                   "text_embedder": "anytext.text_embedder"},
+    }  # fmt: skip
+
+
+def unwanted() -> dict:
+    return {
+        "type": "CLIPTextEncode", "title": "Negative prompt", "size": [WIDE, 130], "widgets": {"text": UNWANTED},
+        "inputs": {"clip": "checkpoint.CLIP"},
+    }  # fmt: skip
+
+
+def apply(**more: str) -> dict:
+    inputs = {
+        "positive": "wanted.positive", "negative": "unwanted.CONDITIONING", "control_net": "anytext.control_net",
+        "text_lines": "lines.text_lines", "vae": "checkpoint.VAE",
+    }  # fmt: skip
+    return {"type": "PalimpsestApplyTextControl", "size": [WIDE, 300], "inputs": inputs | more}
+
+
+def sample() -> dict:
+    return {
+        "type": "KSampler", "size": [WIDE, 280],
+        "widgets": {"seed": 0, "control_after_generate": "fixed", "steps": 20, "cfg": 9.0,
+                    "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0},
+        "inputs": {"model": "checkpoint.MODEL", "positive": "apply.positive", "negative": "apply.negative",
+                   "latent_image": "apply.latent"},
+    }  # fmt: skip
+
+
+def read_text(image: str) -> dict:
+    return {
+        "type": "PalimpsestReadText", "size": [WIDE, 520],
+        "inputs": {"image": image, "text_lines": "lines.text_lines"},
+    }  # fmt: skip
+
+
+def write_on_a_sign() -> dict:
+    return graph(
+        {"start": note("Start here", START_SIGN, 720), "help": note("Not right yet?", HELP_SIGN, 420)},
+        group("1  Your model and AnyText", "yours", {"checkpoint": checkpoint(), "anytext": load_anytext()}),
+        group("2  The text", "learned", {"lines": text_lines(LINES)}, {
+            "wanted": text_prompt(WANTED), "unwanted": unwanted(), "glyphs": preview("The lines", "lines.preview"),
+        }),
+        group("3  The picture", "edit", {"apply": apply(), "sample": sample(), "decode": decode()}, {
+            "save": save("The picture with its text"), "read": read_text("decode.IMAGE"),
+        }),
+    )  # fmt: skip
+
+
+def change_in_a_photo() -> dict:
+    kept = {
+        "type": "PalimpsestKeepOutside", "size": [WIDE, 260], "widgets": {"grow": 4, "feather": 4},
+        "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE", "mask": "apply.mask"},
+    }  # fmt: skip
+    return graph(
+        {"start": note("Start here", START_PHOTO, 700), "help": note("Not right yet?", HELP_PHOTO, 360)},
+        group("1  Your photo, model and AnyText", "yours", {
+            "checkpoint": checkpoint(), "anytext": load_anytext(),
+            "image": load_image(MASKED_COFFEE, "Your photo, the old text painted over"),
+        }),
+        group("2  The new text", "learned", {"lines": text_lines(CHANGED, image="image.IMAGE", mask="image.MASK")}, {
+            "wanted": text_prompt(WANTED_THERE), "unwanted": unwanted(),
+            "glyphs": preview("The lines", "lines.preview"),
+        }),
+        group("3  The photo", "edit", {
+            "apply": apply(picture="image.IMAGE"), "sample": sample(), "decode": decode(), "keep": kept,
+        }, {
+            "save": save("The photo with its new text", "keep.image"), "compare": compare(after="keep.image"),
+            "read": read_text("keep.image"),
+        }),
+    )  # fmt: skip
+
+
+GRAPHS = {SIGN: write_on_a_sign, PHOTO: change_in_a_photo}
