@@ -4,6 +4,7 @@ import comfy.sample
 import pytest
 import tiny_models
 import torch
+from attention_fusion.fusing import encoder, fuse
 from cross_attention.masked import AFTER, by_matrix, weigh_words
 from harness import assert_acts, assert_close, half, invert, sample, tune
 from instruct_pix2pix.editing import MIDDLE, MODELS, NEGATIVE, POSITIVE, WORDS, Editing, seen_by
@@ -141,6 +142,19 @@ def test_alphas_are_tuned_with_the_picture_in_every_row(editing):
     inputs = {"trajectory": editing.trajectory, "positive": editing.picture, "target_positive": editing.both}
     weights = tiny_models.execute(TuneFeatureBlend, model=editing.model, negative=editing.picture, steps=2, **inputs)[0]
     assert all(0 < alpha < 1 and alpha != 0.5 for alpha in weights.alphas.values())
+
+
+def test_a_fused_edit_is_shown_the_picture_in_the_sources_rows_too():
+    """Its source prompt has no picture of its own: beside each step it is shown the edit's."""
+    editing, clip = Editing(), encoder("sd15")
+    patched, fused, report = fuse(editing.model, clip, editing.trajectory)
+    assert "same step" in report
+    shown = editing.latent["samples"]
+    editing.both = [[text, extra | {"concat_latent_image": shown}] for text, extra in fused]
+    plain = editing.sample()
+    drawn, calls = seen_by(patched, editing.sample)
+    assert_acts(drawn, plain)
+    assert all(torch.equal(pictures[0], shown) for groups, _, pictures in calls if len(groups) == 1)
 
 
 # ---- batches, and what is said
