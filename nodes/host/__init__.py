@@ -28,7 +28,7 @@ from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
 from .finite import is_finite
-from .frames import EVERY, Frames, windows_part_prompts
+from .frames import EVERY, Frames, pick_rows, showing, windows_part_prompts
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import one_colour, picture_rows, rows_of_frames, stretched
@@ -51,7 +51,7 @@ from .model import (
     transformer_parts,
 )
 from .others import guiding_nodes, patching_nodes, refused_by_name
-from .pictures import PictureChannels, picture_channels
+from .pictures import PictureChannels, picture_channels, require_text_to_image, shows_picture, unseen_picture
 from .prompts import (
     is_unet,
     reads_pooled,
@@ -138,6 +138,7 @@ __all__ = [
     "observe",
     "one_colour",
     "patching_nodes",
+    "pick_rows",
     "picture_channels",
     "picture_rows",
     "places",
@@ -152,6 +153,7 @@ __all__ = [
     "require_one_gpu",
     "require_readable",
     "require_span",
+    "require_text_to_image",
     "require_unet",
     "require_width",
     "rows_of_frames",
@@ -162,6 +164,8 @@ __all__ = [
     "self_attention_layers",
     "self_attention_modules",
     "show_text",
+    "showing",
+    "shows_picture",
     "single_device",
     "source_levels",
     "source_name",
@@ -172,6 +176,7 @@ __all__ = [
     "told",
     "transformer_parts",
     "uncompiled",
+    "unseen_picture",
     "was_cut",
     "whole_grid",
     "windows_part_prompts",

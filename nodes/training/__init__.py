@@ -1,5 +1,6 @@
 """What trainings share. Techniques that train import this front, as `training`."""
 
+from .conditioning import one_prompt_per_picture
 from .factors import Factors, act_in, act_in_unet, added_by, linear_layers, unet_file, weighted_layers
 from .fileset import Content, FileSet
 from .finite import GoodWeights, NotANumber, nan_error, require_finite
@@ -49,6 +50,7 @@ __all__ = [
     "nothing",
     "own_resolution",
     "placeholder",
+    "one_prompt_per_picture",
     "previews",
     "require_finite",
     "told_of_memory",
