@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Limits:
-    """When a text ends: after `most` tokens, or with one of `stop`. no_repeat: n of the n-grams that come once; 0: any."""
+    """When a text ends: after `most` tokens, or with one of `stop`. no_repeat: n of n-grams that come once; 0: any."""
 
     most: int = 96
     stop: frozenset[int] = frozenset()
@@ -52,4 +52,3 @@ def go_on(
         if written[-1] in limits.stop or len(written) >= limits.most:
             return written, torch.cat(states)
         states.append(read(written[-1]))
-

@@ -228,6 +228,7 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "PALIMPSEST_KV": object_of_ours,
     "PALIMPSEST_TOKENS": object_of_ours,
     "PALIMPSEST_BLEND_WEIGHTS": object_of_ours,
+    "PALIMPSEST_EDIT_HEAD": object_of_ours,
 }
 CHECKS_BY_SOCKET: dict[str, Callable[[Any, str, Any], Any]] = {
     "INT": number,

@@ -11,6 +11,7 @@ from .contextdiff import nodes as contextdiff
 from .cross_attention import nodes as cross_attention
 from .edit_report import nodes as edit_report
 from .feature_blend import nodes as feature_blend
+from .instruction import nodes as instruction
 from .inversion import nodes as inversion
 from .keep_outside import nodes as keep_outside
 from .kv import nodes as kv
@@ -32,6 +33,7 @@ TECHNIQUES = (
     video,
     attention_fusion,
     multimodal,
+    instruction,
     lora,
     edit_report,
 )

@@ -15,9 +15,7 @@ SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[\u3002\uff01\uff1f])")
 
 
 def asked(question: str, instruction: str) -> str:
-    """What the model is asked. Raises ValueError for an empty instruction, and a question without a place for it."""
-    if not instruction.strip():
-        raise ValueError("instruction is empty: write what is to be changed, such as 'make it winter'.")
+    """What the model is asked. Raises ValueError for a question without a place for the instruction."""
     if HERE not in question:
         raise ValueError(f"question is {quoted(question)}, without {HERE}: write {HERE} where the instruction belongs.")
     return question.replace(HERE, " ".join(instruction.split()))
@@ -72,8 +70,10 @@ def lines(text: str) -> list[str]:
 
 
 def for_each(text: str, count: int, what: str) -> list[str]:
-    """A line for each of `count` pictures. Raises ValueError for another number than that, or one."""
+    """A line for each of `count` pictures. Raises ValueError for none, and another number than that or one."""
     found = lines(text)
+    if not found:
+        raise ValueError(f"{what} is empty: write what is to be changed, such as 'make it winter'.")
     if len(found) not in (1, count):
         raise ValueError(
             f"{what} has {len(found)} lines for {count} pictures: write one line for all of them, or a line for each."

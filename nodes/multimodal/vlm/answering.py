@@ -1,4 +1,4 @@
-"""What a vision-language model answers: its language head, which prompts of hidden states do without, read when asked."""
+"""What a vision-language model answers; its language head, which no prompt needs, is read when it is asked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADS = ("lm_head.weight", "model.lm_head.weight", "language_model.lm_head.weigh
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote. sent: the text it was given, with its pictures as one <picture> each; tokens: of the answer."""
+    """What a model wrote. sent: the text it was given, with <picture> for each picture; tokens: of the answer."""
 
     text: str
     sent: str

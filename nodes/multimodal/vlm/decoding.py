@@ -29,19 +29,25 @@ def decode(
     embedded (1, L, D): the text so far, of tokens ids. embed: tokens (1, n) as the model is given them; positions
     (axes, 1, L) where it does not count them itself. A cancelled run ends between two operations.
     """
-    kept, last = cache_of(language), 0 if positions is None else int(positions.max())
+    kept = cache_of(language)
 
     def read(token: int | None) -> Tensor:
-        nonlocal last
-        given, where = (embedded, positions) if token is None else (embed(torch.tensor([[token]]).to(embedded.device)), None)
-        if token is not None and positions is not None:
-            last += 1
-            where = torch.full((positions.shape[0], 1, 1), last)
+        if token is None:
+            given, where = embedded, positions
+        else:
+            given = embed(torch.tensor([[token]]).to(embedded.device))
+            where = None if positions is None else next_positions(positions, kept)
         more = {} if where is None else {"position_ids": where.to(embedded.device)}
         return language(inputs_embeds=given, use_cache=True, **kept, **more).last_hidden_state[0]
 
     with torch.no_grad(), Cancellable():
         return go_on(read, speak, ids, limits, heard)
+
+
+def next_positions(positions: Tensor, kept: dict[str, Any]) -> Tensor:
+    """(axes, 1, 1): where the next token stands, of a text that began at positions (axes, 1, L)."""
+    behind = next(iter(kept.values())).get_seq_length() - positions.shape[-1]
+    return torch.full((positions.shape[0], 1, 1), int(positions.max()) + 1 + behind)
 
 
 def cache_of(language: Any) -> dict[str, Any]:
