@@ -1,4 +1,4 @@
-"""A small random MGIE folder: transformers' own classes of CLIP and Llama, an edit head, in the layout of the help page.
+"""A small random MGIE folder: transformers' own classes of CLIP and Llama, an edit head, in the help page's layout.
 
 Import it late: it needs transformers.
 """

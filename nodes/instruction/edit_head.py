@@ -86,5 +86,6 @@ def head_of(tensors: Mapping[str, Tensor], heads: int, name: str) -> tuple[EditM
         raise ValueError(f"{name} cannot be read, {DAMAGED.format(f'of another layout at {quoted(odd[0])}')}")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in (*own.values(), embeddings)):
         raise ValueError(f"{name} cannot be read, {DAMAGED.format('not finite (NaN)')}")
-    network.load_state_dict({key: tensor.float() for key, tensor in own.items()}, assign=True)
+    with torch.inference_mode(False):
+        network.load_state_dict({key: tensor.float().clone() for key, tensor in own.items()}, assign=True)
     return network.eval().requires_grad_(False), embeddings

@@ -186,11 +186,11 @@ def load_mgie(folder: MgieFolder, dtype: str) -> MgieModel:
     config, paths = folder.config(), folder.language_files()
     tokenizer = read_tokenizer(folder.path, config)
     require_tokens(tokenizer, folder.name)
-    state = language_state(paths, DTYPES[dtype]())
-    table = state.get("language.model.embed_tokens.weight")
-    if table is not None and table.ndim == 2:
-        config.text_config.vocab_size = len(table)
     with torch.inference_mode(False), torch.no_grad():
+        state = language_state(paths, DTYPES[dtype]())
+        table = state.get("language.model.embed_tokens.weight")
+        if table is not None and table.ndim == 2:
+            config.text_config.vocab_size = len(table)
         with reading(folder.name), Measured(folder.name, sum(path.stat().st_size for path in paths)):
             llava = Llava(config, comfy.ops.manual_cast)
         fill(llava, state, folder.name)

@@ -55,7 +55,7 @@ def renamed(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     table = comfy.utils.unet_to_diffusers(layout(tensors))
     found = {table[key]: tensor for key, tensor in tensors.items() if key in table}
     odd = sorted(tensors.keys() - table.keys())
-    if odd or len(found) != len(tensors):
+    if odd:
         raise ValueError(
             f"{name} holds {odd[0][:60]!r}, which is no tensor of a U-Net that is read here: take unet.safetensors of "
             "an SD 1.5 or SDXL model."

@@ -14,7 +14,10 @@ from palimpsest.nodes.instruction import wording
         ("<think>hm. what?</think>\n\nA snowy\npark", "A snowy park"),
         ('He says "go." Then he runs! Then he sits.', 'He says "go." Then he runs!'),
         ("It is 1.5 m of snow. Two. Three.", "It is 1.5 m of snow. Two."),
-        ("\u96ea\u5728\u4e0b\u3002\u732b\u8db4\u7740\u3002\u51b7\u3002", "\u96ea\u5728\u4e0b\u3002\u732b\u8db4\u7740\u3002"),
+        (
+            "\u96ea\u5728\u4e0b\u3002\u732b\u8db4\u7740\u3002\u51b7\u3002",
+            "\u96ea\u5728\u4e0b\u3002\u732b\u8db4\u7740\u3002",
+        ),
         ("<think>never ends", ""),
     ],
 )
