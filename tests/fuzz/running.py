@@ -21,6 +21,7 @@ import comfy.model_management
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import execution
 import folder_paths
+import tiny_mgie
 import tiny_vlm
 import torch
 from palimpsest.nodes.extension import Palimpsest, register_folders
@@ -156,6 +157,7 @@ def own_folders(base: Path) -> Iterator[None]:
         folder_paths.filename_list_cache = {}
         register_folders()
         tiny_vlm.write(base / "models" / "palimpsest_encoders" / "idefics2", "idefics2")
+        tiny_mgie.write(base / "models" / "palimpsest_mgie" / "mgie")
         yield
     finally:
         for name, value in kept.items():

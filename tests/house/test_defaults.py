@@ -21,6 +21,9 @@ from palimpsest.nodes.edit_report.measuring import Edit
 from palimpsest.nodes.extension import Palimpsest, register_folders
 from palimpsest.nodes.feature_blend.apply import BlendSettings
 from palimpsest.nodes.feature_blend.tuning import TuneSettings as BlendTuning
+from palimpsest.nodes.instruction.edit import EditSettings
+from palimpsest.nodes.instruction.express import ExpressSettings
+from palimpsest.nodes.instruction.loading import MgieSettings
 from palimpsest.nodes.inversion.ddim import InvertSettings
 from palimpsest.nodes.keep_outside.compositing import KeepOutsideSettings
 from palimpsest.nodes.kv.settings import ApplySettings, TuneSettings
@@ -54,6 +57,9 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestMultimodalPrompt": PromptSettings,
     "PalimpsestBuildMultimodalDataset": DatasetSettings,
     "PalimpsestTrainMultimodal": MultimodalTraining,
+    "PalimpsestLoadMGIE": MgieSettings,
+    "PalimpsestExpressInstruction": ExpressSettings,
+    "PalimpsestEditInstruction": EditSettings,
     "PalimpsestTrainLoRA": LoRASettings,
     "PalimpsestEditReport": Edit,
 }
@@ -81,6 +87,7 @@ LITERATURE = {  # nodes and values that papers print for SD 1.x, or that their a
                                          "text_threshold": 0.25},
     "PalimpsestTrainMultimodal": {"connector_rate": 1e-5, "language_rate": 3e-6, "unet_rate": 5e-6, "lora_rank": 8,
                                   "depth": 16},
+    "PalimpsestExpressInstruction": {"max_tokens": 96, "summary_words": 32},
 }  # fmt: skip
 
 
