@@ -44,6 +44,7 @@ DEV = ROOT / ".dev"
 MODELS = DEV / "models"
 PACK = "palimpsest"
 POCKET = MODELS / "checkpoints" / "palimpsest_pocket.safetensors"
+POCKET_EDIT = "palimpsest_pocket_edit.safetensors"  # the same as an InstructPix2Pix model, which ignores the picture
 
 OLDEST_PYTHON = (3, 11)
 DISK_NEEDED = 6 * 10**9  # bytes; the CUDA build of torch is the largest part
@@ -405,7 +406,14 @@ def build_pocket_model(python: Path) -> None:
     POCKET.parent.mkdir(parents=True, exist_ok=True)
     with step("building the pocket model"):
         run_logged([python, source / "checkpoint.py", "--out", POCKET], "pocket")
+        build_edit_model(python, POCKET.parent)
     mark_done(stamp, key)
+
+
+def build_edit_model(python: str | Path, folder: Path) -> None:
+    """Make the pocket's InstructPix2Pix form beside the pocket checkpoint of a folder."""
+    program = ROOT / "tests" / "pocket" / "checkpoint.py"
+    run_logged([python, program, "--edit-of", folder / POCKET.name, "--out", folder / POCKET_EDIT], "pocket_edit")
 
 
 # ------------------------------------------------------------------------------------------------------ the browser
@@ -526,6 +534,9 @@ def start_host(
     """
     base = Path(base).absolute()
     prepare_base(base, pack, Path(models) if models else None, examples)
+    checkpoints = base / "models" / "checkpoints"
+    if examples and (checkpoints / POCKET.name).is_file() and not (checkpoints / POCKET_EDIT).is_file():
+        build_edit_model(python, checkpoints)
     port = port or free_port()
     check_port(port)
     command = [python, ROOT / "tests" / "run_host.py", Path(comfy) / "main.py", "--port", port]

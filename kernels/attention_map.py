@@ -86,6 +86,16 @@ def leakage(mass: Tensor, mask: Tensor) -> Tensor:
     return (mass * (1 - mask)).sum((-2, -1)) / mass.sum((-2, -1))
 
 
+def overlap(found: Tensor, drawn: Tensor) -> Tensor:
+    """Intersection over union of two masks: sum min(a, b) / sum max(a, b), 1 where they are the same.
+
+    found (B, H, W), drawn (B or 1, H, W) in 0..1 -> (B,); soft edges count by their value, nan where both are black.
+    """
+    found, drawn = found.float(), drawn.float().to(found.device)
+    both, either = torch.minimum(found, drawn), torch.maximum(found, drawn)
+    return both.sum((-2, -1)) / either.sum((-2, -1))
+
+
 def otsu(values: Tensor, bins: int = 256) -> Tensor:
     """The threshold that parts values in 0..1 best into two groups (largest variance between them; Otsu 1979).
 

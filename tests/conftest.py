@@ -156,10 +156,9 @@ def pocket_vae(pocket_checkpoint: Path):
 def pocket_edit(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pocket checkpoint as an InstructPix2Pix model of 8 channels that ignores the picture: a file's path."""
     from pocket import checkpoint
-    from safetensors.torch import load_file, save_file
 
     edit = tmp_path_factory.mktemp("checkpoints") / "palimpsest_pocket_edit.safetensors"
-    save_file(checkpoint.with_picture_channels(load_file(pocket_checkpoint)), edit, {"format": "pt"})
+    checkpoint.build_edit(pocket_checkpoint, edit)
     return edit
 
 

@@ -83,7 +83,8 @@ def chosen_words(record: AttentionRecord, asked: str) -> list[int]:
 class Reading:
     """Maps of B pictures and the W chosen words: mass (B, W, H, W) as measured, shown in 0..1, mask (B, H, W) binary.
 
-    soft (B, H, W): the largest of the words' shown maps; leaks (B, W), None without a mask of the user's.
+    soft (B, H, W): the largest of the words' shown maps; leaks (B, W), None without a mask of the user's, which shares
+    `overlap` (intersection over union) with this one.
     """
 
     words: tuple[str, ...]
@@ -93,6 +94,7 @@ class Reading:
     thresholds: Tensor
     leaks: Tensor | None
     outside: float
+    overlap: float | None = None
 
     @property
     def soft(self) -> Tensor:
@@ -113,6 +115,8 @@ class Reading:
         text = "; ".join([*parts, f"the map's mask covers {self.mask.mean():.0%} of the picture"])
         if self.leaks is not None:
             text += f"; leakage {self.leakage:.3f} (a word that looks everywhere alike: {self.outside:.3f})"
+            if self.overlap is not None and not math.isnan(self.overlap):
+                text += f"; the map's mask and yours share {self.overlap:.0%} (intersection over union)"
         return text
 
 
@@ -165,7 +169,13 @@ def read(
         thresholds=thresholds,
         leaks=leaks,
         outside=outside,
+        overlap=None if mask is None else shared(found, mask),
     )
+
+
+def shared(found: Tensor, mask: Tensor) -> float:
+    """How much of the masks (B, H, W) that a map gave and a person's is the same, as a mean over pictures."""
+    return maths.overlap(found, host.picture_rows(mask, len(found), *found.shape[-2:])[:, 0]).nanmean().item()
 
 
 def leakage_of(mass: Tensor, mask: Tensor) -> tuple[Tensor, float]:

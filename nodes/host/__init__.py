@@ -51,7 +51,7 @@ from .model import (
     transformer_parts,
 )
 from .others import guiding_nodes, patching_nodes, refused_by_name
-from .pictures import PictureChannels, picture_channels
+from .pictures import PictureChannels, picture_channels, require_text_to_image, shows_picture, unseen_picture
 from .prompts import (
     is_unet,
     reads_pooled,
@@ -152,6 +152,7 @@ __all__ = [
     "require_one_gpu",
     "require_readable",
     "require_span",
+    "require_text_to_image",
     "require_unet",
     "require_width",
     "rows_of_frames",
@@ -162,6 +163,7 @@ __all__ = [
     "self_attention_layers",
     "self_attention_modules",
     "show_text",
+    "shows_picture",
     "single_device",
     "source_levels",
     "source_name",
@@ -172,6 +174,7 @@ __all__ = [
     "told",
     "transformer_parts",
     "uncompiled",
+    "unseen_picture",
     "was_cut",
     "whole_grid",
     "windows_part_prompts",

@@ -30,6 +30,35 @@ class PictureChannels:
         return latent * self.scale
 
 
+def in_words(model: Any) -> str:
+    """A model that is given pictures beside the latent, as messages name it."""
+    return type(model.model).__name__ if picture_channels(model) else "an inpainting model"
+
+
+def shows_picture(prompt: list) -> bool:
+    """Whether a CONDITIONING carries pictures for the network's input, as those of the host's nodes for such models."""
+    return any(str(key).startswith("concat_") for _, extra in prompt for key in extra)
+
+
+def unseen_picture(model: Any, prompt: list, name: str = "the prompt") -> str:
+    """What a report adds where a prompt shows such a model no picture, which it then takes for an empty one."""
+    if not picture_channels(model) or shows_picture(prompt):
+        return ""
+    return (
+        f"; note: {name} shows {in_words(model)} no picture to change: put it through InstructPixToPixConditioning, "
+        "with this picture"
+    )
+
+
+def require_text_to_image(model: Any, technique: str, way_out: str) -> None:
+    """Raise ValueError for a model that changes a picture it is given, where a technique has none to give."""
+    if picture_channels(model):
+        raise ValueError(
+            f"{technique} teaches pictures by their captions, and {in_words(model)} changes a picture that it is "
+            f"given beside the caption: {way_out}."
+        )
+
+
 def picture_channels(model: Any) -> PictureChannels:
     """Those of a host MODEL. Inpainting models are no such models: theirs are a mask and what it leaves."""
     read = getattr(model.model, "process_ip2p_image_in", None)

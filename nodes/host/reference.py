@@ -24,6 +24,7 @@ from .call import Run, noise_level, observe, run_of
 from .cancelling import stop_if_cancelled
 from .finite import is_finite
 from .frames import in_one_window
+from .pictures import in_words, shows_picture
 from .prompts import require_active
 from .sampling import sample
 from .streaming import PieceStream
@@ -353,10 +354,10 @@ def chosen_source(
     """
     require_active(model, prompt, source_levels(wanted), "the source's prompt")
     levels, needed, free = len(source_levels(wanted)), expected_bytes(model, wanted), free_memory()
-    unseen = needs_pictures(model) and not any(key.startswith("concat_") for _, extra in prompt for key in extra)
+    unseen = needs_pictures(model) and not shows_picture(prompt)
     if chosen == CACHED and unseen:
         raise ValueError(
-            "source_features 'cached' of an inpaint or instruct model need its pictures on the source prompt, too: set "
+            f"source_features 'cached' of {in_words(model)} need its pictures on the source prompt, too: set "
             f"source_features to 'same step'{pictures}."
         )
     if chosen == CACHED and needed > free:

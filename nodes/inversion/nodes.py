@@ -138,6 +138,7 @@ class Invert(io.ComfyNode):
         report = f"{trajectory.steps} steps, {said}"
         if 1.0 in (settings.guidance, settings.reconstruction_guidance) and (others := host.guiding_nodes(model)):
             report += f"; at guidance 1 the guidance of other nodes was left out ({others})"
+        report += host.unseen_picture(model, positive)
         if "noise_mask" in latent:
             report += "; the latent's mask was left out (inversion needs the whole picture)"
         return io.NodeOutput(trajectory, {"samples": noise}, {"samples": rebuilt}, report, ui=host.told(cls, report))

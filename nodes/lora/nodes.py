@@ -337,6 +337,8 @@ class TrainLoRA(io.ComfyNode):
         **chosen,
     ) -> io.NodeOutput:
         (model,), (clip,), (vae,), began = model, clip, vae, time.monotonic()
+        way_out = "train on the text-to-image checkpoint of its family, whose LoRAs it takes"
+        host.require_text_to_image(model, "Train LoRA", way_out)
         given = training.Given(images, captions, masks or (), class_images or (), class_caption[0])
         settings = training.resolution_of(model, LoRASettings.of({name: value[0] for name, value in chosen.items()}))
         shown = host.ProgressText(host.node_id(cls))

@@ -85,6 +85,14 @@ def test_words_against_each_other_add_up_to_1_whatever_they_draw_in_all():
     torch.testing.assert_close(maps.against_each_other(louder), found)
 
 
+def test_overlap_is_what_two_masks_share_of_what_either_covers():
+    one = torch.tensor([[[1.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    drawn = torch.tensor([[[0.0, 1.0], [0.5, 0.0]]])
+    torch.testing.assert_close(maps.overlap(one, drawn), torch.tensor([1 / 2.5, 0.0]))
+    assert torch.equal(maps.overlap(drawn.double(), drawn.half()), torch.ones(1))
+    assert maps.overlap(one[1:], one[1:]).isnan().all()
+
+
 def test_leakage_is_the_share_outside():
     mass = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[1.0, 1.0], [1.0, 1.0]]]])
     mask = torch.tensor([[[[0.0, 0.0], [0.5, 1.0]]]])

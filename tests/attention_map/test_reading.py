@@ -42,6 +42,10 @@ def test_leakage_is_measured_against_the_users_mask():
     assert leakage == pytest.approx(0.01 / 0.21, abs=0.02)
     assert "of it outside the mask" in report
     assert "looks everywhere alike: 0.500" in report
+    found = read(made(), words="red cat")[1][0]
+    white = torch.nn.functional.interpolate(half[None], size=found.shape, mode="nearest")[0, 0]
+    shared = float((found * white).sum() / torch.maximum(found, white).sum())
+    assert f"the map's mask and yours share {shared:.0%} (intersection over union)" in report
     *_, other, _ = read(made(), words="snow", mask=half)
     assert other > 0.8
 

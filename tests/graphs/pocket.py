@@ -11,6 +11,7 @@ from attention_map.graph import FOUND
 from contextdiff.graph import CLIP_EDIT, CLIP_SOURCE
 from cross_attention.graph import BOTH, ON_MARBLE
 from feature_blend.graph import WHITE_CUP
+from instruct_pix2pix.graph import EDIT_CHECKPOINT, INSTRUCTION, ITS_OBJECT
 from kv.graph import FULL_CUP
 from lora_training.graph import ASKED, TAUGHT
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
@@ -39,6 +40,7 @@ SAVED = "palimpsest_example_00001.safetensors"
 
 STRINGS = {
     CHECKPOINT["name"]: "palimpsest_pocket.safetensors",
+    EDIT_CHECKPOINT["name"]: "palimpsest_pocket_edit.safetensors",
     CAT: PICTURE,
     COFFEE: PICTURE,
     MASKED_CAT: MASKED_PICTURE,
@@ -56,6 +58,8 @@ STRINGS = {
     BOTH: "a blue cat standing on the right in the park",
     FOUND: "red cat",
     "marble": "park",
+    INSTRUCTION: "a blue cat standing on the right in the snow",
+    ITS_OBJECT: "cat",
     FULL_CUP: RED_CAT.format("lying", "snow"),
     CLIP_SOURCE: DOG.format("standing", "park"),
     CLIP_EDIT: "a blue dog standing on the left in the park",
@@ -67,7 +71,7 @@ STRINGS = {
     REPOSED: "a <image1> cat lying on the right in the snow",
 }
 NUMBERS = {
-    "steps=30": 20, "steps=200": 60, "validate_every=50": 30, "cfg=7.5": 3.0, "guidance=7.5": 3.0,
+    "steps=30": 20, "steps=200": 60, "validate_every=50": 30, "cfg=7.5": 3.0, "cfg_conds=7.5": 3.0, "guidance=7.5": 3.0,
     "width=1152": 256, "width=576": 128, "height=384": 128, "width=512": 128, "height=512": 128,
 }  # fmt: skip
 SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name, value in values.items()} | {

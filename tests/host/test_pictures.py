@@ -7,6 +7,7 @@ import tiny_models
 import torch
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from palimpsest.nodes import host
+from palimpsest.nodes.lora.nodes import TrainLoRA
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -46,3 +47,13 @@ def test_the_pocket_model_with_picture_channels_draws_what_it_drew(pocket_checkp
         run = (8, 5.0, "ddim", "ddim_uniform", positive, negative, latent["samples"])
         drawn.append(comfy.sample.sample(model, noise, *run, disable_pbar=True, seed=3))
     torch.testing.assert_close(*drawn, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["sd15_edit", "sdxl_edit"])
+def test_trainings_by_captions_refuse_models_that_change_a_picture_by_name(family):
+    model = tiny_models.unet(family)
+    with pytest.raises(ValueError, match=f"teaches pictures by their captions, and {type(model.model).__name__}"):
+        host.require_text_to_image(model, "Train LoRA", "train on another")
+    host.require_text_to_image(tiny_models.unet(family.removesuffix("_edit")), "Train LoRA", "train on another")
+    with pytest.raises(ValueError, match=f"Train LoRA teaches .* {type(model.model).__name__}"):
+        TrainLoRA.execute([model], [None], [None], [tiny_models.picture()])

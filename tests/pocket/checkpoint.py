@@ -1,6 +1,7 @@
 """Build the pocket model's checkpoint: a .safetensors in SD1.5's layout that the host's own loader takes.
 
     python tests/pocket/checkpoint.py --out models/checkpoints/pocket.safetensors
+    python tests/pocket/checkpoint.py --edit-of models/checkpoints/pocket.safetensors --out ...     8-channel form
     python tests/pocket/checkpoint.py --hash          rewrite weights/SHA256SUMS after new weights were put there
 
 The shipped weights are a U-Net of half the width the layout asks for and an autoencoder (TAESD's layout); `widen`
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 if __package__:
@@ -166,6 +167,15 @@ def build(out: str | Path, weights: str | Path = WEIGHTS) -> bool:
     return True
 
 
+def build_edit(pocket: str | Path, out: str | Path) -> None:
+    """Write the form `with_picture_channels` of a checkpoint to `out`. Raises PocketError."""
+    try:
+        state = load_file(pocket)
+    except (OSError, SafetensorError) as error:
+        raise PocketError(f"{pocket} cannot be read ({error}); build the pocket checkpoint first.") from error
+    _save(with_picture_channels(state), Path(out), {"format": "pt"})
+
+
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (unpacked if they were stored in 8 bits) and metadata of a .safetensors. Raises PocketError."""
     try:
@@ -246,6 +256,7 @@ def _save(state: dict[str, Tensor], out: Path, metadata: dict[str, str]) -> None
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the pocket model's checkpoint.")
     parser.add_argument("--out", type=Path, help="the .safetensors to write")
+    parser.add_argument("--edit-of", type=Path, help="write that checkpoint as an InstructPix2Pix model of 8 channels")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the shipped weights")
     parser.add_argument("--hash", action="store_true", help="rewrite SHA256SUMS for the weights that are there")
     options = parser.parse_args()
@@ -254,7 +265,9 @@ def main() -> int:
     try:
         if options.hash:
             print(write_sums(options.weights), end="")
-        if options.out:
+        if options.out and options.edit_of:
+            build_edit(options.edit_of, options.out)
+        elif options.out:
             built = build(options.out, options.weights)
             print(f"{options.out}: {'written' if built else 'up to date'} ({options.out.stat().st_size / 1e6:.1f} MB)")
     except PocketError as error:

@@ -54,6 +54,7 @@ def train(
     fails. Raises ValueError for unusable inputs and for a model that returns NaN.
     """
     host.require_unet(model, TECHNIQUE)
+    host.require_text_to_image(model, TECHNIQUE, "connect the text-to-image checkpoint of its family")
     if settings.pooled_output == CLIP_TEXT and clip is None:
         raise ValueError("pooled_output 'CLIP text' needs a text encoder: connect clip, or choose 'zeros'.")
     watch = watch or Watch()
