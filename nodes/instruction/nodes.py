@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from .. import host, inputs, sockets
 from ..multimodal import DTYPES
-from . import edit, express, folder, loading
+from . import edit, express, loading
+from .folder import MGIE, NO_FOLDER, fingerprint, mgie_folders
 from .wording import QUESTION
 
 
@@ -185,10 +186,10 @@ class EditInstruction(io.ComfyNode):
         )
 
     @classmethod
-    def check_lazy_status(cls, text="", route=edit.TEXT, expressed=None, clip=None, edit_head=None) -> list[str]:
-        """What is to be run first: the language model only where what it says counts."""
-        wanted = [] if (text or "").strip() or route == edit.HEAD else ["expressed"]
-        return wanted + (["edit_head"] if route == edit.HEAD else [])
+    def check_lazy_status(cls, text="", route=edit.TEXT, **connected) -> list[str]:
+        """What is to be run first, of what is connected: the language model only where what it says counts."""
+        wanted = "edit_head" if route == edit.HEAD else "" if (text or "").strip() else "expressed"
+        return [name for name, value in connected.items() if name == wanted and value is None]
 
     @classmethod
     def execute(cls, expressed=None, clip=None, edit_head=None, **chosen) -> io.NodeOutput:
@@ -213,7 +214,7 @@ class LoadMGIE(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=folder.mgie_folders(),
+                    options=mgie_folders(),
                     tooltip="A folder in models/palimpsest_mgie, converted from the published files as the help page "
                     "says; nothing is downloaded. Refresh (R) lists new ones.",
                 ),
@@ -242,7 +243,7 @@ class LoadMGIE(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, folder) -> bool | str:
         """Say what to do while there is no folder; a list of names cannot."""
-        if folder == loading.NO_FOLDER:
+        if folder == NO_FOLDER:
             return (
                 "models/palimpsest_mgie is empty: put a folder with MGIE there, converted as the help page of Load "
                 "MGIE says, and refresh."
@@ -252,7 +253,7 @@ class LoadMGIE(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder, **_) -> str:
         """Read again when a file changed."""
-        return loading.fingerprint(folder)
+        return fingerprint(folder)
 
     @classmethod
     def execute(cls, **chosen) -> io.NodeOutput:
@@ -270,5 +271,5 @@ def blocked(name: str) -> object:
     )
 
 
-SHELVES = [folder.MGIE]
+SHELVES = [MGIE]
 NODES = [LoadMGIE, ExpressInstruction, EditInstruction]

@@ -286,8 +286,8 @@ def not_finite(value: Any, depth: int = 0) -> Iterator[str]:
         for each in value:
             yield from not_finite(each, depth + 1)
     elif depth < 4 and is_dataclass(value):
-        for each in fields(value):
-            yield from not_finite(getattr(value, each.name), depth + 1)
+        for held in (getattr(value, each.name) for each in fields(value)):
+            yield from () if isinstance(held, str) else not_finite(held, depth + 1)  # a text of the graph's own
 
 
 # ---- what must not change -------------------------------------------------------------------------------------------

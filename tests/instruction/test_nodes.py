@@ -127,9 +127,12 @@ def test_the_three_prompts_of_a_text():
 
 def test_a_written_text_wins_and_nothing_is_asked_before_it():
     node = nodes.EditInstruction
-    assert node.check_lazy_status(text="", route="expressed text") == ["expressed"]
-    assert node.check_lazy_status(text="mine", route="expressed text") == []
-    assert node.check_lazy_status(text="mine", route="edit head") == ["edit_head"]
+    waiting = {"expressed": None, "edit_head": None}  # connected, and not run yet
+    assert node.check_lazy_status(text="", route="expressed text", **waiting) == ["expressed"]
+    assert node.check_lazy_status(text="mine", route="expressed text", **waiting) == []
+    assert node.check_lazy_status(text="mine", route="edit head", **waiting) == ["edit_head"]
+    assert node.check_lazy_status(text="", route="edit head", expressed=None) == []
+    assert node.check_lazy_status(text="", expressed="theirs") == []
     lazy = {entry.id for entry in node.define_schema().inputs if entry.lazy}
     assert lazy == {"expressed", "edit_head"}
     report = execute(node, clip=fakes.Reader(), text="mine", expressed="theirs")[3]
