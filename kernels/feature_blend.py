@@ -96,6 +96,27 @@ def tuning_losses(
     return share(source, outside), share(edit, inside)
 
 
+def pair_loss(denoised: Tensor, edited: Tensor, source: Tensor) -> Tensor:
+    """How far a blended prediction is from the true edited picture; a number, the mean over pictures.
+
+    L_rec = sum (D - T)^2 / sum (S - T)^2                                founding paper, section 3.5
+    "The reconstruction loss ensures that the edited image is similar to the ground-truth edited image". Ours: the
+    division, so that pairs count alike: 1 is a prediction as far off as the source, 0 the edited picture.
+
+    denoised D, edited T, source S (B, C, H, W); a pair of two equal pictures counts by its own size alone.
+    """
+    apart, change = ((other.float() - edited.float()).pow(2).flatten(1).sum(1) for other in (denoised, source))
+    return (apart / change.clamp_min(1e-3 * edited[0].numel())).mean()
+
+
+def with_noise_of(edited: Tensor, source: Tensor, noised: Tensor) -> Tensor:
+    """The edited picture under the noise that a source has at some level: x = T + (x_S - S).
+
+    edited T, source S, noised x_S (B, C, H, W) -> the same; it is where sampling stands if the edit goes right.
+    """
+    return edited + (noised - source)
+
+
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss of a patch discriminator: E max(0, 1 - D(real)) + E max(0, 1 + D(fake))  (arXiv:1705.02894).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,6 @@ from .bias import PAPER, RELEASED_CODE, noisiest
 from .network import ContextNetwork
 
 CLEAN, PREDICTED = "x0", "x0_hat"
-WHOLE_PICTURE = ("area", "mask", "control", "gligen", "hooks", "start_percent", "end_percent")
 
 
 # ------------------------------------------------------------------------------------------------------ one draw
@@ -70,40 +68,6 @@ SEEN: dict[str, Callable] = {PREDICTED: predicted_picture, CLEAN: true_picture}
 
 
 # ------------------------------------------------------------------------------------------ prompts and pictures
-
-
-def one_prompt_per_picture(positive: list, pictures: int) -> list:
-    """A CONDITIONING of one entry, whose tensors have 1 row for all pictures or a row for each.
-
-    Takes one entry for all (which may have rows already), or one entry for each picture in their order; prompts of
-    other lengths are repeated to a common one, as the host joins them. Raises ValueError for any other number, and
-    for prompts that do not describe the whole picture by text alone.
-    """
-    for _, extra in positive:
-        found = [name for name in WHOLE_PICTURE if extra.get(name) is not None]
-        if found:
-            raise ValueError(
-                f"a prompt to train on describes the whole picture by its text alone, this one has {found[0]!r}: "
-                "connect it from before the node that added that."
-            )
-    if not positive or positive[0][0] is None:
-        raise ValueError("positive has no text: connect the prompt that describes the picture.")
-    if len(positive) == 1:
-        rows = len(positive[0][0])
-        if rows in (1, pictures):
-            return positive
-        raise ValueError(f"positive has {rows} rows of text for {pictures} pictures: give one, or one for each.")
-    if len(positive) != pictures:
-        raise ValueError(
-            f"positive has {len(positive)} prompts for {pictures} pictures: give one for all, or one for each in "
-            "their order (Conditioning Combine puts them one after the other)."
-        )
-    tokens = math.lcm(*(text.shape[1] for text, _ in positive))
-    extra = dict(positive[0][1])
-    if extra.get("pooled_output") is not None:
-        extra["pooled_output"] = torch.cat([other["pooled_output"][:1] for _, other in positive])
-    text = torch.cat([text[:1].repeat(1, tokens // text.shape[1], 1) for text, _ in positive])
-    return [[text, extra]]
 
 
 @dataclass

@@ -10,11 +10,18 @@ from torch import Tensor
 
 from .. import host
 from ..host import checkpointing, gradient
-from ..training import Factors, Watch, act_in_unet, kept_if_it_ends_early, linear_layers
+from ..training import (
+    Factors,
+    Watch,
+    act_in_unet,
+    kept_if_it_ends_early,
+    linear_layers,
+    one_prompt_per_picture,
+)
 from .adapter import ContextAdapter
 from .fit import FROZEN, JOINT, FitAdapter, Trained, TrainSettings
 from .network import AdapterConfig, ContextNetwork
-from .objective import PickRows, one_prompt_per_picture
+from .objective import PickRows
 from .validation import verdict
 
 TECHNIQUE = "Train Context Adapter"

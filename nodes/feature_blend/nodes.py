@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from .. import host, inputs, saving, sockets
 from . import apply as feature_apply
 from . import files, plot, tuning
+from .fitting import PAPER
 from .latents import SOURCE_LATENTS
 from .weights import BlendWeights
 
@@ -234,7 +235,29 @@ class TuneFeatureBlend(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip="White where the edit should show, black where the source should be rebuilt. Without it "
-                    "both are asked everywhere and keep_edit decides.",
+                    "both are asked everywhere and keep_edit decides. Off where edited is connected.",
+                ),
+                io.Latent.Input(
+                    "edited",
+                    optional=True,
+                    tooltip="The trajectory's pictures as they should be, through VAE Encode: one for each, in their "
+                    "order. With it the weights learn to draw these, from all pairs together, as the paper does it; "
+                    "keep_edit then does nothing. 8 to 32 pairs serve other pictures as well.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[CUSTOM, PAPER],
+                    tooltip="custom: the values above act. paper: pairs alone, output features from the bottleneck to "
+                    "the end, and a small adversarial term beside the reconstruction; needs edited.",
+                ),
+                io.Int.Input(
+                    "pairs_per_step",
+                    default=1,
+                    min=1,
+                    max=64,
+                    advanced=True,
+                    tooltip="How many pairs of edited each step learns from. 1 (default) takes the memory of one "
+                    "picture; 2 to 4 are steadier, at their cost.",
                 ),
             ],
             outputs=[
@@ -249,7 +272,14 @@ class TuneFeatureBlend(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, trajectory, positive, target_positive, negative=None, mask=None, **chosen) -> io.NodeOutput:
+    def execute(
+        cls, model, trajectory, positive, target_positive, negative=None, mask=None, edited=None, **chosen
+    ) -> io.NodeOutput:
+        if chosen.get("preset") == PAPER and edited is None:
+            raise ValueError(
+                "preset 'paper' learns from pictures as they should be, and edited is empty: connect one for each "
+                "picture of the trajectory (VAE Encode), or set preset to 'custom', which needs the source alone."
+            )
         settings = tuning.TuneSettings.of(chosen)
         inputs.require_negative(settings.guidance, negative)
         began, shown = time.monotonic(), host.ProgressText(host.node_id(cls))
@@ -259,6 +289,7 @@ class TuneFeatureBlend(io.ComfyNode):
             tuning.Prompts(positive, target_positive, negative),
             settings,
             mask=mask,
+            edited=None if edited is None else edited["samples"],
             report=lambda step, loss: shown.update(f"step {step + 1} of {settings.steps}, loss {loss:.3f}"),
             recording=latent_preview.prepare_callback(model, trajectory.steps),
             callback=latent_preview.prepare_callback(model, settings.steps),

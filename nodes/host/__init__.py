@@ -28,7 +28,7 @@ from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
 from .finite import is_finite
-from .frames import EVERY, Frames, windows_part_prompts
+from .frames import EVERY, Frames, pick_rows, showing, windows_part_prompts
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import one_colour, picture_rows, rows_of_frames, stretched
@@ -138,6 +138,7 @@ __all__ = [
     "observe",
     "one_colour",
     "patching_nodes",
+    "pick_rows",
     "picture_channels",
     "picture_rows",
     "places",
@@ -163,6 +164,7 @@ __all__ = [
     "self_attention_layers",
     "self_attention_modules",
     "show_text",
+    "showing",
     "shows_picture",
     "single_device",
     "source_levels",

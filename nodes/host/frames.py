@@ -76,6 +76,40 @@ class WholeClip:
         return False
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Stands for the host's window where a call of our own shows some pictures of a batch."""
+
+    index_list: tuple[int, ...]
+    total_frames: int
+    dim: int = 0
+
+
+def showing(model_options: dict, rows: tuple[int, ...], pictures: int) -> dict:
+    """Options of a call that shows these of all pictures; `pick_rows` gives it their prompts."""
+    options = model_options.get("transformer_options", {}) | {WINDOW: Rows(rows, pictures)}
+    return model_options | {HANDLER: WholeClip(), "transformer_options": options}
+
+
+def pick_rows(
+    executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict, **kwargs: Any
+) -> Any:
+    """CALC_COND_BATCH wrapper: of prompts with a row for each picture, those of the pictures that a call shows."""
+    frames = shown_frames(model_options, x)
+
+    def pick(value: Any) -> Any:
+        tensor = getattr(value, "cond", None)
+        several = isinstance(tensor, Tensor) and len(tensor) == frames.clip > 1
+        return type(value)(frames.rows(tensor)) if several else value
+
+    def picked(cond: dict) -> dict:
+        return cond | {"model_conds": {name: pick(value) for name, value in cond["model_conds"].items()}}
+
+    if frames.shown is not None:
+        conds = [None if group is None else [picked(cond) for cond in group] for group in conds]
+    return executor(model, conds, x, timestep, model_options, **kwargs)
+
+
 def in_one_window(model_options: dict) -> dict:
     """Options under which the host samples a clip as a whole."""
     return model_options | {HANDLER: WholeClip()} if HANDLER in model_options else model_options

@@ -7,6 +7,7 @@ from .history import History
 from .loras import lora_shelf
 from .network import LearnedNetwork
 from .optimise import CLIP_NORM, WEIGHT_DECAY, adamw, clip_gradients, divide_gradients
+from .prompts import one_prompt_per_picture
 from .reading import ReadTokens, embedding_weights, loss_of
 from .seeds import generator, generator_at
 from .watch import Watch, kept_if_it_ends_early, nothing, previews
@@ -38,6 +39,7 @@ __all__ = [
     "loss_of",
     "nan_error",
     "nothing",
+    "one_prompt_per_picture",
     "previews",
     "require_finite",
     "unet_file",

@@ -341,7 +341,7 @@ def test_one_prompt_with_a_row_for_each_picture_is_the_same_as_several():
 
 def test_prompts_of_other_lengths_are_joined_as_the_host_joins_them():
     mixed = tiny_models.prompt(1) + tiny_models.prompt(2, 14)
-    ((text, _),) = context_objective.one_prompt_per_picture(mixed, 2)
+    ((text, _),) = training.one_prompt_per_picture(mixed, 2)
     torch.testing.assert_close(text[0], mixed[0][0][0].repeat(2, 1))
     torch.testing.assert_close(text[1], mixed[1][0][0])
 
@@ -349,7 +349,7 @@ def test_prompts_of_other_lengths_are_joined_as_the_host_joins_them():
 def test_a_prompt_is_not_changed_by_joining():
     several = prompts(2, "sdxl")
     before = several[0][1]["pooled_output"]
-    context_objective.one_prompt_per_picture(several, 2)
+    training.one_prompt_per_picture(several, 2)
     assert several[0][1]["pooled_output"] is before
 
 

@@ -1,11 +1,14 @@
 """Feature Blend, Cross-Attention Mask, attention maps and KV on models that are given the picture they change."""
 
+import comfy.sample
 import pytest
 import tiny_models
 import torch
+from attention_fusion.fusing import encoder, fuse
 from cross_attention.masked import AFTER, by_matrix, weigh_words
 from harness import assert_acts, assert_close, half, invert, sample, tune
 from instruct_pix2pix.editing import MIDDLE, MODELS, NEGATIVE, POSITIVE, WORDS, Editing, seen_by
+from palimpsest.nodes import host
 from palimpsest.nodes.attention_map.nodes import AttentionMap, FindWords, ReadAttentionMap
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
 from palimpsest.nodes.feature_blend.nodes import FeatureBlend, TuneFeatureBlend
@@ -141,6 +144,19 @@ def test_alphas_are_tuned_with_the_picture_in_every_row(editing):
     assert all(0 < alpha < 1 and alpha != 0.5 for alpha in weights.alphas.values())
 
 
+def test_a_fused_edit_is_shown_the_picture_in_the_sources_rows_too():
+    """Its source prompt has no picture of its own: beside each step it is shown the edit's."""
+    editing, clip = Editing(), encoder("sd15")
+    patched, fused, report = fuse(editing.model, clip, editing.trajectory)
+    assert "same step" in report
+    shown = editing.latent["samples"]
+    editing.both = [[text, extra | {"concat_latent_image": shown}] for text, extra in fused]
+    plain = editing.sample()
+    drawn, calls = seen_by(patched, editing.sample)
+    assert_acts(drawn, plain)
+    assert all(torch.equal(pictures[0], shown) for groups, _, pictures in calls if len(groups) == 1)
+
+
 # ---- batches, and what is said
 
 
@@ -159,3 +175,11 @@ def test_a_prompt_without_the_picture_is_named(editing):
     assert "no picture" not in invert(editing.model, editing.latent, editing.picture, editing.picture)[3]
     with pytest.raises(ValueError, match=f"'cached' of {name} need its pictures"):
         blend(editing, positive=editing.nothing, source_features="cached", alpha_inside=0.5)
+
+
+def test_fresh_noise_is_that_of_the_re_noised_source_of_the_same_seed(editing):
+    fresh = comfy.sample.prepare_noise(editing.latent["samples"], 5)
+    noised = host.renoised(editing.trajectory, 5)
+    assert_close((noised.latents[0] - noised.latents[-1]) / noised.sigmas[0], fresh, 1e-3)
+    settings = {"preset": "paper", "seed": 5, "source_latents": "re-noised source"}
+    assert_acts(editing.sample(blend(editing, **settings), added=fresh), editing.sample(added=fresh))
