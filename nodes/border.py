@@ -239,6 +239,7 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "PALIMPSEST_BLEND_WEIGHTS": object_of_ours,
     "PALIMPSEST_TEXT_LINES": object_of_ours,
     "PALIMPSEST_TEXT_EMBEDDER": object_of_ours,
+    "PALIMPSEST_EDIT_HEAD": object_of_ours,
 }
 CHECKS_BY_SOCKET: dict[str, Callable[[Any, str, Any], Any]] = {
     "INT": number,

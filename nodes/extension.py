@@ -12,6 +12,7 @@ from .cross_attention import nodes as cross_attention
 from .edit_report import nodes as edit_report
 from .exact_text import nodes as exact_text
 from .feature_blend import nodes as feature_blend
+from .instruction import nodes as instruction
 from .inversion import nodes as inversion
 from .keep_outside import nodes as keep_outside
 from .kv import nodes as kv
@@ -34,6 +35,7 @@ TECHNIQUES = (
     video,
     attention_fusion,
     multimodal,
+    instruction,
     lora,
     exact_text,
     text_control,

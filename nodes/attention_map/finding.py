@@ -10,7 +10,7 @@ import torch
 
 from .. import host, inputs
 from ..settings import Settings
-from ..words import ChosenWords
+from ..words import ChosenWords, refuse_without_words
 from .record import AttentionRecord, span
 from .recorder import RecordSettings, record_words
 
@@ -37,6 +37,7 @@ def find_words(
     Raises ValueError for another architecture's trajectory, an empty span, and a prompt without the words.
     """
     inputs.require_same_layout(model, trajectory.layout, "the picture was inverted", "invert it again with this model")
+    refuse_without_words((beside for _, beside in positive), "Find Words in Picture")
     host.require_span(settings.start_percent, settings.end_percent)
     steps = spread(settings.looks, trajectory.steps, settings.start_percent, settings.end_percent)
     host.require_active(model, positive, [trajectory.sigmas[step] for step in steps], "positive")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels.cross_attention_mask import biased_keys, fused
 from .. import host
-from ..words import ChosenWords, shortened
+from ..words import ChosenWords, refuse_without_words, shortened
 from .regions import Region
 
 NAME = "palimpsest_cross_attention"
@@ -163,6 +163,7 @@ class RequireWords:
     def __call__(self, guider: Any, run: host.Run) -> None:
         if guider.model_options.get("transformer_options", {}).get(host.OF_A_NODE):
             return
+        refuse_without_words(run.every_cond, "Cross-Attention Mask")
         texts = [text for text in (cond.get("cross_attn") for cond in run.every_cond) if text is not None]
         if not any(self.words.offsets(text) for text in texts):
             raise ValueError(

@@ -2,9 +2,18 @@
 
 from .reading import Word, decoded, read_words, refuse_foreign_embeddings
 from .selection import select
-from .words import ChosenWords, copies, joined_length, rows_of, shortened
+from .words import (
+    WITHOUT_WORDS,
+    ChosenWords,
+    copies,
+    joined_length,
+    refuse_without_words,
+    rows_of,
+    shortened,
+)
 
 __all__ = [
+    "WITHOUT_WORDS",
     "ChosenWords",
     "Word",
     "copies",
@@ -12,6 +21,7 @@ __all__ = [
     "joined_length",
     "read_words",
     "refuse_foreign_embeddings",
+    "refuse_without_words",
     "rows_of",
     "select",
     "shortened",

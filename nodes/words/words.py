@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import host
+
+WITHOUT_WORDS = "palimpsest_without_words"  # in a CONDITIONING whose tokens are no words: what made it
+
+
+def refuse_without_words(prompts: Iterable[Mapping[str, Any]], node: str) -> None:
+    """Raise ValueError where tokens of a prompt are no words; prompts: what stands beside them in a CONDITIONING."""
+    made_by = next((prompt[WITHOUT_WORDS] for prompt in prompts if prompt.get(WITHOUT_WORDS)), None)
+    if made_by:
+        raise ValueError(
+            f"{node} has tokens from Select Words, and a prompt of {made_by} is sampled, whose tokens are no words: "
+            "disconnect tokens (all of the prompt is masked), or take route 'expressed text' and give that text to "
+            "Select Words."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,7 @@ MADE = {  # what stands before a node: (node, its inputs)
     "encoder": ("LoadMultimodalEncoder", {"folder": "idefics2", "connector": "fuzz.safetensors"}),
     "dataset": ("BuildMultimodalDataset", DATASET),
     "lines": ("TextLines", {"lines": "SIGN", "image": IMAGE}),
+    "mgie": ("LoadMGIE", {"folder": "mgie", "dtype": "float32"}),
 }  # fmt: skip
 NODES: dict[str, dict[str, Any]] = {
     "Invert": WALK | {"vae": LINKS["vae"], "steps": 2, "sigmas": ["sigmas", 0]},
@@ -66,6 +67,9 @@ NODES: dict[str, dict[str, Any]] = {
     "TrainMultimodal": {"model": MODEL, "vae": LINKS["vae"], "multimodal_encoder": ["encoder", 0],
                         "dataset": ["dataset", 0], "steps": 1, "batch_size": 1, "tokens": 16, "preview_every": 0,
                         "save_every": 0, "keep_state": False, "depth": 1, "name": "fuzz", "prompt_dropout": 0.0},
+    "LoadMGIE": MADE["mgie"][1],
+    "ExpressInstruction": {"image": IMAGE, "mgie": ["mgie", 1], "max_tokens": 8},
+    "EditInstruction": {"clip": LINKS["clip"], "expressed": LINKS["caption"]},
     "TrainLoRA": {"model": MODEL, "clip": LINKS["clip"], "vae": LINKS["vae"], "images": IMAGE, "captions": "a cat",
                   "masks": MASK, "class_images": IMAGE, "class_caption": "an animal", "epochs": 1, "repeats": 1,
                   "resolution": 64, "rank": 2, "preview_every": 0, "save_every": 0, "keep_state": "none",
@@ -87,7 +91,7 @@ NODES: dict[str, dict[str, Any]] = {
 COSTLY = {
     "steps", "inner_steps", "looks", "batch_size", "gradient_accumulation", "depth", "lora_rank", "tokens",
     "inversion_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup", "epochs", "repeats", "rank",
-    "resolution", "preview_every", "accumulation", "font",
+    "resolution", "preview_every", "accumulation", "font", "max_tokens",
 }  # fmt: skip
 LONG_PRESETS = {("TrainLoRA", "preset")}  # the paper's number of steps
 SCHEDULES = {"sigmas": 2, "many sigmas": 900}

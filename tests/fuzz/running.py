@@ -21,6 +21,7 @@ import comfy.model_management
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import execution
 import folder_paths
+import tiny_mgie
 import tiny_vlm
 import torch
 from palimpsest.nodes.extension import Palimpsest, register_folders
@@ -159,6 +160,7 @@ def own_folders(base: Path) -> Iterator[None]:
         tiny_vlm.write(base / "models" / "palimpsest_encoders" / "idefics2", "idefics2")
         teaching.write(base / "input" / "palimpsest_texts" / "fuzz", teaching.RECORDS[:2])
         writing.save_control(base / "models" / "palimpsest_text_control" / "fuzz.safetensors", writing.network())
+        tiny_mgie.write(base / "models" / "palimpsest_mgie" / "mgie")
         yield
     finally:
         for name, value in kept.items():
@@ -287,8 +289,8 @@ def not_finite(value: Any, depth: int = 0) -> Iterator[str]:
         for each in value:
             yield from not_finite(each, depth + 1)
     elif depth < 4 and is_dataclass(value):
-        for each in fields(value):
-            yield from not_finite(getattr(value, each.name), depth + 1)
+        for held in (getattr(value, each.name) for each in fields(value)):
+            yield from () if isinstance(held, str) else not_finite(held, depth + 1)  # a text of the graph's own
 
 
 # ---- what must not change -------------------------------------------------------------------------------------------

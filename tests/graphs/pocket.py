@@ -12,6 +12,7 @@ from contextdiff.graph import CLIP_EDIT, CLIP_SOURCE
 from cross_attention.graph import BOTH, ON_MARBLE
 from feature_blend.graph import WHITE_CUP
 from instruct_pix2pix.graph import EDIT_CHECKPOINT, INSTRUCTION, ITS_OBJECT
+from instruction.graph import VAGUE
 from kv.graph import FULL_CUP
 from lora_training.graph import ASKED, TAUGHT
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
@@ -61,6 +62,7 @@ STRINGS = {
     "marble": "park",
     INSTRUCTION: "a blue cat standing on the right in the snow",
     ITS_OBJECT: "cat",
+    VAGUE: "lying",
     FULL_CUP: RED_CAT.format("lying", "snow"),
     CLIP_SOURCE: DOG.format("standing", "park"),
     CLIP_EDIT: "a blue dog standing on the left in the park",
@@ -85,6 +87,7 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestLoadBlendWeights.file": SAVED,
     "PalimpsestLoadMultimodalEncoder.folder": "palimpsest_pocket",
     "PalimpsestLoadMultimodalEncoder.connector": SAVED.replace("example_00001", "pocket"),
+    "PalimpsestExpressInstruction.max_tokens": 24,
     "LoraLoaderModelOnly.lora_name": "palimpsest_pocket_unet.safetensors",
     "PalimpsestBuildMultimodalDataset.min_side": 20,
     "PalimpsestTrainLoRA.resolution": 128,

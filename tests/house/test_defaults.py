@@ -23,6 +23,9 @@ from palimpsest.nodes.exact_text.reading import ReadSettings as ReadTextSettings
 from palimpsest.nodes.extension import Palimpsest, register_folders
 from palimpsest.nodes.feature_blend.apply import BlendSettings
 from palimpsest.nodes.feature_blend.tuning import TuneSettings as BlendTuning
+from palimpsest.nodes.instruction.edit import EditSettings
+from palimpsest.nodes.instruction.express import ExpressSettings
+from palimpsest.nodes.instruction.loading import MgieSettings
 from palimpsest.nodes.inversion.ddim import InvertSettings
 from palimpsest.nodes.keep_outside.compositing import KeepOutsideSettings
 from palimpsest.nodes.kv.settings import ApplySettings, TuneSettings
@@ -58,6 +61,9 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestMultimodalPrompt": PromptSettings,
     "PalimpsestBuildMultimodalDataset": DatasetSettings,
     "PalimpsestTrainMultimodal": MultimodalTraining,
+    "PalimpsestLoadMGIE": MgieSettings,
+    "PalimpsestExpressInstruction": ExpressSettings,
+    "PalimpsestEditInstruction": EditSettings,
     "PalimpsestTrainLoRA": LoRASettings,
     "PalimpsestTextLines": LinesSettings,
     "PalimpsestReadText": ReadTextSettings,
@@ -92,6 +98,7 @@ LITERATURE = {  # nodes and values that papers print for SD 1.x, or that their a
     "PalimpsestTextLines": {"size": 0.8, "spacing": 1.0, "width": 512, "height": 512},
     "PalimpsestApplyTextControl": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "keep_rest": False},
     "PalimpsestTrainTextControl": {"learning_rate": 2e-5, "blank_share": 0.5, "resolution": 512, "guidance": 9.0},
+    "PalimpsestExpressInstruction": {"max_tokens": 96, "summary_words": 32},
 }  # fmt: skip
 
 
