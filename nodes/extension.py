@@ -11,6 +11,7 @@ from .contextdiff import nodes as contextdiff
 from .cross_attention import nodes as cross_attention
 from .edit_report import nodes as edit_report
 from .feature_blend import nodes as feature_blend
+from .instruction_training import nodes as instruction_training
 from .inversion import nodes as inversion
 from .keep_outside import nodes as keep_outside
 from .kv import nodes as kv
@@ -33,6 +34,7 @@ TECHNIQUES = (
     attention_fusion,
     multimodal,
     lora,
+    instruction_training,
     edit_report,
 )
 
