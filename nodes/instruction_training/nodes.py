@@ -85,13 +85,11 @@ class TrainInstruction(io.ComfyNode):
         if resume[0] != states.NEW:
             state = states.load_state(files.STATES, resume[0], given.named(), files.FREE)
         target = target_of(filename[0], wide, parts, given, keep_base=added and given.keep_widened)
-        found = encoded(
-            wide,
-            vae,
-            source.read(),
-            given.resolution,
-            lambda done: shown_text.update(f"encoding {done} of {source.count}"),
-        )
+
+        def tell(done: int) -> None:
+            shown_text.update(f"encoding {done} of {source.count}")
+
+        found = encoded(wide, vae, source.read(), given.resolution, tell)
         learned, shown = training.apart(found, given)
 
         def save(made: Learned) -> None:
