@@ -42,8 +42,8 @@ def sources() -> list[io.Input]:
             "method",
             options=list(METHODS),
             tooltip="LoRA (default): a small file for Load LoRA; of a model without picture channels its first "
-            "convolution learns whole. whole U-Net: every weight, for thousands of triples; 16 bytes of memory for "
-            "each, 14 GB for SD 1.5.",
+            "convolution learns whole. whole U-Net: every weight, for thousands of triples; 20 bytes of memory for "
+            "each, 17 GB for SD 1.5.",
         ),
         io.Int.Input(
             "steps",
@@ -236,8 +236,8 @@ def advanced() -> list[io.Input]:
             "convolutions",
             default=True,
             advanced=True,
-            tooltip="On (default): a LoRA's convolutions learn too, through which the picture comes. Off: half the "
-            "file, and edits of colour and style rather than of shape.",
+            tooltip="On (default): a LoRA's convolutions learn too, through which the picture comes. Off: less "
+            "than half the file.",
         ),
         io.Int.Input(
             "cycles",

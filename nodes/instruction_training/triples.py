@@ -71,7 +71,7 @@ def folder_names() -> list[str]:
 
 
 def in_folder(name: str) -> Source:
-    """The triples of a folder, their lines read. Raises ValueError for no such folder, and that names a line at fault."""
+    """The triples of a folder, its lines read. Raises ValueError for no such folder, and that names a line at fault."""
     known = folders()
     if name not in known:
         have = ", ".join(sorted(known)) or "nothing"

@@ -11,6 +11,7 @@ from attention_map.graph import FOUND
 from contextdiff.graph import CLIP_EDIT, CLIP_SOURCE
 from cross_attention.graph import BOTH, ON_MARBLE
 from feature_blend.graph import WHITE_CUP
+from instruction_training.graph import LEARNED
 from kv.graph import FULL_CUP
 from lora_training.graph import ASKED, TAUGHT
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
@@ -64,6 +65,7 @@ STRINGS = {
     SUBJECT: "a <image1> cat standing on the right in the snow",
     TAUGHT: "a red cat standing on the right in the snow\na brown dog standing on the left in the snow",
     ASKED: "a blue dog sitting on the left in the park",
+    LEARNED: "a red cat standing on the left in the room",
     REPOSED: "a <image1> cat lying on the right in the snow",
 }
 NUMBERS = {
@@ -86,6 +88,15 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestTrainLoRA.rank": 4,
     "PalimpsestTrainLoRA.checkpointing": False,
     "PalimpsestTrainLoRA.keep_state": "none",
+    "PalimpsestTrainInstruction.resolution": 128,
+    "PalimpsestTrainInstruction.steps": 12,
+    "PalimpsestTrainInstruction.preview_every": 6,
+    "PalimpsestTrainInstruction.rank": 4,
+    "PalimpsestTrainInstruction.learning_rate": 0.002,
+    "PalimpsestTrainInstruction.accumulation": 1,
+    "PalimpsestTrainInstruction.checkpointing": False,
+    "PalimpsestTrainInstruction.keep_state": "none",
+    "PalimpsestTrainInstruction.keep_widened": False,
 }
 TRAINING = {
     "steps": 40, "batch_size": 2, "connector_rate": 0.0003, "tokens": 64, "depth": 2, "warmup": 10, "preview_every": 0,
@@ -98,6 +109,7 @@ ONLY = {  # what is another in one workflow, by the number in its name: so that 
     "12": {"strings": DOG_INSTEAD},
     "13": {"strings": DOG_INSTEAD},
     "15": {"strings": {COFFEE: SECOND_PICTURE}},
+    "25": {"strings": {COFFEE: SECOND_PICTURE}},
     "16": {"strings": {MASKED_CAT: PLACE_PICTURE}},
     "19": {"settings": SMALL_TRAINING},
 }

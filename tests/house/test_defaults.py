@@ -21,6 +21,7 @@ from palimpsest.nodes.edit_report.measuring import Edit
 from palimpsest.nodes.extension import Palimpsest, register_folders
 from palimpsest.nodes.feature_blend.apply import BlendSettings
 from palimpsest.nodes.feature_blend.tuning import TuneSettings as BlendTuning
+from palimpsest.nodes.instruction_training.settings import InstructionSettings
 from palimpsest.nodes.inversion.ddim import InvertSettings
 from palimpsest.nodes.keep_outside.compositing import KeepOutsideSettings
 from palimpsest.nodes.kv.settings import ApplySettings, TuneSettings
@@ -55,6 +56,7 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestBuildMultimodalDataset": DatasetSettings,
     "PalimpsestTrainMultimodal": MultimodalTraining,
     "PalimpsestTrainLoRA": LoRASettings,
+    "PalimpsestTrainInstruction": InstructionSettings,
     "PalimpsestEditReport": Edit,
 }
 SAID = {  # what only a person can say, and the host's files: the widgets that stay required

@@ -267,6 +267,14 @@ def test_v_prediction_and_a_model_that_learns(family, folders):
 # ---- settings and what it refuses
 
 
+def test_memory_and_files_are_what_the_tooltips_say():
+    """20 bytes a weight: change, gradient, two of AdamW, and the last good values; files of 2, states of 12."""
+    network = tiny_models.unet_without_weights("sd15-full").model.diffusion_model
+    weights = sum(torch.Size(shape).numel() for shape in learning.shapes_of(network).values())
+    assert [round(size * weights / 1e9, digits) for size, digits in ((20, 0), (12, 0), (2, 1))] == [17, 10, 1.7]
+    assert round((8 - 2) * weights / 1e9) == 5  # two states of 32 bits against two of 8
+
+
 def test_every_setting_reaches_its_field():
     ids = {i.id for i in teaching.TrainInstruction.define_schema().inputs}
     assert {field.name for field in fields(InstructionSettings)} <= ids
