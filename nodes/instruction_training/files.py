@@ -65,7 +65,7 @@ def metadata(settings: InstructionSettings, learned: Learned, kind: str) -> dict
 class TrainingFiles:
     """Where one training's files lie: <name>_00001 at its end, <name>_00001_s00500 on its way, _base beside a LoRA.
 
-    base: makes the U-Net that a LoRA belongs to, where that is to be kept; written once, with the first LoRA.
+    base: makes the U-Net that a LoRA belongs to, where that is to be kept.
     """
 
     files: FileSet
@@ -98,6 +98,11 @@ class TrainingFiles:
         sizes = {"state": 12 * numbers, "base": unet, "model": 2 * numbers if self.parts.is_lora else unet}
         self.files.require_room({part: sizes[part.partition("_")[0]] for part in self.files.places})
 
+    def save_base(self) -> None:
+        """Write the U-Net that a LoRA belongs to, where it is wanted: before there is anything that a cancel keeps."""
+        if self.base is not None:
+            self.files.write({"base": (self.base(), {})})
+
     def save(self, learned: Learned) -> str:
         """Write what was learned, the state first where it is wanted; the name that its loader lists."""
         end = "" if learned.final else f"_s{learned.step:05}"
@@ -105,8 +110,6 @@ class TrainingFiles:
         if f"state{end}" in self.files.places:
             contents[f"state{end}"] = learned.state(), {"settings": json.dumps(self.settings.named())}
         told = metadata(self.settings, learned, self.kind)
-        if self.base is not None and "base" not in self.files.own:
-            contents["base"] = self.base(), {}
         made = self.parts.lora() if self.parts.is_lora else self.whole()
         self.files.write(contents | {f"model{end}": (made, told)})
         shelf, _ = self.files.places[f"model{end}"]

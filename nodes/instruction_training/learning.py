@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import host, lora, training
+from .. import lora, training
 from ..host import widening
 from ..training.changes import Changes, changes_act_in
 from ..training.optimisers import Learning
@@ -107,7 +107,6 @@ def unet_file(model: Any) -> dict[str, Tensor]:
 
     found = {}
     for name, weight in widening.original_weights(model).items():
-        host.stop_if_cancelled()
         patches = model.patches.get(name)
         if patches:
             wide = weight.detach().to("cpu", torch.float32, copy=True)

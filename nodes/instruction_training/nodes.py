@@ -91,6 +91,7 @@ class TrainInstruction(io.ComfyNode):
 
         found = encoded(wide, vae, source.read(), given.resolution, tell)
         learned, shown = training.apart(found, given)
+        target.save_base()
 
         def save(made: Learned) -> None:
             name = target.save(made)

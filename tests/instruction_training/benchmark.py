@@ -51,8 +51,9 @@ def build(state: dict[str, Tensor]) -> nn.Module:
     if weight.shape[1] == 4:
         weight = maths().with_picture_channels(weight, 4)
     model = train.build_unet()
-    convolution = nn.Conv2d(8, len(weight), 3, padding=1)
-    model.input_blocks[0][0] = convolution
+    import comfy.ops
+
+    model.input_blocks[0][0] = comfy.ops.disable_weight_init.Conv2d(8, len(weight), 3, padding=1)
     model.load_state_dict({name: value.float() for name, value in state.items()} | {FIRST: weight})
     return model
 
