@@ -34,10 +34,7 @@ class TrainInstruction(io.ComfyNode):
             description="Teaches a model to edit a picture as an instruction says, from triples: a picture, an "
             "instruction, and what the picture should become. The file is a LoRA or a U-Net for the host's own "
             "loaders; the model that comes out has it on.",
-            search_aliases=[
-                "instructpix2pix", "instruct pix2pix", "ip2p", "train edit model", "instruction editing", "mgie",
-                "edit by text", "before and after", "pairs",
-            ],
+            search_aliases=["instructpix2pix", "ip2p", "train edit model", "mgie", "edit by text", "before and after"],
             is_input_list=True,
             inputs=[*sources(), *course(), *advanced(), *connected()],
             outputs=[
@@ -56,7 +53,7 @@ class TrainInstruction(io.ComfyNode):
                 ),
             ],
             hidden=inputs.unique_id(),
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
