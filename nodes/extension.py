@@ -13,6 +13,7 @@ from .edit_report import nodes as edit_report
 from .exact_text import nodes as exact_text
 from .feature_blend import nodes as feature_blend
 from .instruction import nodes as instruction
+from .instruction_training import nodes as instruction_training
 from .inversion import nodes as inversion
 from .keep_outside import nodes as keep_outside
 from .kv import nodes as kv
@@ -39,6 +40,7 @@ TECHNIQUES = (
     lora,
     exact_text,
     text_control,
+    instruction_training,
     edit_report,
 )
 

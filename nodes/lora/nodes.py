@@ -347,7 +347,7 @@ class TrainLoRA(io.ComfyNode):
         factors, names = training.factors_for(model, clip, settings)
         state = None
         if resume[0] != states.NEW:
-            state = states.load_state(files.STATES, resume[0], settings.named(), files.FREE)
+            state = states.load_state(files.STATES, resume[0], settings, files.FREE)
         target = files.TrainingFiles.new(filename[0], names, settings, family_of(model))
         target.require_room(factors)
         shown.update("encoding the pictures", now=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from .. import host
 from ..files import Shelf
 from ..headers import Header, Tensors
 from ..quoting import quoted
+from ..settings import Settings
 
 NEW = "(new)"
 NO_STATE, LAST_STATE, EVERY_STATE = "none", "last", "with every file"
@@ -27,8 +27,10 @@ def kept_states(keep_state: str, ends: list[str]) -> list[str]:
     return {NO_STATE: [], LAST_STATE: [""], EVERY_STATE: ends}[keep_state]
 
 
-def load_state(shelf: Shelf, file: str, settings: dict[str, Any], free: Collection[str]) -> dict[str, Tensor]:
+def load_state(shelf: Shelf, file: str, settings: Settings, free: Collection[str]) -> dict[str, Tensor]:
     """The state of a training; free: settings that may be others than it was made with.
+
+    A state of an earlier version knows no setting that came since: it has that one's default.
 
     Raises ValueError for a damaged file, and for other settings than its own.
     """
@@ -43,10 +45,11 @@ def load_state(shelf: Shelf, file: str, settings: dict[str, Any], free: Collecti
         return before, found
 
     before, state = shelf.read(shelf.path(file), from_file)
-    other = [name for name, value in settings.items() if name not in free and before.get(name) != value]
+    before = type(settings)().named() | before
+    other = [name for name, value in settings.named().items() if name not in free and before.get(name) != value]
     if other:
         changes = ", ".join(
-            f"{name} {quoted(before.get(name))} then, {quoted(settings[name])} now" for name in other[:3]
+            f"{name} {quoted(before.get(name))} then, {quoted(getattr(settings, name))} now" for name in other[:3]
         )
         raise ValueError(f"{file} goes on only with the settings it was made with ({changes}): set them as they were.")
     return state

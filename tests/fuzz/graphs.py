@@ -86,6 +86,10 @@ NODES: dict[str, dict[str, Any]] = {
                          "batch_size": 1, "accumulation": 1, "resolution": 64, "preview_every": 0, "save_every": 0,
                          "keep_state": "none", "filename": "fuzz", "control_net": LINKS["text control"],
                          "text_embedder": LINKS["text embedder"]},
+    "TrainInstruction": {"model": MODEL, "clip": LINKS["clip"], "vae": LINKS["vae"], "pictures": IMAGE,
+                         "results": IMAGE, "instructions": "make it blue", "masks": MASK, "steps": 1, "rank": 2,
+                         "resolution": 64, "preview_every": 0, "save_every": 0, "keep_state": "none",
+                         "keep_widened": False, "accumulation": 1, "filename": "fuzz"},
     "EditReport": {"source": IMAGE, "edited": LINKS["edited"], "mask": MASK, "ideal": IMAGE},
 }  # fmt: skip
 COSTLY = {
@@ -93,7 +97,7 @@ COSTLY = {
     "inversion_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup", "epochs", "repeats", "rank",
     "resolution", "preview_every", "accumulation", "font", "max_tokens",
 }  # fmt: skip
-LONG_PRESETS = {("TrainLoRA", "preset")}  # the paper's number of steps
+LONG_PRESETS = {("TrainLoRA", "preset"), ("TrainInstruction", "preset")}  # the papers' numbers of steps
 SCHEDULES = {"sigmas": 2, "many sigmas": 900}
 LONG = {  # what takes minutes unless it is cancelled
     "Invert": {"sigmas": ["many sigmas", 0]},
@@ -103,6 +107,7 @@ LONG = {  # what takes minutes unless it is cancelled
     "TrainMultimodal": {"steps": 100000},
     "TrainLoRA": {"epochs": 10000},
     "TrainTextControl": {"steps": 100000},
+    "TrainInstruction": {"steps": 100000},
     "KeepOutside": {"source": ["large", 0], "edited": ["large edit", 0], "mask": ["large mask", 0], "grow": 64},
 }
 TYPE_OF_AUTOGROW = {"images": "IMAGE", "masks": "MASK", "more_masks": "MASK"}

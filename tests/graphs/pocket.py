@@ -13,6 +13,7 @@ from cross_attention.graph import BOTH, ON_MARBLE
 from feature_blend.graph import WHITE_CUP
 from instruct_pix2pix.graph import EDIT_CHECKPOINT, INSTRUCTION, ITS_OBJECT
 from instruction.graph import VAGUE
+from instruction_training.graph import LEARNED
 from kv.graph import FULL_CUP
 from lora_training.graph import ASKED, TAUGHT
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
@@ -71,6 +72,7 @@ STRINGS = {
     SUBJECT: "a <image1> cat standing on the right in the snow",
     TAUGHT: "a red cat standing on the right in the snow\na brown dog standing on the left in the snow",
     ASKED: "a blue dog sitting on the left in the park",
+    LEARNED: "a red cat standing on the left in the room",
     REPOSED: "a <image1> cat lying on the right in the snow",
     WANTED: RED_CAT.format("standing", "snow") + ' with a sign that says "RED CAT"',
     WANTED_THERE: RED_CAT.format("standing", "park") + ' with a sign that says "RED CAT"',
@@ -99,6 +101,15 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestTrainLoRA.keep_state": "none",
     "PalimpsestTextLines.lines": "RED CAT",
     "PalimpsestLoadAnyText.file": "palimpsest_text_control/palimpsest_pocket.safetensors",
+    "PalimpsestTrainInstruction.resolution": 128,
+    "PalimpsestTrainInstruction.steps": 12,
+    "PalimpsestTrainInstruction.preview_every": 6,
+    "PalimpsestTrainInstruction.rank": 4,
+    "PalimpsestTrainInstruction.learning_rate": 0.002,
+    "PalimpsestTrainInstruction.accumulation": 1,
+    "PalimpsestTrainInstruction.checkpointing": False,
+    "PalimpsestTrainInstruction.keep_state": "none",
+    "PalimpsestTrainInstruction.keep_widened": False,
 }
 TRAINING = {
     "steps": 40, "batch_size": 2, "connector_rate": 0.0003, "tokens": 64, "depth": 2, "warmup": 10, "preview_every": 0,
@@ -111,6 +122,7 @@ ONLY = {  # what is another in one workflow, by the number in its name: so that 
     "12": {"strings": DOG_INSTEAD},
     "13": {"strings": DOG_INSTEAD},
     "15": {"strings": {COFFEE: SECOND_PICTURE}},
+    "25": {"strings": {COFFEE: SECOND_PICTURE}},
     "16": {"strings": {MASKED_CAT: PLACE_PICTURE}},
     "19": {"settings": SMALL_TRAINING},
 }

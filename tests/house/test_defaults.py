@@ -26,6 +26,7 @@ from palimpsest.nodes.feature_blend.tuning import TuneSettings as BlendTuning
 from palimpsest.nodes.instruction.edit import EditSettings
 from palimpsest.nodes.instruction.express import ExpressSettings
 from palimpsest.nodes.instruction.loading import MgieSettings
+from palimpsest.nodes.instruction_training.settings import InstructionSettings
 from palimpsest.nodes.inversion.ddim import InvertSettings
 from palimpsest.nodes.keep_outside.compositing import KeepOutsideSettings
 from palimpsest.nodes.kv.settings import ApplySettings, TuneSettings
@@ -69,6 +70,7 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestReadText": ReadTextSettings,
     "PalimpsestApplyTextControl": ApplyTextSettings,
     "PalimpsestTrainTextControl": TextControlTraining,
+    "PalimpsestTrainInstruction": InstructionSettings,
     "PalimpsestEditReport": Edit,
 }
 SAID = {  # what only a person can say, and the host's files: the widgets that stay required

@@ -62,6 +62,8 @@ HANDED_ON = {
     ("PalimpsestBuildMultimodalDataset", "contact_sheet"): "images",
     ("PalimpsestTrainLoRA", "plot"): "images",
     ("PalimpsestTrainLoRA", "sheet"): "images",
+    ("PalimpsestTrainInstruction", "plot"): "pictures",
+    ("PalimpsestTrainInstruction", "sheet"): "pictures",
 }
 
 

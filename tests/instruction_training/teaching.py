@@ -1,0 +1,46 @@
+"""Short trainings of instruction models on tiny ones, as their tests need them."""
+
+from __future__ import annotations
+
+import folder_paths
+import tiny_models
+import torch
+from lora_training.teaching import SmallVAE
+from palimpsest.nodes.instruction_training import files
+from palimpsest.nodes.instruction_training.nodes import TrainInstruction
+
+INSTRUCTIONS = ("make it blue", "let it rest", "make it (winter)", "move it to the other side")
+LISTS = ("pictures", "results", "instructions", "masks")
+FOLDERS = ("loras", "diffusion_models", files.STATES.folder)
+SHORT = {
+    "steps": 4, "resolution": 64, "rank": 4, "alpha": 4.0, "learning_rate": 1e-2, "preview_every": 0, "save_every": 0,
+    "accumulation": 2,
+}  # fmt: skip
+
+
+def pictures(first: int = 0):
+    """Four pictures of two sizes."""
+    return [*(tiny_models.picture(seed=first + i) for i in range(3)), tiny_models.picture(1, 64, 150, seed=first + 9)]
+
+
+def teach(model, clip, **changes):
+    """Run the node as the host does, on lists: (model, plot, sheet, report, file)."""
+    schema = TrainInstruction.define_schema().inputs
+    values = {i.id: i.options[0] if getattr(i, "options", None) else getattr(i, "default", None) for i in schema}
+    values |= {"model": model, "clip": clip, "vae": SmallVAE()}
+    values |= {"pictures": pictures(), "results": pictures(20), "instructions": list(INSTRUCTIONS)}
+    values |= SHORT | changes
+    given = {name: value if name in LISTS else [value] for name, value in values.items() if value is not None}
+    with torch.inference_mode():
+        return TrainInstruction.execute(**given).args
+
+
+def use_folders(monkeypatch, folder):
+    """Let what is written go to a folder of the test."""
+    for name in FOLDERS:
+        (folder / name).mkdir()
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(folder / name)], {".safetensors"}))
+    for name in ("output", "input"):
+        (folder / name).mkdir()
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(folder / name))
+    folder_paths.filename_list_cache.clear()
