@@ -13,6 +13,7 @@ from torch import Tensor
 from ...kernels.cross_attention_mask import biased_keys, fused
 from .. import host
 from ..words import ChosenWords, shortened
+from .joint import attach_joint
 from .regions import Region
 
 NAME = "palimpsest_cross_attention"
@@ -178,13 +179,20 @@ def attach(
     regions: tuple[Region, ...] = (),
     recorders: tuple[Callable, ...] = (),
 ) -> None:
-    """Add regions or recorders to the cross-attention of some layers of a clone, behind those that are there."""
+    """Add regions or recorders to the cross-attention of some layers of a clone, behind those that are there.
+
+    Of a transformer to all its joint attention: there regions and recorders look themselves which layer it is.
+    """
 
     def attention(earlier: Any) -> CrossAttention:
         ours = earlier if isinstance(earlier, CrossAttention) else CrossAttention(previous=earlier)
         return replace(ours, regions=ours.regions + regions, recorders=ours.recorders + recorders)
 
     host.observe(patched)
-    host.replace_attention(patched, "attn2", layers, attention)
+    family = host.family_of(patched)
+    if family is None:
+        host.replace_attention(patched, "attn2", layers, attention)
+    else:
+        attach_joint(patched, family, regions, recorders)
     for region in (region for region in regions if region.words is not None):
         host.each_run(patched, region.name, RequireWords(region.words))

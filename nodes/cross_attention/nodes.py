@@ -17,7 +17,7 @@ MODE_TOOLTIP = (
 LAYERS_TOOLTIP = (
     "Where in the network the mask acts. all: everywhere, the tightest hold. PFB-Diff object and background: the "
     "coarser layers its authors chose, which leaves fine detail to the model. 1/1 to 1/8 of the latent: the layers of "
-    "one grid size. custom: those listed in custom_layers."
+    "one grid size. custom: those listed in custom_layers. Transformers have one grid: all, or custom."
 )
 
 
@@ -84,8 +84,8 @@ class CrossAttentionMask(io.ComfyNode):
                     default=PFB_OBJECT,
                     advanced=True,
                     tooltip="For layers custom: input, middle or output, each with a block number or a range, with "
-                    "commas between them; output 3.1 is one of several layers in a block of SDXL. A name that the "
-                    "model does not have is answered with those it has.",
+                    "commas between them; output 3.1 is one of several layers in a block of SDXL. In a transformer "
+                    "double or single. A name that the model does not have is answered with those it has.",
                 ),
                 io.Boolean.Input(
                     "mask_negative",
@@ -106,6 +106,28 @@ class CrossAttentionMask(io.ComfyNode):
                     tooltip="The words, from Select Words; connect its positive output to the sampler as well. Without "
                     "them every token is masked, as in the paper: beyond the mask the picture sees no text at all.",
                 ),
+                io.Boolean.Input(
+                    "hide_from_picture",
+                    default=True,
+                    advanced=True,
+                    tooltip="Transformers only (FLUX, Z-Image, Qwen-Image, SD 3): the picture's own tokens do not see "
+                    "the words where they may not act. On (default) is the mask itself; off leaves the next two alone.",
+                ),
+                io.Boolean.Input(
+                    "hide_from_text",
+                    default=False,
+                    advanced=True,
+                    tooltip="Transformers only: the prompt's other tokens do not see the words either, and cannot hand "
+                    "them on to the rest of the picture. On holds a word tightest; off (default) leaves the sentence "
+                    "whole, and part of the word gets through.",
+                ),
+                io.Boolean.Input(
+                    "hide_from_refiner",
+                    default=False,
+                    advanced=True,
+                    tooltip="Z-Image and Lumina Image 2 only: their first layers mix the words of the prompt before "
+                    "the picture sees any. Turn it on with hide_from_text; without it a mask there holds little back.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model in which those words act there only.")],
             hidden=inputs.unique_id(),
@@ -115,7 +137,7 @@ class CrossAttentionMask(io.ComfyNode):
     def execute(cls, model, mask, tokens=None, **chosen) -> io.NodeOutput:
         settings, remarks = MaskSettings.of(chosen), host.Remarks.of(cls)
         patched = mask_words(model, mask, tokens, settings, remarks)
-        return io.NodeOutput(patched, ui=host.told(cls, report(mask, tokens, settings), remarks))
+        return io.NodeOutput(patched, ui=host.told(cls, report(mask, tokens, settings, host.family_of(model)), remarks))
 
 
 NODES = [CrossAttentionMask]

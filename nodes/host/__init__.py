@@ -27,9 +27,11 @@ from .call import (
 from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
+from .families import Family, family_of, patch_of, require_words
 from .finite import is_finite
 from .frames import EVERY, Frames, windows_part_prompts
 from .gradient import with_fixed_controls
+from .joint import JointAttention, Sequence, replace_joint
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import one_colour, picture_rows, rows_of_frames, stretched
 from .model import (
@@ -49,6 +51,7 @@ from .model import (
     self_attention_modules,
     single_device,
     transformer_parts,
+    word_layers,
 )
 from .others import guiding_nodes, patching_nodes, refused_by_name
 from .prompts import (
@@ -89,8 +92,10 @@ __all__ = [
     "UNHEARD",
     "Area",
     "AttentionLayer",
+    "Family",
     "Frames",
     "Grid",
+    "JointAttention",
     "LayerKey",
     "ModelCall",
     "Part",
@@ -102,6 +107,7 @@ __all__ = [
     "Remarks",
     "Run",
     "SameStep",
+    "Sequence",
     "Source",
     "Trajectory",
     "VisitLevels",
@@ -121,6 +127,7 @@ __all__ = [
     "conditioning_fingerprint",
     "cross_attention_layers",
     "each_run",
+    "family_of",
     "frames_of",
     "guiding_nodes",
     "is_finite",
@@ -135,6 +142,7 @@ __all__ = [
     "not_compiled",
     "observe",
     "one_colour",
+    "patch_of",
     "patching_nodes",
     "picture_rows",
     "places",
@@ -143,6 +151,7 @@ __all__ = [
     "refused_by_name",
     "renoised",
     "replace_attention",
+    "replace_joint",
     "require_active",
     "require_channels",
     "require_inside",
@@ -151,6 +160,7 @@ __all__ = [
     "require_span",
     "require_unet",
     "require_width",
+    "require_words",
     "rows_of_frames",
     "run_attention",
     "run_of",
@@ -173,4 +183,5 @@ __all__ = [
     "whole_grid",
     "windows_part_prompts",
     "with_fixed_controls",
+    "word_layers",
 ]
