@@ -26,8 +26,8 @@ Part = tuple[int, slice, "list[Share] | None"]  # chunk, its pictures, what thei
 class JointWords:
     """An act on joint attention: words masked by region; recorders are shown every layer that has a number.
 
-    Without a region in force the attention goes on as it is. recorders: called as recorder(attention, attend), where
-    attend(value) is what the picture's tokens get for any other values (R, H, M, D) -> (R, N, H * D).
+    Without a region in force the attention goes on as it is. recorders: called as recorder.at_joint(attention, attend),
+    where attend(value) is what the picture's tokens get for any other values (R, H, M, D) -> (R, N, H * D).
     """
 
     regions: tuple[Region, ...] = ()
@@ -39,7 +39,7 @@ class JointWords:
         parts = self.parts(attention)
         if attention.layer is not None:
             for recorder in self.recorders:
-                recorder(attention, partial(of_the_picture, attention, parts))
+                recorder.at_joint(attention, partial(of_the_picture, attention, parts))
         return None if parts is None else by_parts(attention, parts, attention.value)
 
     def parts(self, attention: host.JointAttention) -> list[Part] | None:
