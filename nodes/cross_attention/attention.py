@@ -160,6 +160,8 @@ class RequireWords:
     """
 
     words: ChosenWords = field(repr=False)
+    technique: str
+    source: str
 
     def __call__(self, guider: Any, run: host.Run) -> None:
         if guider.model_options.get("transformer_options", {}).get(host.OF_A_NODE):
@@ -167,8 +169,8 @@ class RequireWords:
         texts = [text for text in (cond.get("cross_attn") for cond in run.every_cond) if text is not None]
         if not any(self.words.offsets(text) for text in texts):
             raise ValueError(
-                f"the words {self.words.quoted} of Cross-Attention Mask are in no prompt that is sampled: theirs was "
-                "averaged, or encoded by another CLIP or LoRA. Connect the positive output of Select Words to the "
+                f"the words {self.words.quoted} of {self.technique} are in no prompt that is sampled: theirs was "
+                f"averaged, or encoded by another CLIP or LoRA. Connect the positive output of {self.source} to the "
                 "sampler; combining, concatenating and areas are fine."
             )
 
@@ -195,4 +197,4 @@ def attach(
     else:
         attach_joint(patched, family, regions, recorders)
     for region in (region for region in regions if region.words is not None):
-        host.each_run(patched, region.name, RequireWords(region.words))
+        host.each_run(patched, region.name, RequireWords(region.words, region.technique, region.source))

@@ -52,7 +52,7 @@ class Region:
 
     mask (1 or B, h, w) in 0..1 at any size; outside: they act where it is black. layers: where in the network; window:
     at which noise levels. mask_negative: the same positions of negative prompts too. hidden: from which tokens of a
-    transformer.
+    transformer. technique: whose node this is; source: the node whose positive output is to be sampled.
     """
 
     name: str
@@ -66,6 +66,8 @@ class Region:
     mask_negative: bool
     remarks: host.Remarks = host.UNHEARD
     hidden: Hidden = PICTURE_ONLY
+    technique: str = "Cross-Attention Mask"
+    source: str = "Select Words"
 
     def look_at(self, call: host.ModelCall, whole: host.Grid) -> None:
         """Say where the mask does not fit the latent that is sampled."""

@@ -115,6 +115,22 @@ def row_offsets(clip: Any, tokens: dict[str, list], rows: int) -> dict[str, int]
     return found
 
 
+def without_padding(clip: Any, text: str, rows: int) -> int:
+    """How many of the rows of an encoded text are left without the padding at its end.
+
+    CLIP's 77 stay: a U-Net repeats prompts that share a call to one length.
+    """
+    tokens = clip.tokenize(text, return_word_ids=True)
+    name = [name for group in groups_of(set(tokens)) for name in group if loaded(clip, name)][-1]
+    pad, padding = getattr(tokenizer_of(clip, name), "pad_token", None), 0
+    if SPELLING[name] != CLIP:
+        for token, _, group in reversed(tokens[name][-1]):
+            if group != 0 or isinstance(token, Tensor) or token != pad:
+                break
+            padding += 1
+    return rows - padding
+
+
 def assembled(chunks: list, clip: Any, encoder: str, text: str, names: list[tuple[str, list[Tensor]]]) -> list[Word]:
     """Pieces put together to words. Tokens of group 0 are the host's own: start, end, padding."""
     spelling, tokenizer = SPELLING[encoder], tokenizer_of(clip, encoder)
