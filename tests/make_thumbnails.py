@@ -96,6 +96,8 @@ OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the number in the wo
     "14": lambda shown: grid(shown["The edited clip"][::2]),
     "16": two_insets,
     "17": lambda shown: thumbnail(shown["The pictures"][0], shown.loaded[0]),
+    "26": lambda shown: enlarged(shown["The picture"][0], THUMBNAIL),
+    "27": lambda shown: enlarged(shown["The picture"][0], THUMBNAIL),
     "19": lambda shown: strip(shown["Crops, what is drawn for them, and the pictures"][0]),
 }
 

@@ -48,7 +48,8 @@ class AttentionMap(io.ComfyNode):
                     default="all",
                     advanced=True,
                     tooltip="Which cross-attention layers are watched. all (default) shows things as a whole; decoder "
-                    "is where words act most on what is drawn, encoder is rougher.",
+                    "is where words act most on what is drawn, encoder is rougher. In a transformer they are the "
+                    "first, second and last third of its layers.",
                 ),
                 *inputs.percents(
                     start="When recording begins, as a share of the sampling. 0 records from the first step; the "
@@ -101,9 +102,7 @@ class FindWords(io.ComfyNode):
                 "find object",
             ],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model that the picture was inverted with: SD 1.x, SD 2.x or SDXL."
-                ),
+                io.Model.Input("model", tooltip="The model that the picture was inverted with."),
                 inputs.trajectory("The picture, from Invert Picture. A batch is searched picture by picture."),
                 sockets.Tokens.Input("tokens", tooltip="The words to look for, from Select Words."),
                 io.Conditioning.Input(

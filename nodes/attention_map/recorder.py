@@ -78,6 +78,21 @@ class KeepRun:
         return samples
 
 
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """A layer that looks at the prompt: its grid, rows of a prompt, heads, keys (R, M, C), and its attention.
+
+    attend: what the picture gets for any values (R, M, C) -> (R, N, C).
+    """
+
+    call: host.ModelCall
+    grid: host.Grid
+    pictures: int
+    heads: int
+    key: Tensor
+    attend: Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class RecordWords:
     """A recorder of CrossAttention: the mass that words draw in some layers, while the noise level is in the window."""
@@ -91,27 +106,40 @@ class RecordWords:
         call = host.call_of(options)
         if call is None or None in call.prompts or host.layer_key(options) not in self.layers:
             return
-        sums = call.run.things.get(self.name)  # only in a run that KeepRun has begun
-        if sums is not None and call.within(self.window):
-            with torch.no_grad():
-                self.look(sums, call, attend, query, key, options)
+        _, pictures = host.chunk_rows(options, len(query))
+        sight = Sight(call, tuple(options["activations_shape"][-2:]), pictures, options["n_heads"], key, attend)
+        self.look(sight, places=query.shape[1])
 
-    def look(
-        self, sums: Sums, call: host.ModelCall, attend: Callable, query: Tensor, key: Tensor, options: dict
-    ) -> None:
-        """Ask the layer for the words' mass and add it up, prompt by prompt."""
-        chunks, pictures = host.chunk_rows(options, len(query))
-        starts = self.starts(call, key.shape[1])
+    def at_joint(self, attention: host.JointAttention, attend: Callable[[Tensor], Tensor]) -> None:
+        """A transformer's layer: what its picture's tokens see of the words."""
+        call, sequence, heads = attention.call, attention.sequence, attention.key.shape[1]
+        if attention.layer not in self.layers:
+            return
+        flat = attention.key[:, 0, :, :1].expand(-1, -1, heads * attention.key.shape[-1])  # its shape is asked for
+        grid = (sequence.frames * sequence.grid[0], sequence.grid[1])
+
+        def apart(values: Tensor) -> Tensor:
+            return attend(values.unflatten(2, (heads, -1)).transpose(1, 2))
+
+        self.look(Sight(call, grid, call.pictures, heads, flat, apart), places=sequence.places)
+
+    def look(self, sight: Sight, places: int) -> None:
+        """Ask the layer for the words' mass and add it up, prompt by prompt, in a run that KeepRun has begun."""
+        call, grid = sight.call, sight.grid
+        sums = call.run.things.get(self.name)
+        if sums is None or not call.within(self.window):
+            return
+        starts = self.starts(call, sight.key.shape[1])
         if not any(starts):
             return
-        grid = tuple(options["activations_shape"][-2:])
-        if grid[0] * grid[1] != query.shape[1]:
+        if grid[0] * grid[1] != places:
             raise ValueError(
                 f"Attention Map cannot tell where a layer of {grid[1]} x {grid[0]} places looks: it asks for "
-                f"{query.shape[1]} here because another node merges or tiles them (ToMe, HyperTile): take it out."
+                f"{places} here because another node merges or tiles them (ToMe, HyperTile): take it out."
             )
-        mass = self.mass(call, starts, pictures, attend, key, options).unflatten(0, (chunks, pictures))
-        for chunk, area in ((chunk, call.areas[chunk]) for chunk in range(chunks) if starts[chunk]):
+        with torch.no_grad():
+            mass = self.mass(sight, starts).unflatten(0, (call.chunks, sight.pictures))
+        for chunk, area in ((chunk, call.areas[chunk]) for chunk in range(call.chunks) if starts[chunk]):
             whole = grid if area is None else host.whole_grid(area, grid)
             tokens = None if area is None else area.tokens(whole, *grid)
             sums.add(call, mass[chunk].mT, whole, tokens)
@@ -125,17 +153,15 @@ class RecordWords:
             for prompt, begins in zip(call.prompts, copies(call), strict=True)
         )
 
-    def mass(
-        self, call: host.ModelCall, starts: Starts, pictures: int, attend: Callable, key: Tensor, options: dict
-    ) -> Tensor:
+    def mass(self, sight: Sight, starts: Starts) -> Tensor:
         """(R, N, W): the layer's own attention of indicator values, for as many words at a time as a head is wide."""
-        heads, found = options["n_heads"], []
+        heads, key, found = sight.heads, sight.key, []
         width, words = key.shape[-1] // heads, self.words.positions
         for first in range(0, len(words), width):
             some = words[first : first + width]
-            name = (self.name, starts, first, pictures, *key.shape[1:], heads, key.dtype, key.device)
-            values = call.run.kept(name, partial(indicators, some, starts, pictures, key, heads))
-            found.append(maths.mass_of_output(attend(values), len(some), heads))
+            name = (self.name, starts, first, sight.pictures, *key.shape[1:], heads, key.dtype, key.device)
+            values = sight.call.run.kept(name, partial(indicators, some, starts, sight.pictures, key, heads))
+            found.append(maths.mass_of_output(sight.attend(values), len(some), heads))
         return torch.cat(found, -1)
 
 
@@ -165,6 +191,17 @@ class RecordSettings(Settings):
     end_percent: float = 1.0
 
 
+def chosen_layers(model: Any, layers: str) -> list[host.AttentionLayer]:
+    """The layers of a choice; of a transformer the first, second and last third."""
+    present = host.word_layers(model, TECHNIQUE)
+    if host.is_unet(model):
+        return [layer for layer in present if LAYERS[layers](layer)]
+    third = [len(present) * part // 3 for part in range(4)]
+    spans = {"encoder": (0, 1), "middle": (1, 2), "decoder": (2, 3)}
+    first, last = spans.get(layers, (0, 3))
+    return present[third[first] : third[last]]
+
+
 def record_words(
     model: Any, words: ChosenWords, settings: RecordSettings, needs_samples: bool = True
 ) -> tuple[Any, AttentionRecord]:
@@ -175,7 +212,7 @@ def record_words(
     from comfy.patcher_extension import WrappersMP
 
     window = host.Window.of(model, settings.start_percent, settings.end_percent)
-    chosen = [layer for layer in host.cross_attention_layers(model, TECHNIQUE) if LAYERS[settings.layers](layer)]
+    chosen = chosen_layers(model, settings.layers)
     if not chosen:
         raise ValueError(
             f"this model has no layer that looks at the prompt in its {settings.layers}: set layers to all."

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...kernels.cross_attention_mask import biased_keys, fused
 from .. import host
 from ..words import ChosenWords, refuse_without_words, shortened
+from .joint import attach_joint
 from .regions import Region
 
 NAME = "palimpsest_cross_attention"
@@ -159,6 +160,8 @@ class RequireWords:
     """
 
     words: ChosenWords = field(repr=False)
+    technique: str
+    source: str
 
     def __call__(self, guider: Any, run: host.Run) -> None:
         if guider.model_options.get("transformer_options", {}).get(host.OF_A_NODE):
@@ -167,8 +170,8 @@ class RequireWords:
         texts = [text for text in (cond.get("cross_attn") for cond in run.every_cond) if text is not None]
         if not any(self.words.offsets(text) for text in texts):
             raise ValueError(
-                f"the words {self.words.quoted} of Cross-Attention Mask are in no prompt that is sampled: theirs was "
-                "averaged, or encoded by another CLIP or LoRA. Connect the positive output of Select Words to the "
+                f"the words {self.words.quoted} of {self.technique} are in no prompt that is sampled: theirs was "
+                f"averaged, or encoded by another CLIP or LoRA. Connect the positive output of {self.source} to the "
                 "sampler; combining, concatenating and areas are fine."
             )
 
@@ -179,13 +182,20 @@ def attach(
     regions: tuple[Region, ...] = (),
     recorders: tuple[Callable, ...] = (),
 ) -> None:
-    """Add regions or recorders to the cross-attention of some layers of a clone, behind those that are there."""
+    """Add regions or recorders to the cross-attention of some layers of a clone, behind those that are there.
+
+    Of a transformer to all its joint attention: there regions and recorders look themselves which layer it is.
+    """
 
     def attention(earlier: Any) -> CrossAttention:
         ours = earlier if isinstance(earlier, CrossAttention) else CrossAttention(previous=earlier)
         return replace(ours, regions=ours.regions + regions, recorders=ours.recorders + recorders)
 
     host.observe(patched)
-    host.replace_attention(patched, "attn2", layers, attention)
+    family = host.family_of(patched)
+    if family is None:
+        host.replace_attention(patched, "attn2", layers, attention)
+    else:
+        attach_joint(patched, family, regions, recorders)
     for region in (region for region in regions if region.words is not None):
-        host.each_run(patched, region.name, RequireWords(region.words))
+        host.each_run(patched, region.name, RequireWords(region.words, region.technique, region.source))

@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..words import ChosenWords
 from .attention import NAME, attach
 from .layers import PFB_OBJECT, choose_layers
-from .regions import MODES, Region
+from .regions import MODES, Hidden, Region
 
 INSIDE, OUTSIDE = "inside", "outside"
 
@@ -32,6 +32,14 @@ class MaskSettings(Settings):
     mask_negative: bool = True
     start_percent: float = 0.0
     end_percent: float = 1.0
+    hide_from_picture: bool = True
+    hide_from_text: bool = False
+    hide_from_refiner: bool = False
+
+    @property
+    def hidden(self) -> Hidden:
+        """From which tokens of a transformer the words are hidden."""
+        return Hidden(self.hide_from_picture, self.hide_from_text, self.hide_from_refiner)
 
 
 def mask_words(
@@ -44,7 +52,7 @@ def mask_words(
     for every token in a mode that only moves attention from one word to another.
     """
     mode, chosen = MODES[settings.mode], choose_layers(model, settings.layers, settings.custom_layers)
-    if words is None and mode.renormalise:
+    if words is None and mode.renormalise and host.is_unet(model):
         raise ValueError(
             f"mode {settings.mode!r} gives what a masked word loses to the prompt's other words, and without tokens "
             "there are none: connect tokens from Select Words, or take mode 'after softmax'."
@@ -60,6 +68,7 @@ def mask_words(
         window=host.Window.of(model, settings.start_percent, settings.end_percent),
         mask_negative=settings.mask_negative,
         remarks=remarks,
+        hidden=settings.hidden,
     )
     patched = model.clone()
     if settings.strength > 0:
@@ -67,8 +76,8 @@ def mask_words(
     return patched
 
 
-def report(mask: Tensor, words: ChosenWords | None, settings: MaskSettings) -> str:
-    """What was asked for, and whether it comes to nothing."""
+def report(mask: Tensor, words: ChosenWords | None, settings: MaskSettings, family: host.Family | None = None) -> str:
+    """What was asked for, whether it comes to nothing, and on which ways a transformer still hands the words on."""
     named = "all words" if words is None else f"the words {words.quoted}"
     white = settings.side == INSIDE
     colour = host.one_colour(mask)
@@ -76,12 +85,28 @@ def report(mask: Tensor, words: ChosenWords | None, settings: MaskSettings) -> s
         return "strength is 0: nothing is masked"
     if colour is None:
         share = float(mask.float().mean())
-        return f"{named} act {settings.side} the mask, in {share if white else 1 - share:.0%} of the picture"
+        acting = f"{named} act {settings.side} the mask, in {share if white else 1 - share:.0%} of the picture"
+        return acting if words is None or family is None else acting + ways_left(settings.hidden, family)
     if (colour == "white") == white:
         return f"the mask is {colour} all over and side {settings.side}: {named} act everywhere, nothing is masked"
     return f"the mask is {colour} all over and side {settings.side}: {named} act nowhere; paint where they may act" + (
         ", in Load Image's mask editor" if colour == "black" else ""
     )
+
+
+def ways_left(hidden: Hidden, family: host.Family) -> str:
+    """On which ways words still reach the rest of a transformer's picture."""
+    ways = [
+        way
+        for way, open_there in (
+            ("by the picture's own tokens (hide_from_picture)", not hidden.picture),
+            ("through the prompt's other tokens (hide_from_text)", not hidden.text),
+            ("through the layers that refine the prompt (hide_from_refiner)", family.refiner and not hidden.refiner),
+            ("in the prompt's pooled vector", family.pooled),
+        )
+        if open_there
+    ]
+    return f"; they still reach the rest of it {', '.join(ways)}" if ways else ""
 
 
 def softened(mask: Tensor, feather: float) -> Tensor:

@@ -7,6 +7,8 @@ from comfy_api.latest import io
 from .. import host, inputs, sockets
 from .layers import LAYERS, PFB_OBJECT
 from .masking import INSIDE, OUTSIDE, MaskSettings, mask_words, report
+from .phrases import PhraseSettings, add_phrase
+from .phrases import report as phrase_report
 from .regions import MODES
 
 MODE_TOOLTIP = (
@@ -17,7 +19,7 @@ MODE_TOOLTIP = (
 LAYERS_TOOLTIP = (
     "Where in the network the mask acts. all: everywhere, the tightest hold. PFB-Diff object and background: the "
     "coarser layers its authors chose, which leaves fine detail to the model. 1/1 to 1/8 of the latent: the layers of "
-    "one grid size. custom: those listed in custom_layers."
+    "one grid size. custom: those listed in custom_layers. Transformers have one grid: all, or custom."
 )
 
 
@@ -84,8 +86,8 @@ class CrossAttentionMask(io.ComfyNode):
                     default=PFB_OBJECT,
                     advanced=True,
                     tooltip="For layers custom: input, middle or output, each with a block number or a range, with "
-                    "commas between them; output 3.1 is one of several layers in a block of SDXL. A name that the "
-                    "model does not have is answered with those it has.",
+                    "commas between them; output 3.1 is one of several layers in a block of SDXL. In a transformer "
+                    "double or single. A name that the model does not have is answered with those it has.",
                 ),
                 io.Boolean.Input(
                     "mask_negative",
@@ -106,6 +108,28 @@ class CrossAttentionMask(io.ComfyNode):
                     tooltip="The words, from Select Words; connect its positive output to the sampler as well. Without "
                     "them every token is masked, as in the paper: beyond the mask the picture sees no text at all.",
                 ),
+                io.Boolean.Input(
+                    "hide_from_picture",
+                    default=True,
+                    advanced=True,
+                    tooltip="Transformers only (FLUX, Z-Image, Qwen-Image, SD 3): the picture's own tokens do not see "
+                    "the words where they may not act. On (default) is the mask itself; off leaves the next two alone.",
+                ),
+                io.Boolean.Input(
+                    "hide_from_text",
+                    default=False,
+                    advanced=True,
+                    tooltip="Transformers only: the prompt's other tokens do not see the words either, and cannot hand "
+                    "them on to the rest of the picture. On holds a word tightest; off (default) leaves the sentence "
+                    "whole, and part of the word gets through.",
+                ),
+                io.Boolean.Input(
+                    "hide_from_refiner",
+                    default=False,
+                    advanced=True,
+                    tooltip="Z-Image and Lumina Image 2 only: their first layers mix the words of the prompt before "
+                    "the picture sees any. Turn it on with hide_from_text; without it a mask there holds little back.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model in which those words act there only.")],
             hidden=inputs.unique_id(),
@@ -115,7 +139,94 @@ class CrossAttentionMask(io.ComfyNode):
     def execute(cls, model, mask, tokens=None, **chosen) -> io.NodeOutput:
         settings, remarks = MaskSettings.of(chosen), host.Remarks.of(cls)
         patched = mask_words(model, mask, tokens, settings, remarks)
-        return io.NodeOutput(patched, ui=host.told(cls, report(mask, tokens, settings), remarks))
+        return io.NodeOutput(patched, ui=host.told(cls, report(mask, tokens, settings, host.family_of(model)), remarks))
 
 
-NODES = [CrossAttentionMask]
+class RegionPhrase(io.ComfyNode):
+    """A phrase of its own for one part of the picture."""
+
+    @classmethod
+    @inputs.completed("phrase")
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestRegionPhrase",
+            display_name="Phrase in Region",
+            category="palimpsest/regions",
+            description="Gives one part of the picture a phrase of its own, beside the prompt. Chain one for each "
+            "region: no phrase sees another, and the picture stays one picture.",
+            search_aliases=[
+                "regional prompt",
+                "attention couple",
+                "area prompt",
+                "prompt per region",
+                "mask prompt",
+                "inpaint by words",
+                "two characters",
+                "region",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that samples. Patches of other nodes stay active."),
+                io.Clip.Input("clip", tooltip="The text encoder that the prompt was encoded with."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The prompt for the whole picture, or that of the Phrase in Region before this one. The "
+                    "phrase is put behind it.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="Where the phrase is seen: white is yes, black is no, grey in between. Any size; one for "
+                    "the whole batch, or one for each picture of it.",
+                ),
+                io.String.Input(
+                    "phrase",
+                    multiline=True,
+                    default="a red fox",
+                    dynamic_prompts=True,
+                    tooltip="What is in this part, as a prompt of its own: a subject with all that belongs to it. Of "
+                    "the other phrases it knows nothing.",
+                ),
+                io.Float.Input(
+                    "prompt_inside",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the whole picture's prompt this part still sees. 1 (default): all of it, for "
+                    "a scene that holds everything together. 0: nothing but the phrase, where the two contradict.",
+                ),
+                io.Float.Input(
+                    "feather",
+                    default=0.0,
+                    min=0.0,
+                    max=512.0,
+                    step=1.0,
+                    tooltip="Softens the mask's edge over this many of its pixels on either side. 0: as painted. 8 "
+                    "to 32 hide a seam between two regions.",
+                ),
+                *inputs.percents(
+                    start="When the region begins to hold, as a share of the sampling. 0: the first steps lay out "
+                    "the picture. Before it the phrase is seen everywhere.",
+                    end="When the region stops to hold. 1: to the end. 0.8 lets the last steps blend the border.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model in which the phrase is seen there only."),
+                io.Conditioning.Output(
+                    display_name="positive",
+                    tooltip="The prompt with the phrase behind it. Sample with this one, or give it to the next "
+                    "Phrase in Region.",
+                ),
+            ],
+            hidden=inputs.unique_id(),
+        )
+
+    @classmethod
+    def execute(cls, model, clip, positive, mask, **chosen) -> io.NodeOutput:
+        settings, remarks = PhraseSettings.of(chosen), host.Remarks.of(cls)
+        patched, joined = add_phrase(model, clip, positive, mask, settings, remarks)
+        told = phrase_report(mask, settings, joined, host.family_of(model))
+        return io.NodeOutput(patched, joined, ui=host.told(cls, told, remarks))
+
+
+NODES = [CrossAttentionMask, RegionPhrase]

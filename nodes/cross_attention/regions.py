@@ -30,12 +30,29 @@ MODES = {
 }
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """From which tokens of a transformer words are hidden.
+
+    picture: from the picture's tokens where the words may not act. text: from every other token of text, padding and
+    reference pictures, which would hand them on. refiner: from other text in the layers that refine it alone.
+    """
+
+    picture: bool = True
+    text: bool = False
+    refiner: bool = False
+
+
+PICTURE_ONLY = Hidden()
+
+
 @dataclass(frozen=True, eq=False)
 class Region:
     """One Cross-Attention Mask: words (None: every token) that act in one part of the picture only.
 
     mask (1 or B, h, w) in 0..1 at any size; outside: they act where it is black. layers: where in the network; window:
-    at which noise levels. mask_negative: the same positions of negative prompts too.
+    at which noise levels. mask_negative: the same positions of negative prompts too. hidden: from which tokens of a
+    transformer. technique: whose node this is; source: the node whose positive output is to be sampled.
     """
 
     name: str
@@ -48,6 +65,9 @@ class Region:
     window: host.Window
     mask_negative: bool
     remarks: host.Remarks = host.UNHEARD
+    hidden: Hidden = PICTURE_ONLY
+    technique: str = "Cross-Attention Mask"
+    source: str = "Select Words"
 
     def look_at(self, call: host.ModelCall, whole: host.Grid) -> None:
         """Say where the mask does not fit the latent that is sampled."""

@@ -27,9 +27,11 @@ from .call import (
 from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
+from .families import Family, family_of, patch_of, require_words
 from .finite import is_finite
 from .frames import EVERY, Frames, pick_rows, showing, windows_part_prompts
 from .gradient import with_fixed_controls
+from .joint import JointAttention, Sequence, replace_joint
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import one_colour, picture_rows, rows_of_frames, stretched
 from .model import (
@@ -49,6 +51,7 @@ from .model import (
     self_attention_modules,
     single_device,
     transformer_parts,
+    word_layers,
 )
 from .others import guiding_nodes, patching_nodes, refused_by_name
 from .pictures import PictureChannels, picture_channels, require_text_to_image, shows_picture, unseen_picture
@@ -90,8 +93,10 @@ __all__ = [
     "UNHEARD",
     "Area",
     "AttentionLayer",
+    "Family",
     "Frames",
     "Grid",
+    "JointAttention",
     "LayerKey",
     "ModelCall",
     "Part",
@@ -104,6 +109,7 @@ __all__ = [
     "Remarks",
     "Run",
     "SameStep",
+    "Sequence",
     "Source",
     "Trajectory",
     "VisitLevels",
@@ -123,6 +129,7 @@ __all__ = [
     "conditioning_fingerprint",
     "cross_attention_layers",
     "each_run",
+    "family_of",
     "frames_of",
     "guiding_nodes",
     "is_finite",
@@ -137,6 +144,7 @@ __all__ = [
     "not_compiled",
     "observe",
     "one_colour",
+    "patch_of",
     "patching_nodes",
     "pick_rows",
     "picture_channels",
@@ -147,6 +155,7 @@ __all__ = [
     "refused_by_name",
     "renoised",
     "replace_attention",
+    "replace_joint",
     "require_active",
     "require_channels",
     "require_inside",
@@ -156,6 +165,7 @@ __all__ = [
     "require_text_to_image",
     "require_unet",
     "require_width",
+    "require_words",
     "rows_of_frames",
     "run_attention",
     "run_of",
@@ -181,4 +191,5 @@ __all__ = [
     "whole_grid",
     "windows_part_prompts",
     "with_fixed_controls",
+    "word_layers",
 ]

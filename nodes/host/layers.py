@@ -1,9 +1,9 @@
 """How people name layers: one grammar for every input that takes a list of them.
 
-    input 7-8, middle, output 3.1, out
+    input 7-8, middle, output 3.1, out                  double 0-5, single
 
-A part is a place (input, middle, output, out), a block's number or a range of them where not all are meant, and .number
-for one of several transformer layers in a block.
+A part is a place (input, middle, output, out in a U-Net; double, single in a transformer), a block's number or a range
+of them where not all are meant, and .number for one of several transformer layers in a block.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from .model import AttentionLayer, Place, places, self_attention_layers
 
-PART = re.compile(r"(input|middle|output|out)(?: ?(\d+)(?: ?- ?(\d+))?)?(?:\.(\d+))?")
+PART = re.compile(r"(input|middle|output|out|double|single)(?: ?(\d+)(?: ?- ?(\d+))?)?(?:\.(\d+))?")
 
 
 @dataclass(frozen=True)

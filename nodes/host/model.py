@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .families import family_of, joint_keys, patch_of, require_words
 from .prompts import text_width
 
 LayerKey = tuple[str, int, int]
@@ -17,7 +18,10 @@ Grid = tuple[int, int]  # (height, width) in tokens, or in cells of a latent
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """One self- or cross-attention layer of a U-Net, named as the host names it in its patch options."""
+    """One self- or cross-attention layer of a U-Net, or joint one of a transformer, named as the host names it.
+
+    In its patch options, that is: block "input", "middle" or "output", or "double" or "single" with index 0.
+    """
 
     block: str
     number: int
@@ -83,6 +87,19 @@ def cross_attention_layers(model: Any, technique: str = "this node") -> list[Att
     ]
 
 
+def word_layers(model: Any, technique: str = "this node") -> list[AttentionLayer]:
+    """Every layer in which the picture meets the words of its prompt, in the order of a forward pass.
+
+    Those of a U-Net's cross-attention, or all of a transformer with joint attention. Raises ValueError for models of
+    which that is not known, with what is missing.
+    """
+    family = require_words(model, technique)
+    if family is None:
+        return cross_attention_layers(model, technique)
+    channels = getattr(model.model.diffusion_model, family.width)
+    return [AttentionLayer(*key, channels) for key in joint_keys(model, family)]
+
+
 def self_attention_modules(network: Any) -> dict[LayerKey, Any]:
     """The attention module of every self-attention layer, with its to_k and to_v."""
     return {key: part.attn1 for key, part in transformer_parts(network).items()}
@@ -100,7 +117,8 @@ def same_layout(model: Any, other: str) -> bool:
 
 def layout(model: Any) -> str:
     """Family, latent channels and self-attention layers of a model."""
-    layers = ";".join(f"{layer} {layer.channels}" for layer in self_attention_layers(model))
+    chosen = self_attention_layers(model) if family_of(model) is None else word_layers(model)
+    layers = ";".join(f"{layer} {layer.channels}" for layer in chosen)
     return f"{type(model.model).__name__} {model.model.latent_format.latent_channels} {layers}"
 
 
@@ -137,7 +155,7 @@ def single_device(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """A cross-attention layer and where it stands: its grid is the latent's divided by `scale`.
+    """A layer that looks at the prompt, and where it stands: its grid is the latent's divided by `scale`.
 
     level: 0 for the finest grid with cross-attention in this network, 1 for the next. last: no later decoder block
     works at that level.
@@ -150,10 +168,12 @@ class Place:
 
 
 def places(model: Any) -> list[Place]:
-    """Every cross-attention layer of a host MODEL, in the order of a forward pass."""
+    """Every layer of word_layers, in the order of a forward pass. A transformer has one grid in all of them."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, Upsample
 
-    found = cross_attention_layers(model, "Cross-Attention Mask")
+    found = word_layers(model, "Cross-Attention Mask")
+    if family_of(model) is not None:
+        return [Place(layer, patch_of(model.model.diffusion_model), 0, False) for layer in found]
     scales, scale = {}, 1
     for name, number, block in blocks(model.model.diffusion_model):
         inside = list(block.modules()) if block is not None else []

@@ -1,6 +1,6 @@
 """Words of prompts: what other techniques may know of them."""
 
-from .reading import Word, decoded, read_words, refuse_foreign_embeddings
+from .reading import Word, decoded, read_words, refuse_foreign_embeddings, without_padding
 from .selection import select
 from .words import (
     WITHOUT_WORDS,
@@ -25,4 +25,5 @@ __all__ = [
     "rows_of",
     "select",
     "shortened",
+    "without_padding",
 ]

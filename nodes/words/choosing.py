@@ -33,7 +33,7 @@ def choose(words: list[Word], asked: str, read: Callable[[str], list[Word]]) -> 
     spoken = [word for word in words if word.spoken]
     if EVERY_CONTENT_WORD in entries:
         at = entries.index(EVERY_CONTENT_WORD)
-        content = [word.text for word in spoken if word.text.strip("'") not in STOP_WORDS]
+        content = [word.text for word in spoken if word.text.strip("'").lower() not in STOP_WORDS]
         entries[at : at + 1] = content
     if not entries:
         raise ValueError(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..quoting import quoted
 from .choosing import choose
-from .reading import Word, decoded, read_words, refuse_foreign_embeddings
+from .encoders import groups_of
+from .reading import Word, read_words, refuse_foreign_embeddings, row_offsets, spelled
 from .words import ChosenWords
 
 Positions = dict[str, tuple[int, ...]]  # what was asked for -> rows of the CONDITIONING
@@ -23,14 +24,40 @@ def select(clip: Any, text: str, asked: str) -> tuple[ChosenWords, list, str]:
     if clip is None:
         raise ValueError("clip is empty: this checkpoint holds no text encoder; connect one (Load CLIP).")
     by_encoder = read_words(clip, text)
-    positions = common_positions(clip, by_encoder, asked)
+    groups = positions_of_groups(clip, by_encoder, asked)
     tokens = clip.tokenize(text)
     conditioning = clip.encode_from_tokens_scheduled(tokens)
     tensors = [tensor for tensor, _ in conditioning]
     refuse_foreign_embeddings(tokens, tensors[0].shape[-1])
+    offsets = row_offsets(clip, tokens, tensors[0].shape[1])
+    positions = in_rows(groups, offsets)
     refuse_what_is_cut(positions, tensors[0])
     words = ChosenWords(tuple(positions), tuple(positions.values()), tensors[0], tuple(tensors[1:]))
-    return words, conditioning, report(next(iter(by_encoder.values())), words, text)
+    encoder, read = next(iter(by_encoder.items()))
+    return words, conditioning, report(read, words, text, offsets[encoder])
+
+
+def positions_of_groups(clip: Any, by_encoder: dict[str, list[Word]], asked: str) -> dict[str, Positions]:
+    """Where the chosen words are among the tokens of each group of text encoders, by one that stands for it.
+
+    Words that the first group found for * are asked for in the others. Raises ValueError as common_positions does.
+    """
+    found: dict[str, Positions] = {}
+    for group in groups_of(set(clip.tokenize("", return_word_ids=True))):
+        present = {name: by_encoder[name] for name in group if name in by_encoder}
+        if present:
+            found[next(iter(present))] = common_positions(clip, present, asked)
+            asked = ", ".join(next(iter(found.values())))
+    return found
+
+
+def in_rows(groups: dict[str, Positions], offsets: dict[str, int]) -> Positions:
+    """Rows of the encoded text from the numbers of tokens, all groups of text encoders together."""
+    first = next(iter(groups.values()))
+    return {
+        entry: tuple(offsets[name] + row for name, positions in groups.items() for row in positions[entry])
+        for entry in first
+    }
 
 
 def common_positions(clip: Any, by_encoder: dict[str, list[Word]], asked: str) -> Positions:
@@ -68,9 +95,12 @@ BREAK_NOTE = (
 )
 
 
-def report(read: list[Word], chosen: ChosenWords, text: str) -> str:
-    """The prompt as it was tokenised, with the chosen words in brackets, and the tokens of each."""
-    marked = set(chosen.every_position)
+def report(read: list[Word], chosen: ChosenWords, text: str, offset: int = 0) -> str:
+    """The prompt as it was tokenised, with the chosen words in brackets, and the tokens of each.
+
+    offset: what was added to a token's number for its row.
+    """
+    marked = {row - offset for row in chosen.every_position}
     shown = [f"[{in_pieces(word)}]" if marked.intersection(word.positions) else in_pieces(word) for word in read]
     tokens = "; ".join(
         f"{word}: {', '.join(map(str, rows))}" for word, rows in zip(chosen.words, chosen.positions, strict=True)
@@ -84,4 +114,4 @@ def in_pieces(word: Word) -> str:
     """A word's pieces, joined by "+"; an embedding with the number of its vectors."""
     if word.embedding is not None:
         return f"{word.text} x{len(word.pieces)}"
-    return "+".join(decoded([piece]) for piece in word.pieces)
+    return "+".join(spelled([piece], word.spelling) for piece in word.pieces)

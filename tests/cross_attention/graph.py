@@ -154,8 +154,177 @@ def two_words() -> dict:
     )  # fmt: skip
 
 
+# ---- transformers ---------------------------------------------------------------------------------------------------
+
+SCENE = "a wooden table in a cafe, morning light, photo"
+PAIR = "a photo of a red cup of coffee and a blue book on a wooden table"
+LEFT_WORDS, RIGHT_WORDS = "red cup", "blue book"
+LEFT_PHRASE, RIGHT_PHRASE = "a red cup of coffee", "a blue book with a silver clasp"
+SIDE = 1024
+HUB = "https://huggingface.co/"
+Z_IMAGE = HUB + "Comfy-Org/z_image_turbo/resolve/main/split_files/"
+
+START_Z_IMAGE = """## Words in regions on Z-Image
+
+1. The loaders: **Z-Image Turbo**, its text encoder, its VAE. The editor offers to download them.
+2. **Prompt**: the whole scene, once.
+3. **Select Words**, twice: which of its words act on the left, which on the right.
+4. **The left half**: any mask will do, for instance one painted in **Load Image**.
+5. Queue.
+
+Z-Image mixes the words of a prompt before the picture sees any, so both masks have *hide_from_text* and
+*hide_from_refiner* on: a masked word then reaches nothing of the other half. What stays is what the text encoder itself
+has put of it into the words behind it. Where that shows, take **Phrase in Region**."""
+
+START_FLUX = """## A phrase for each region on FLUX.1
+
+1. The loaders: **FLUX.1 dev**, its two text encoders, its VAE. The editor offers to download them.
+2. **The scene**: what holds the picture together.
+3. **Phrase in Region**, twice: what stands on the left, what on the right. Each phrase is encoded by itself.
+4. **The left half**: any mask will do, for instance one painted in **Load Image**.
+5. Queue.
+
+No phrase sees the other, and neither is seen by the other half. All parts of the picture still look at each other, so
+it stays one picture. The same graph serves FLUX.2, Chroma, Qwen-Image, Z-Image, SD 3.5 and SDXL with their loaders."""
+
+TRANSFORMER_VALUES = """## Not right yet?
+
+- **The word shows elsewhere**: *hide_from_text* on; on Z-Image *hide_from_refiner* too.
+- **A seam at the border**: *feather* 16 to 64.
+- **The region looks pale**: mode *after softmax, renormalised*.
+- **Scene and phrase contradict**: *prompt_inside* 0.3 in Phrase in Region.
+- **Where do the words act?** Put **Attention Map** before the sampler.
+
+Layers are named *double 0-18, single 0-37*: choose *custom* to hold the words in some of them only."""
+
+
+def file(kind: str, key: str, name: str, url: str, directory: str, **more) -> dict:
+    """A loader of one file that the editor offers to download."""
+    return {"type": kind, "size": [380, 110], "widgets": {key: name, **more},
+            "models": [{"name": name, "url": url, "directory": directory}]}  # fmt: skip
+
+
+def clip_text(title: str, value: str) -> dict:
+    return {"type": "CLIPTextEncode", "title": title, "size": [380, 110], "widgets": {"text": value},
+            "inputs": {"clip": "clip.CLIP"}}  # fmt: skip
+
+
+def halves() -> dict[str, dict]:
+    """A mask that is white on the left, and its inverse."""
+    return {
+        "whole": {"type": "SolidMask", "title": "Everything", "size": [380, 110],
+                  "widgets": {"value": 0.0, "width": SIDE, "height": SIDE}},
+        "white": {"type": "SolidMask", "title": "Half of it", "size": [380, 110],
+                  "widgets": {"value": 1.0, "width": SIDE // 2, "height": SIDE}},
+        "left": {"type": "MaskComposite", "title": "The left half", "size": [380, 150],
+                 "widgets": {"x": 0, "y": 0, "operation": "add"},
+                 "inputs": {"destination": "whole.MASK", "source": "white.MASK"}},
+        "right": {"type": "InvertMask", "title": "The right half", "size": [380, 40],
+                  "inputs": {"mask": "left.MASK"}},
+    }  # fmt: skip
+
+
+def drawing(model: str, positive: str, steps: int, sampler_name: str) -> dict[str, dict]:
+    """From noise to the picture, at the host's own values for models that were distilled: cfg 1."""
+    return {
+        "empty": {"type": "EmptySD3LatentImage", "size": [380, 110],
+                  "widgets": {"width": SIDE, "height": SIDE, "batch_size": 1}},
+        "zero": {"type": "ConditioningZeroOut", "size": [380, 40], "inputs": {"conditioning": positive}},
+        "sample": {"type": "KSampler", "size": [380, 270],
+                   "widgets": {"seed": 0, "control_after_generate": "fixed", "steps": steps, "cfg": 1.0,
+                               "sampler_name": sampler_name, "scheduler": "simple", "denoise": 1.0},
+                   "inputs": {"model": model, "positive": positive, "negative": "zero.CONDITIONING",
+                              "latent_image": "empty.LATENT"}},
+        "decode": {"type": "VAEDecode", "size": [380, 60],
+                   "inputs": {"samples": "sample.LATENT", "vae": "vae.VAE"}},
+        "save": save("The picture"),
+    }  # fmt: skip
+
+
+def chosen(title: str, some: str) -> dict:
+    return {"type": "PalimpsestSelectWords", "title": title, "size": [380, 180], "widgets": {"words": some},
+            "inputs": {"clip": "clip.CLIP", "text": "prompt.STRING"}}  # fmt: skip
+
+
+def words_on_z_image() -> dict:
+    tight = {"mode": "after softmax, renormalised", "hide_from_text": True, "hide_from_refiner": True}
+    left = mask_words("one.tokens", "left.MASK", "shifted.MODEL", **tight)
+    unet, clip, vae = ("z_image_turbo_bf16.safetensors", "qwen_3_4b.safetensors", "ae.safetensors")
+    return graph(
+        {"start": note("Start here", START_Z_IMAGE, 400), "values": note("Not right yet?", TRANSFORMER_VALUES, 330)},
+        group(
+            "1 The model, and the whole prompt",
+            "yours",
+            {
+                "unet": file("UNETLoader", "unet_name", unet, f"{Z_IMAGE}diffusion_models/{unet}", "diffusion_models"),
+                "clip": file("CLIPLoader", "clip_name", clip, f"{Z_IMAGE}text_encoders/{clip}", "text_encoders",
+                             type="lumina2"),
+                "vae": file("VAELoader", "vae_name", vae, f"{Z_IMAGE}vae/{vae}", "vae"),
+                "shifted": {"type": "ModelSamplingAuraFlow", "size": [380, 60], "widgets": {"shift": 3.0},
+                            "inputs": {"model": "unet.MODEL"}},
+            },
+            {
+                "prompt": {"type": "PrimitiveStringMultiline", "title": "Prompt", "size": [380, 110],
+                           "widgets": {"value": PAIR}},
+                "one": chosen("Words on the left", LEFT_WORDS),
+                "two": chosen("Words on the right", RIGHT_WORDS),
+            },
+        ),
+        group(
+            "2 Each word in its half",
+            "edit",
+            halves(),
+            {"mask": left, "mask 2": mask_words("two.tokens", "right.MASK", "mask.MODEL", **tight)},
+            drawing("mask 2.MODEL", "one.positive", 8, "res_multistep"),
+        ),
+    )  # fmt: skip
+
+
+def phrase(value: str, mask: str, model: str, positive: str, title: str) -> dict:
+    return {"type": "PalimpsestRegionPhrase", "title": title, "size": [380, 260], "widgets": {"phrase": value},
+            "inputs": {"model": model, "clip": "clip.CLIP", "positive": positive, "mask": mask}}  # fmt: skip
+
+
+def phrases_on_flux() -> dict:
+    unet, vae = "flux1-dev.safetensors", "ae.safetensors"
+    encoders = [
+        {"name": name, "url": f"{HUB}comfyanonymous/flux_text_encoders/resolve/main/{name}",
+         "directory": "text_encoders"}
+        for name in ("clip_l.safetensors", "t5xxl_fp16.safetensors")
+    ]  # fmt: skip
+    return graph(
+        {"start": note("Start here", START_FLUX, 380), "values": note("Not right yet?", TRANSFORMER_VALUES, 330)},
+        group(
+            "1 The model, and what holds the picture together",
+            "yours",
+            {
+                "unet": file("UNETLoader", "unet_name", unet, f"{HUB}Comfy-Org/flux1-dev/resolve/main/{unet}",
+                             "diffusion_models"),
+                "clip": {"type": "DualCLIPLoader", "size": [380, 130], "models": encoders,
+                         "widgets": {"clip_name1": encoders[0]["name"], "clip_name2": encoders[1]["name"],
+                                     "type": "flux"}},
+                "vae": file("VAELoader", "vae_name", vae,
+                            f"{HUB}Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae/{vae}", "vae"),
+                "scene": clip_text("The scene", SCENE),
+            },
+            halves(),
+        ),
+        group(
+            "2 A phrase for each half",
+            "edit",
+            {
+                "one": phrase(LEFT_PHRASE, "left.MASK", "unet.MODEL", "scene.CONDITIONING", "On the left"),
+                "two": phrase(RIGHT_PHRASE, "right.MASK", "one.MODEL", "one.positive", "On the right"),
+            },
+            drawing("two.MODEL", "two.positive", 20, "euler"),
+        ),
+    )  # fmt: skip
+
+
 GRAPHS = {
     "05 Recolour one object by a word (Regions)": recolour,
     "06 Replace the background by words (Regions)": background,
     "07 Two words in two regions (Regions)": two_words,
+    "26 Words in regions on Z-Image (Cross-Attention Mask)": words_on_z_image,
+    "27 A phrase for each region on FLUX (Phrase in Region)": phrases_on_flux,
 }

@@ -112,7 +112,8 @@ def test_the_model_stays_as_it_was(model, plain):
 def test_every_input_arrives_where_it_acts(model, monkeypatch):
     chosen = {
         "mode": PFB, "side": "outside", "strength": 0.3, "feather": 4.0, "layers": "custom", "custom_layers": "middle",
-        "mask_negative": False, "start_percent": 0.2, "end_percent": 0.7,
+        "mask_negative": False, "start_percent": 0.2, "end_percent": 0.7, "hide_from_picture": False,
+        "hide_from_text": True, "hide_from_refiner": True,
     }  # fmt: skip
     sockets = {"model", "mask", "tokens"}
     assert {entry.id for entry in CrossAttentionMask.define_schema().inputs} == set(chosen) | sockets
@@ -126,6 +127,7 @@ def test_every_input_arrives_where_it_acts(model, monkeypatch):
     assert (region.strength, region.mask_negative) == (0.3, False)
     assert region.window == host.Window.of(model, 0.2, 0.7)
     assert torch.equal(region.mask, feathered(half(), 4.0))
+    assert (region.hidden.picture, region.hidden.text, region.hidden.refiner) == (False, True, True)
 
 
 # ---- when and in which layers

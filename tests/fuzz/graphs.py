@@ -45,6 +45,7 @@ NODES: dict[str, dict[str, Any]] = {
     "PromptLines": {},
     "SelectWords": {"clip": LINKS["clip"]},
     "CrossAttentionMask": {"model": MODEL, "mask": MASK, "tokens": ["words", 0]},
+    "RegionPhrase": {"model": MODEL, "clip": LINKS["clip"], "positive": LINKS["positive"], "mask": MASK},
     "AttentionMap": {"model": MODEL, "tokens": ["words", 0]},
     "FindWords": MADE["record"][1],
     "ReadAttentionMap": {"record": ["record", 0], "image": IMAGE, "mask": MASK},

@@ -9,7 +9,16 @@ import copy
 
 from attention_map.graph import FOUND
 from contextdiff.graph import CLIP_EDIT, CLIP_SOURCE
-from cross_attention.graph import BOTH, ON_MARBLE
+from cross_attention.graph import (
+    BOTH,
+    LEFT_PHRASE,
+    LEFT_WORDS,
+    ON_MARBLE,
+    PAIR,
+    RIGHT_PHRASE,
+    RIGHT_WORDS,
+    SCENE,
+)
 from feature_blend.graph import WHITE_CUP
 from instruct_pix2pix.graph import EDIT_CHECKPOINT, INSTRUCTION, ITS_OBJECT
 from instruction.graph import VAGUE
@@ -64,6 +73,12 @@ STRINGS = {
     INSTRUCTION: "a blue cat standing on the right in the snow",
     ITS_OBJECT: "cat",
     VAGUE: "lying",
+    PAIR: "a red cat standing on the left in the park",
+    LEFT_WORDS: "red cat",
+    RIGHT_WORDS: "park",
+    SCENE: RED_CAT.format("standing", "park"),
+    LEFT_PHRASE: RED_CAT.format("standing", "snow"),
+    RIGHT_PHRASE: "a blue cat standing on the right in the park",
     FULL_CUP: RED_CAT.format("lying", "snow"),
     CLIP_SOURCE: DOG.format("standing", "park"),
     CLIP_EDIT: "a blue dog standing on the left in the park",
@@ -117,6 +132,15 @@ TRAINING = {
 SMALL_TRAINING = {"PalimpsestLoadMultimodalEncoder.connector": "none"}
 SMALL_TRAINING |= {f"PalimpsestTrainMultimodal.{name}": value for name, value in TRAINING.items()}
 DOG_INSTEAD = {CAT: SECOND_PICTURE, AWAKE: DOG.format("standing", "snow"), ASLEEP: DOG.format("sitting", "snow")}
+SMALL = {"width=1024": 128, "height=1024": 128, "width=512": 64, "cfg=1": 3.0, "steps=8": 20}
+# Loaders of a transformer's three files, and what only such a model has: the node in its place, the output that is
+# meant there, and its values. The nodes of this pack in the same graph serve both kinds of models.
+OTHER_KINDS = {
+    **{kind: ("CheckpointLoaderSimple", slot, {"ckpt_name": STRINGS[CHECKPOINT["name"]]}) for kind, slot in (
+        ("UNETLoader", 0), ("CLIPLoader", 1), ("DualCLIPLoader", 1), ("VAELoader", 2))},
+    "EmptySD3LatentImage": ("EmptyLatentImage", 0, None),
+    "ModelSamplingAuraFlow": ("ModelSamplingDiscrete", 0, {"sampling": "eps", "zsnr": False}),
+}  # fmt: skip
 ONLY = {  # what is another in one workflow, by the number in its name: so that no two thumbnails are alike
     "04": {"strings": DOG_INSTEAD},
     "12": {"strings": DOG_INSTEAD},
@@ -125,6 +149,8 @@ ONLY = {  # what is another in one workflow, by the number in its name: so that 
     "25": {"strings": {COFFEE: SECOND_PICTURE}},
     "16": {"strings": {MASKED_CAT: PLACE_PICTURE}},
     "19": {"settings": SMALL_TRAINING},
+    "26": {"numbers": SMALL},
+    "27": {"numbers": SMALL},
 }
 SHORT = {"steps": 4, "inner_steps": 2}  # in every node that has them, so that a run takes seconds on a CPU
 
@@ -139,7 +165,7 @@ def stand_ins(name: str, short: dict[str, int]) -> dict[str, dict]:
 def in_place(name: str, prompt: dict, short: dict[str, int] | None = None) -> dict:
     """A workflow in API format with the pocket's values in the place of its own, and short where that is wanted."""
     tables = stand_ins(name, short or {})
-    prompt = copy.deepcopy(prompt)
+    prompt = other_kinds(copy.deepcopy(prompt))
     for node in prompt.values():
         kind, inputs = node["class_type"], node["inputs"]
         inputs |= {i: v for i, v in inputs.items() if isinstance(v, list)} | {
@@ -147,6 +173,21 @@ def in_place(name: str, prompt: dict, short: dict[str, int] | None = None) -> di
         }
         unset = {i.partition(".")[2]: v for i, v in tables["settings"].items() if i.partition(".")[0] == kind}
         inputs |= {i: v for i, v in unset.items() if i not in inputs}
+    return prompt
+
+
+def other_kinds(prompt: dict) -> dict:
+    """A graph with the pocket's loader in the place of a transformer's."""
+    slots = {}
+    for key, node in prompt.items():
+        if node["class_type"] in OTHER_KINDS:
+            node["class_type"], slots[key], values = OTHER_KINDS[node["class_type"]]
+            linked = {i: v for i, v in node["inputs"].items() if isinstance(v, list)}
+            node["inputs"] = node["inputs"] if values is None else linked | values
+    for node in prompt.values():
+        node["inputs"] |= {
+            i: [v[0], slots[v[0]]] for i, v in node["inputs"].items() if isinstance(v, list) and v[0] in slots
+        }
     return prompt
 
 

@@ -17,6 +17,7 @@ from palimpsest.nodes.attention_map.recorder import RecordSettings
 from palimpsest.nodes.contextdiff.fit import TrainSettings as ContextTraining
 from palimpsest.nodes.contextdiff.sampling import SamplerSettings
 from palimpsest.nodes.cross_attention.masking import MaskSettings
+from palimpsest.nodes.cross_attention.phrases import PhraseSettings
 from palimpsest.nodes.edit_report.measuring import Edit
 from palimpsest.nodes.exact_text.building import LinesSettings
 from palimpsest.nodes.exact_text.reading import ReadSettings as ReadTextSettings
@@ -48,6 +49,7 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestTuneKV": TuneSettings,
     "PalimpsestApplyKV": ApplySettings,
     "PalimpsestCrossAttentionMask": MaskSettings,
+    "PalimpsestRegionPhrase": PhraseSettings,
     "PalimpsestAttentionMap": RecordSettings,
     "PalimpsestFindWords": FindSettings,
     "PalimpsestReadAttentionMap": ReadSettings,
@@ -78,6 +80,7 @@ SAID = {  # what only a person can say, and the host's files: the widgets that s
     "folder": "made",
     "text": "a <image1> cat",
     "words": "cat",
+    "phrase": "a red fox",
     "lines": "sitting",
     "source_text": "a cat",
     "edit_text": "a dog",

@@ -90,17 +90,25 @@ def test_the_pocket_takes_the_place_of_every_value_that_it_has_no_use_for():
                 assert not (key in ("width", "height") and value > 256), f"{name}: {key} {value}"
 
 
+DIRECTORIES = {  # of what a loader loads
+    "CheckpointLoaderSimple": "checkpoints", "UNETLoader": "diffusion_models", "CLIPLoader": "text_encoders",
+    "DualCLIPLoader": "text_encoders", "VAELoader": "vae",
+}  # fmt: skip
+
+
 def test_every_checkpoint_can_be_downloaded_from_the_editor():
     for name in NAMES:
         graph = json.loads((WORKFLOWS[0].parent / f"{name}.json").read_text(encoding="utf-8"))
-        loaders = [node for node in graph["nodes"] if node["type"] == "CheckpointLoaderSimple"]
+        loaders = [node for node in graph["nodes"] if node["type"] in DIRECTORIES]
         wired = {key for node in api_form(name).values() for key in node["inputs"]}
         assert loaders or not wired & {"model", "clip", "vae"}, name
         for loader in loaders:
-            (model,) = loader["properties"]["models"]
-            assert model["name"] == loader["widgets_values"][0]
-            assert model["url"].startswith("https://huggingface.co/") and model["name"] in model["url"]
-            assert model["directory"] == "checkpoints"
+            models = loader["properties"]["models"]
+            files = [v for v in loader["widgets_values"] if isinstance(v, str) and v.endswith(".safetensors")]
+            assert [model["name"] for model in models] == files
+            for model in models:
+                assert model["url"].startswith("https://huggingface.co/") and model["name"] in model["url"]
+                assert model["directory"] == DIRECTORIES[loader["type"]]
 
 
 def test_every_picture_ships_with_the_pack():

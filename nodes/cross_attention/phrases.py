@@ -1,0 +1,133 @@
+"""A phrase of its own for a region: encoded by itself, put behind the prompt, and seen by one part of the picture only.
+
+Masked words of one sentence were read together by the text encoder, and each has left something in the others. A phrase
+that is encoded alone has not.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.cross_attention_mask import feathered
+from .. import host
+from ..quoting import quoted
+from ..settings import Settings
+from ..words import ChosenWords, without_padding
+from .attention import NAME, attach
+from .regions import MODES, Hidden, Region
+
+TECHNIQUE = "Phrase in Region"
+RENORMALISED = "after softmax, renormalised"
+EVERY_WAY = Hidden(picture=True, text=True, refiner=True)
+
+
+@dataclass(frozen=True)
+class PhraseSettings(Settings):
+    """What a region shows, and how much of the prompt it still sees; see PalimpsestRegionPhrase."""
+
+    phrase: str = ""
+    prompt_inside: float = 1.0
+    feather: float = 0.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+
+def add_phrase(
+    model: Any, clip: Any, positive: list, mask: Tensor, settings: PhraseSettings, remarks: host.Remarks = host.UNHEARD
+) -> tuple[Any, list]:
+    """(a clone of the model in which a phrase is seen in one part of the picture, the prompt with the phrase behind).
+
+    Raises ValueError for an empty phrase, one of another model's text encoder, what is no mask, and an empty span.
+    """
+    phrase = encoded(clip, settings.phrase)
+    joined = [(behind(tensor, phrase), with_mask(extra, tensor, phrase)) for tensor, extra in positive]
+    own = ChosenWords((settings.phrase.strip(),), (tuple(range(phrase.shape[1])),), phrase)
+    regions = [region(model, own, mask, settings, remarks)]
+    if settings.prompt_inside < 1:
+        texts = [tensor[:1] for tensor, _ in positive]
+        rows = tuple(range(min(text.shape[1] for text in texts)))
+        prompt = ChosenWords(("the prompt",), (rows,), texts[0], tuple(texts[1:]))
+        regions.append(region(model, prompt, mask, settings, remarks, outside=1 - settings.prompt_inside))
+    patched = model.clone()
+    attach(patched, host.word_layers(model, TECHNIQUE), regions=tuple(regions))
+    return patched, [list(each) for each in joined]
+
+
+def region(
+    model: Any,
+    words: ChosenWords,
+    mask: Tensor,
+    settings: PhraseSettings,
+    remarks: host.Remarks,
+    outside: float | None = None,
+) -> Region:
+    """Words that are seen inside a mask only, or by so much less inside of it than outside."""
+    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    host.picture_rows(mask, len(mask), 1, 1)
+    return Region(
+        name=f"{NAME}.{uuid.uuid4().hex}",
+        words=words,
+        mask=feathered(mask.clamp(0, 1), settings.feather),
+        mode=MODES[RENORMALISED],
+        outside=outside is not None,
+        strength=1.0 if outside is None else outside,
+        layers=frozenset(layer.key for layer in host.word_layers(model, TECHNIQUE)),
+        window=host.Window.of(model, settings.start_percent, settings.end_percent),
+        mask_negative=False,
+        remarks=remarks,
+        hidden=EVERY_WAY,
+        technique=TECHNIQUE,
+        source=TECHNIQUE,
+    )
+
+
+def encoded(clip: Any, phrase: str) -> Tensor:
+    """(1, L, D) a phrase as the text encoder reads it alone, without what pads it."""
+    if clip is None:
+        raise ValueError("clip is empty: this checkpoint holds no text encoder; connect one (Load CLIP).")
+    if not phrase.strip():
+        raise ValueError("phrase is empty: write what the region shows, for instance 'a red fox'.")
+    made = clip.encode_from_tokens_scheduled(clip.tokenize(phrase))
+    if len(made) > 1:
+        raise ValueError(
+            f"the text encoder changes during the sampling and gives {len(made)} texts of {quoted(phrase)}: connect "
+            "the clip from before that schedule."
+        )
+    return made[0][0][:, : without_padding(clip, phrase, made[0][0].shape[1])]
+
+
+def behind(text: Tensor, phrase: Tensor) -> Tensor:
+    """(B, L + P, D) a prompt with a phrase behind it. Raises ValueError where another encoder made the prompt."""
+    if text.shape[-1] != phrase.shape[-1]:
+        raise ValueError(
+            f"positive has {text.shape[-1]} channels, the phrase {phrase.shape[-1]}: connect the clip that encoded the "
+            "prompt."
+        )
+    return torch.cat([text, phrase.to(text).expand(len(text), -1, -1)], 1)
+
+
+def with_mask(extra: dict, text: Tensor, phrase: Tensor) -> dict:
+    """A prompt's options; where they name its tokens that count (attention_mask), the phrase's among them."""
+    seen = extra.get("attention_mask")
+    if not isinstance(seen, Tensor) or seen.shape[-1] != text.shape[1]:
+        return dict(extra)
+    return extra | {"attention_mask": torch.cat([seen, seen.new_ones(len(seen), phrase.shape[1])], -1)}
+
+
+def report(mask: Tensor, settings: PhraseSettings, positive: list, family: host.Family | None) -> str:
+    """What was asked for, and what of the prompt no mask reaches."""
+    where = {"black": "nowhere: the mask is black all over", "white": "everywhere: the mask is white all over"}.get(
+        host.one_colour(mask), f"in {float(mask.float().mean()):.0%} of the picture"
+    )
+    told = [f"{quoted(settings.phrase.strip())} is seen {where}"]
+    if settings.prompt_inside < 1:
+        told.append(f"there the prompt has {settings.prompt_inside:.0%} of its weight")
+        if family is not None and family.pooled:
+            told.append("its pooled vector acts everywhere")
+    told.append(f"{positive[0][0].shape[1]} tokens in all")
+    return "; ".join(told)

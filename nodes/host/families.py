@@ -1,0 +1,98 @@
+"""Transformers whose attention we know: a table of families, and the layers of a model of one of them.
+
+In these the tokens of text and picture stand in one sequence, text first, and every layer lets all of them look at all.
+A family is described by data; what differs in the arithmetic of a network is none of our business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .prompts import is_unet
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of transformer with joint attention.
+
+    name: as people know it. kind: the host's class in comfy.model_base, itself and not one derived from it. blocks: by
+    the block type that the host tells an attention, which of the network's lists these are. width: the network's own
+    number of channels. numbered: whether the host tells an attention its block; where not, a block replacement does.
+    refiner: the network's list of layers in which text looks at text before it meets the picture; "" without.
+    pooled: whether a vector of the whole prompt acts beside its tokens, where no mask of tokens reaches.
+    """
+
+    name: str
+    kind: str
+    blocks: tuple[tuple[str, str], ...]
+    width: str = "hidden_size"
+    numbered: bool = True
+    refiner: str = ""
+    pooled: bool = False
+
+
+DOUBLE_AND_SINGLE = (("double", "double_blocks"), ("single", "single_blocks"))
+FAMILIES = (
+    Family("Z-Image and Lumina Image 2", "Lumina2", (("double", "layers"),), width="dim", refiner="context_refiner"),
+    Family("FLUX.2 and Klein", "Flux2", DOUBLE_AND_SINGLE),
+    Family("FLUX.1", "Flux", DOUBLE_AND_SINGLE, pooled=True),
+    Family("Chroma", "Chroma", DOUBLE_AND_SINGLE),
+    Family("Qwen-Image", "QwenImage", (("double", "transformer_blocks"),), width="inner_dim"),
+    Family("SD 3 and 3.5", "SD3", (("double", "joint_blocks"),), numbered=False, pooled=True),
+)
+NO_NUMBER = "the host does not tell its attention which layer it is"
+NO_DOOR = "the host lets no other node into its attention"
+APART = "text and picture attend apart in it, which is not served yet"
+MISSING = {  # by the host's class: why it is not served
+    "HiDream": NO_NUMBER,
+    "PixArt": NO_DOOR,
+    "HunyuanDiT": NO_DOOR,
+    "ErnieImage": NO_DOOR,
+    "WAN21": APART,
+    "WAN22": APART,
+    "Anima": APART,
+    "CosmosPredict2": APART,
+    "HunyuanVideo": "a token refiner mixes its words before they meet the picture, which is not served yet",
+    "ZImagePixelSpace": "the version that works on pixels is not served yet",
+    "ChromaRadiance": "the version that works on pixels is not served yet",
+}
+NOT_DESCRIBED = "where its words stand is not described yet"
+
+
+def family_of(model: Any) -> Family | None:
+    """The family of a host MODEL; None for a U-Net and for what is not served."""
+    kind = type(model.model).__name__
+    return next((family for family in FAMILIES if family.kind == kind), None)
+
+
+def require_words(model: Any, technique: str) -> Family | None:
+    """The family of a transformer whose words a technique can see, None for a U-Net.
+
+    Raises ValueError for any other model, with what is missing.
+    """
+    family = family_of(model)
+    if family is None and not is_unet(model):
+        kind = type(model.model).__name__
+        raise ValueError(
+            f"{technique} works inside the attention of U-Net models (SD 1.x, SD 2.x, SDXL and their fine-tunes) and "
+            f"of {', '.join(served.name for served in FAMILIES)}; the connected model is {kind}: "
+            f"{MISSING.get(kind, NOT_DESCRIBED)}. Load a checkpoint of one of those families."
+        )
+    return family
+
+
+def patch_of(network: Any) -> int:
+    """Cells of the latent on a side of one picture token."""
+    return network.patch_size
+
+
+def text_multiple(network: Any) -> int:
+    """To a multiple of how many tokens the network itself pads text and picture (Z-Image: 32)."""
+    return getattr(network, "pad_tokens_multiple", None) or 1
+
+
+def joint_keys(model: Any, family: Family) -> list[tuple[str, int, int]]:
+    """The layers of a transformer, (block type, number, 0), in the order of a forward pass."""
+    network = model.model.diffusion_model
+    return [(name, i, 0) for name, blocks in family.blocks for i in range(len(getattr(network, blocks)))]

@@ -1,0 +1,294 @@
+"""Attention over text and picture together, as transformers have it: which call it is, where its tokens stand, and how
+to stand in its place.
+
+Two doors of the host reach all of these models: an APPLY_MODEL wrapper, which sees latent and text of a call, and
+`optimized_attention_override`, which sees query, key and value of every attention. There is one place for an override.
+The wrapper puts ours into it for the length of a call, around whatever stands there by then, so that it matters neither
+which node came first nor that others write into that place after us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from .call import NAME, ModelCall, call_of, observe
+from .compiled import not_compiled
+from .families import Family, patch_of, text_multiple
+from .model import Grid, LayerKey
+
+JOINT, SEQUENCE = NAME + ".joint", NAME + ".sequence"
+OVERRIDE = "optimized_attention_override"
+TYPE, NUMBER = "block_type", "block_index"  # the host's keys for the block that an attention stands in
+
+Run = Callable[..., Tensor]
+
+
+# ---- what there is to know ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Where tokens stand in the joint sequence of a model call: text, then the picture, then what else there is.
+
+    text: all its tokens, with those that pad it. grid (h, w) of the picture's tokens, frames times. references: tokens
+    of reference pictures may follow. layers: how many layers refine text alone before.
+    """
+
+    text: int
+    grid: Grid
+    frames: int = 1
+    layers: int = 0
+
+    @property
+    def places(self) -> int:
+        """Tokens of the picture itself."""
+        return self.frames * self.grid[0] * self.grid[1]
+
+    @property
+    def image(self) -> slice:
+        """Where the picture's own tokens are."""
+        return slice(self.text, self.text + self.places)
+
+
+@dataclass(frozen=True, eq=False)
+class JointAttention:
+    """One attention of a transformer, about to be computed.
+
+    query (R, H, T, D), key and value (R, H, M, D); M is T, or more where another node adds keys. layer: None in one
+    that refines text, where T is the text alone. run: the attention that the host or another node would use,
+    run(query, key, value, mask, options) -> (R, N, H * D). mask: what the model itself masks by, in any of the host's
+    forms, or None.
+    """
+
+    call: ModelCall
+    layer: LayerKey | None
+    sequence: Sequence
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    run: Run
+    mask: Tensor | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.query.shape[2]
+
+    def part(
+        self,
+        chunk: int | None = None,
+        pictures: slice = slice(None),
+        queries: Tensor | slice = slice(None),
+        keys: Tensor | slice = slice(None),
+        value: Tensor | None = None,
+    ) -> Tensor:
+        """The attention of some queries to some keys, in the rows of one chunk or of all -> (R', N, H * D).
+
+        value: other values (R', H, T, D) for these rows.
+        """
+        rows, options = slice(None), self.options
+        if chunk is not None:
+            first, last, _ = pictures.indices(self.call.pictures)
+            rows = slice(chunk * self.call.pictures + first, chunk * self.call.pictures + last)
+            options = one_chunk(options, chunk)
+        value = self.value[rows] if value is None else value
+        mask = None if self.mask is None else part_of_mask(self.mask, rows, queries, keys)
+        return self.run(self.query[rows][:, :, queries], self.key[rows][:, :, keys], value[:, :, keys], mask, options)
+
+
+def one_chunk(options: Mapping[str, Any], chunk: int) -> dict:
+    """The options of a call as they are for the rows of one of its prompts."""
+    named = {name: options[name][chunk : chunk + 1] for name in ("cond_or_uncond", "uuids") if name in options}
+    return {**options, **named}
+
+
+def part_of_mask(mask: Tensor, rows: slice, queries: Tensor | slice, keys: Tensor | slice) -> Tensor:
+    """A mask (B, H, N, M), (B, N, M) or (N, M), each of B, H and N possibly 1, for some rows, queries and keys of it.
+
+    The host takes it in these forms; here it comes out as (B, H, N, M).
+    """
+    while mask.ndim < 4:
+        mask = mask[None] if mask.ndim == 2 else mask[:, None]
+    mask = mask if mask.shape[0] == 1 else mask[rows]
+    mask = mask if mask.shape[2] == 1 else mask[:, :, queries]
+    return mask[..., keys]
+
+
+def sequence_of(family: Family, network: Any, x: Tensor, text: Tensor | None) -> Sequence:
+    """Where tokens stand in a call, from its latent (R, C, H, W) or (R, C, F, H, W) and its text (R, L, D)."""
+    patch, multiple = patch_of(network), text_multiple(network)
+    length = multiple if text is None else -(-text.shape[1] // multiple) * multiple
+    grid = tuple(-(-side // patch) for side in x.shape[-2:])
+    refiner = len(getattr(network, family.refiner)) if family.refiner else 0
+    return Sequence(length, grid, x.shape[2] if x.ndim == 5 else 1, refiner)
+
+
+# ---- what the host calls --------------------------------------------------------------------------------------------
+
+Act = Callable[[JointAttention], "Tensor | JointAttention | None"]
+
+
+@dataclass(frozen=True)
+class Override:
+    """optimized_attention_override: shows every joint attention to some acts; earlier: what stood in this place.
+
+    An act gives None where the attention is to go on as it is, another JointAttention with which it is to go on, or
+    what comes out of it, (R, T, H * D). Where all give None, the host's own call goes through untouched.
+    """
+
+    family: Family
+    acts: tuple[tuple[str, Act], ...]
+    earlier: Any = None
+
+    @not_compiled
+    def __call__(self, function: Run, query: Tensor, key: Tensor, value: Tensor, heads: int, *rest: Any, **named: Any):
+        run = function if self.earlier is None else partial(self.earlier, function)
+        options = named.get("transformer_options") or {}
+        found = self.seen(query, key, heads, named.get("skip_reshape", False), options)
+        if found is None:
+            return run(query, key, value, heads, *rest, **named)
+        call, layer = found
+        split = [heads_apart(tensor, heads, named.get("skip_reshape", False)) for tensor in (query, key, value)]
+        again = partial(run_again, run, heads, rest[1:], named)
+        mask = rest[0] if rest else named.get("mask")
+        given = JointAttention(call, layer, options[SEQUENCE], *split, again, mask, options)
+        attention = given
+        for _, act in self.acts:
+            made = act(attention)
+            if isinstance(made, Tensor):
+                return heads_apart(made, heads, False) if named.get("skip_output_reshape") else made
+            attention = attention if made is None else made
+        if attention is given:
+            return run(query, key, value, heads, *rest, **named)
+        out = attention.part()
+        return heads_apart(out, heads, False) if named.get("skip_output_reshape") else out
+
+    def seen(
+        self, query: Tensor, key: Tensor, heads: int, split: bool, options: dict
+    ) -> tuple[ModelCall, LayerKey | None] | None:
+        """The call and layer of a joint attention, or of one that refines text; None for any other.
+
+        Raises ValueError where another node took tokens out of the sequence, or added rows.
+        """
+        call, sequence = call_of(options), options.get(SEQUENCE)
+        if call is None or sequence is None:
+            return None
+        tokens, keys = (tensor.shape[2 if split else 1] for tensor in (query, key))
+        layer = (options[TYPE], options[NUMBER], 0) if NUMBER in options and TYPE in options else None
+        if layer is None:
+            return (call, None) if tokens == keys and refines_text(call, sequence, tokens) else None
+        if tokens == sequence.places:
+            return None  # a picture that looks at itself (SD 3.5 medium), or at something of another node
+        if min(tokens, keys) < sequence.image.stop or len(query) != call.chunks * call.pictures:
+            raise ValueError(
+                f"a layer of {self.family.name} has {tokens} tokens in {len(query)} rows, and text and picture are "
+                f"{sequence.image.stop} in {call.chunks * call.pictures}: another node merges, drops or adds some. "
+                "Take that node out."
+            )
+        return call, layer
+
+
+def refines_text(call: ModelCall, sequence: Sequence, tokens: int) -> bool:
+    """Whether an attention without a number is one of those that refine text.
+
+    The picture is refined as well, after the text, and may have as many tokens: the text's layers are counted.
+    """
+    if tokens != sequence.text or not sequence.layers:
+        return False
+    count = call.kept(SEQUENCE, lambda: [0])
+    count[0] += 1
+    return count[0] <= sequence.layers
+
+
+def heads_apart(tensor: Tensor, heads: int, split: bool) -> Tensor:
+    """(R, T, C), or (R, T, H, D), as (R, H, T, D); as it is where it has that form."""
+    return tensor if split else tensor.reshape(*tensor.shape[:2], heads, -1).transpose(1, 2)
+
+
+def run_again(
+    run: Run, heads: int, rest: tuple, named: dict, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any
+) -> Tensor:
+    """The attention that was asked for, with other tensors (R, H, T, D) -> (R, N, H * D)."""
+    others = {name: given for name, given in named.items() if name not in ("mask", "skip_output_reshape")}
+    others |= {"skip_reshape": True, "transformer_options": options}
+    return run(query, key, value, heads, mask, *rest, **others)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Block replacement for networks whose attention is not told where it stands: tells it, in a copy of the options.
+
+    The host runs a replaced block of SD3 under torch's checkpoint, which calls it again for a gradient: nothing may be
+    noted anywhere else.
+    """
+
+    kind: str
+    number: int
+    earlier: Any = None
+
+    def __call__(self, args: dict, extra: dict) -> dict:
+        args = args | {"transformer_options": args["transformer_options"] | {TYPE: self.kind, NUMBER: self.number}}
+        return extra["original_block"](args) if self.earlier is None else self.earlier(args, extra)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """APPLY_MODEL wrapper: for the length of a call, tell where its tokens stand and put our override in its place."""
+
+    family: Family
+    acts: tuple[tuple[str, Act], ...] = ()
+
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        options = dict(transformer_options or {})
+        if call_of(options) is not None:
+            network = executor.class_obj.diffusion_model
+            if kwargs.get("ref_latents") and self.family.refiner:
+                raise ValueError(
+                    f"reference pictures stand in front of the picture in {self.family.name}, where its words cannot "
+                    "be told apart yet: take ReferenceLatent out."
+                )
+            options[SEQUENCE] = sequence_of(self.family, network, x, c_crossattn)
+            options[OVERRIDE] = Override(self.family, self.acts, options.get(OVERRIDE))
+            if not self.family.numbered:
+                options["patches_replace"] = numbered(self.family, network, options.get("patches_replace", {}))
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def numbered(family: Family, network: Any, replaced: Mapping[str, Mapping]) -> dict:
+    """The host's block replacements, with ours around them."""
+    present = dict(replaced.get("dit", {}))
+    for kind, blocks in family.blocks:
+        for number in range(len(getattr(network, blocks))):
+            key = (f"{kind}_block", number)
+            present[key] = Numbered(kind, number, present.get(key))
+    return {**replaced, "dit": present}
+
+
+def replace_joint(patched: Any, family: Family, name: str, make: Callable[[Any], Act]) -> None:
+    """Put an act on every joint attention of a clone: make(the act that stands there under that name, or None)."""
+    from comfy.patcher_extension import WrappersMP
+
+    observe(patched)
+    present = patched.get_wrappers(WrappersMP.APPLY_MODEL, JOINT)
+    adapter = present[0] if present else Adapter(family)
+    acts = dict(adapter.acts)
+    acts[name] = make(acts.get(name))
+    if present:
+        patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, JOINT)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, JOINT, replace(adapter, acts=tuple(acts.items())))

@@ -1,0 +1,151 @@
+"""Phrase in Region: what is seen where, on transformers and U-Nets, and that nothing of a phrase gets anywhere else."""
+
+import pytest
+import tiny_models
+import tiny_transformers
+import torch
+from cross_attention.masked import sample as sample_unet
+from palimpsest.nodes.cross_attention.nodes import RegionPhrase
+from tiny_transformers import FAMILIES, latent, prompt, sample
+
+pytestmark = pytest.mark.usefixtures("inference")
+
+NOWHERE, EVERYWHERE = torch.zeros(1, 96, 64), torch.ones(1, 96, 64)
+FOX, OWL = "a red fox", "a white owl"
+SEEDS = {FOX: 11, OWL: 12}
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A tiny model of a family, made when asked for."""
+    made = {}
+
+    def get(family):
+        if family not in made:
+            made[family] = tiny_models.unet() if family == "sd15" else tiny_transformers.model(family)
+        return made[family]
+
+    return get
+
+
+class Clip:
+    """A text encoder whose texts are random, by their seed; of a language model with two tokens of padding, or CLIP."""
+
+    def __init__(self, family, seeds=SEEDS):
+        self.family, self.seeds, self.tokenizer = family, seeds, self
+        self.name = "l" if family == "sd15" else "qwen3_4b"
+        self.pad_token = 7
+
+    def tokenize(self, text, return_word_ids=False):
+        return {self.name: [[(token, 1.0, 1) for token in (1, 2, 3)] + [(self.pad_token, 1.0, 0)] * 2]}
+
+    def encode_from_tokens_scheduled(self, tokens):
+        return [[text_of(self.family, self.seed, 5)[0][0], {}]]
+
+    def __call__(self, phrase):
+        self.seed = self.seeds[phrase]
+        return self
+
+
+def text_of(family, seed, tokens=9):
+    return tiny_models.prompt(seed, tokens) if family == "sd15" else prompt(family, seed, tokens)
+
+
+def draw(family, model, positive, negative):
+    return (
+        sample_unet(model, positive, negative)
+        if family == "sd15"
+        else sample(model, positive, negative, latent(family))
+    )
+
+
+def half(white=1.0):
+    mask = torch.zeros(1, 96, 64)
+    mask[..., :32] = white
+    return mask
+
+
+def add(family, model, positive, mask, phrase=FOX, seeds=SEEDS, **settings):
+    inputs = {"clip": Clip(family, seeds)(phrase), "positive": positive, "mask": mask, "phrase": phrase}
+    return tiny_models.execute(RegionPhrase, model=model, **inputs, **settings)[:2]
+
+
+@pytest.mark.parametrize("family", ["sd15", *FAMILIES])
+def test_of_a_phrase_nothing_gets_anywhere_else(models, family):
+    """Nowhere to be seen, beside another phrase: a third in its place draws the same picture, bit for bit."""
+    model, positive, negative = models(family), text_of(family, 1), text_of(family, 2)
+    pictures = []
+    for seeds in (SEEDS, SEEDS | {OWL: 13}):
+        patched, text = add(family, model, positive, half())
+        patched, text = add(family, patched, text, NOWHERE, OWL, seeds)
+        pictures.append(draw(family, patched, text, negative))
+    assert torch.equal(*pictures)
+
+
+@pytest.mark.parametrize("family", ["sd15", *FAMILIES])
+def test_it_is_seen_in_its_region(models, family):
+    model, positive, negative = models(family), text_of(family, 1), text_of(family, 2)
+    found = {}
+    for name, mask in (("nowhere", NOWHERE), ("half", half()), ("everywhere", EVERYWHERE)):
+        found[name] = draw(family, *add(family, model, positive, mask), negative)
+    plain = [[torch.cat([positive[0][0], text_of(family, 11, 5)[0][0][:, : 5 if family == "sd15" else 3]], 1),
+              positive[0][1]]]  # fmt: skip
+    assert torch.equal(found["everywhere"], draw(family, model, plain, negative))
+    for name in ("nowhere", "everywhere"):
+        assert (found["half"] - found[name]).norm() > 1e-4 * found[name].norm()
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+def test_where_text_has_no_order_a_phrase_seen_nowhere_is_no_phrase(models, family):
+    model, positive, negative = models(family), text_of(family, 1), text_of(family, 2)
+    found, plain = (
+        draw(family, *add(family, model, positive, NOWHERE), negative),
+        draw(family, model, positive, negative),
+    )
+    assert (found - plain).norm() < 1e-5 * plain.norm()
+
+
+@pytest.mark.parametrize("family", ["sd15", "qwen", "zimage", "flux2", "chroma"])
+def test_inside_the_prompt_counts_as_much_as_is_asked(models, family):
+    """Nothing of it where the region is everywhere: another prompt of the same length draws the same picture."""
+    model, negative = models(family), text_of(family, 2)
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        found[share] = [
+            draw(family, *add(family, model, text_of(family, seed), EVERYWHERE, prompt_inside=share), negative)
+            for seed in (1, 3)
+        ]
+    assert torch.equal(*found[0.0])
+    moved = [float((a - b).norm()) for a, b in (found[0.5], found[1.0])]
+    assert moved[0] > 0 and abs(moved[0] - moved[1]) > 1e-5
+
+
+def test_a_conditioning_that_counts_its_tokens_counts_the_phrase():
+    family = "qwen"
+    seen = torch.ones(1, 9, dtype=torch.long)
+    positive = [[text_of(family, 1)[0][0], {"attention_mask": seen, "other": 1}]]
+    _, text = add(family, tiny_transformers.model(family), positive, half())
+    assert text[0][0].shape[1] == 9 + 3
+    assert text[0][1]["attention_mask"].shape == (1, 12) and text[0][1]["other"] == 1
+    assert seen.shape == (1, 9) and positive[0][0].shape[1] == 9
+
+
+def test_the_model_and_the_prompt_stay_as_they_were(models):
+    model, positive, negative = models("flux"), text_of("flux", 1), text_of("flux", 2)
+    plain, options, text = draw("flux", model, positive, negative), str(model.model_options), positive[0][0].clone()
+    draw("flux", *add("flux", model, positive, half()), negative)
+    assert str(model.model_options) == options and torch.equal(positive[0][0], text)
+    assert torch.equal(draw("flux", model, positive, negative), plain)
+
+
+def test_what_cannot_be_is_refused(models):
+    model, positive = models("flux"), text_of("flux", 1)
+    with pytest.raises(ValueError, match="phrase is empty: write what the region shows"):
+        add("flux", model, positive, half(), " ", {" ": 1})
+    with pytest.raises(ValueError, match="positive has 48 channels, the phrase 24: connect the clip"):
+        add("sd15", model, positive, half())
+    with pytest.raises(ValueError, match="clip is empty"):
+        tiny_models.execute(RegionPhrase, model=model, clip=None, positive=positive, mask=half(), phrase=FOX)
+    patched, _ = add("flux", model, positive, half())
+    with pytest.raises(ValueError, match=r"'a red fox' of Phrase in Region .*positive output of Phrase in Region"):
+        draw("flux", patched, positive, text_of("flux", 2))
