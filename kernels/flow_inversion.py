@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def noised(clean: Tensor, noise: Tensor, t: float) -> Tensor:
-    """x_t = (1 - t) x_0 + t eps of the straight path.                                                 arXiv:2209.03003"""
+    """x_t = (1 - t) x_0 + t eps of the straight path.                                               arXiv:2209.03003"""
     return (1.0 - t) * clean + t * noise
 
 
@@ -41,7 +41,7 @@ def euler(x: Tensor, velocity: Tensor, t: float, t_next: float) -> Tensor:
     return x + (t_next - t) * velocity
 
 
-# ---- solvers: (v, x, last velocity, t, t') -> (x', velocity for the next step) ----------------------------------------
+# ---- solvers: (v, x, last velocity, t, t') -> (x', velocity for the next step) --------------------------------------
 
 
 def euler_step(
@@ -54,7 +54,7 @@ def euler_step(
 def uni_inv_step(velocity: Velocity, x: Tensor, last: Tensor | None, t: float, t_next: float) -> tuple[Tensor, Tensor]:
     """Uni-Inv, a step up: v asked at the level climbed to, in the point that the last velocity leads to.
 
-        x~ = x + (t' - t) v_last,   v = v(x~, t'),   x' = x + (t' - t) v                                  arXiv:2504.13109
+        x~ = x + (t' - t) v_last,   v = v(x~, t'),   x' = x + (t' - t) v                                arXiv:2504.13109
 
     The Euler step down from x' asks at (x', t'), and x~ is near x': that is why plain Euler undoes it. The first step
     has no last velocity and asks for one at (x, t). T steps cost T + 1 evaluations.
@@ -67,7 +67,7 @@ def uni_inv_step(velocity: Velocity, x: Tensor, last: Tensor | None, t: float, t
 def fireflow_step(velocity: Velocity, x: Tensor, last: Tensor | None, t: float, t_next: float) -> tuple[Tensor, Tensor]:
     """FireFlow: the midpoint rule with the last midpoint's velocity in the place of v(x, t).
 
-        m = (t + t') / 2,   v = v(x + (m - t) v_last, m),   x' = x + (t' - t) v                           arXiv:2412.07517
+        m = (t + t') / 2,   v = v(x + (m - t) v_last, m),   x' = x + (t' - t) v                         arXiv:2412.07517
 
     Second order at one evaluation a step. Up and down alike: the way down has to be this one, too. T + 1 evaluations.
     """

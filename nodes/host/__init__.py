@@ -28,6 +28,19 @@ from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
 from .finite import is_finite
+from .flow import (
+    DIFFUSION,
+    FLOW,
+    LOWEST,
+    FoundNoise,
+    few_steps_only,
+    in_dimensions_of,
+    is_flow,
+    is_flow_sampling,
+    kind_of_path,
+    noise_to,
+    require_flow,
+)
 from .frames import EVERY, Frames, windows_part_prompts
 from .gradient import with_fixed_controls
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
@@ -81,7 +94,10 @@ from .ui import ProgressText, node_id, show_text, told
 __all__ = [
     "AUTO",
     "CELL",
+    "DIFFUSION",
     "EVERY",
+    "FLOW",
+    "LOWEST",
     "OF_A_NODE",
     "SAME_STEP",
     "SELF_ATTENTION",
@@ -89,6 +105,7 @@ __all__ = [
     "UNHEARD",
     "Area",
     "AttentionLayer",
+    "FoundNoise",
     "Frames",
     "Grid",
     "LayerKey",
@@ -121,10 +138,15 @@ __all__ = [
     "conditioning_fingerprint",
     "cross_attention_layers",
     "each_run",
+    "few_steps_only",
     "frames_of",
     "guiding_nodes",
+    "in_dimensions_of",
     "is_finite",
+    "is_flow",
+    "is_flow_sampling",
     "is_unet",
+    "kind_of_path",
     "latents_at",
     "layer_key",
     "layout_fingerprint",
@@ -132,6 +154,7 @@ __all__ = [
     "nearest_level",
     "node_id",
     "noise_level",
+    "noise_to",
     "not_compiled",
     "observe",
     "one_colour",
@@ -145,6 +168,7 @@ __all__ = [
     "replace_attention",
     "require_active",
     "require_channels",
+    "require_flow",
     "require_inside",
     "require_one_gpu",
     "require_readable",

@@ -1,4 +1,6 @@
-"""Flow inversion on an exact velocity field in float64: a mixture of Gaussians in 64 dimensions, known in closed form."""
+"""Flow inversion on an exact velocity field in float64: a mixture of Gaussians in 64 dimensions, in closed form."""
+
+import itertools
 
 import pytest
 import torch
@@ -120,7 +122,7 @@ def test_stored_offsets_bring_the_source_back_exactly(name):
     field, ts = Mixture(), levels(8)
     way = maths.integrate(WAYS[name][0], field, field.pictures, ts[::-1])[::-1]
     x, last, last_of_source = way[0], None, None
-    for i, (t, t_next) in enumerate(zip(ts[:-1], ts[1:], strict=True)):
+    for i, (t, t_next) in enumerate(itertools.pairwise(ts)):
         stepped, last = WAYS[name][1](field, x, last, t, t_next)
         of_source, last_of_source = WAYS[name][1](field, way[i], last_of_source, t, t_next)
         x = maths.with_offset(stepped, of_source, way[i + 1])
@@ -130,7 +132,7 @@ def test_stored_offsets_bring_the_source_back_exactly(name):
 def flow_edit(field, target, ts, seed=0):
     clean, generator = field.pictures, torch.Generator().manual_seed(seed)
     edited = clean
-    for t, t_next in zip(ts[:-1], ts[1:], strict=True):
+    for t, t_next in itertools.pairwise(ts):
         source = maths.noised(clean, torch.randn(clean.shape, generator=generator, dtype=clean.dtype), t)
         asked = maths.coupled(edited, clean, source)
         edited = maths.flow_edit_step(edited, target(asked, t), field(source, t), t, t_next)
