@@ -169,16 +169,19 @@ class Invert(io.ComfyNode):
             error = f"reconstruction at guidance {strength:g}: {measure.error_in_words(numbers)}"
         report = "; ".join([f"{trajectory.steps} steps, {error}", *remarks(model, settings, latent, numbers)])
         given = host.FoundNoise(model, trajectory.latents[0], levels[0])
-        shown = {"samples": fading(noise, levels[0]) if kind == host.FLOW else noise}
-        return io.NodeOutput(trajectory, shown, {"samples": rebuilt}, report, given, ui=host.told(cls, report))
+        if kind == host.FLOW:
+            noise = model.model.process_latent_out(before_fading(start, levels[0]))
+        return io.NodeOutput(
+            trajectory, {"samples": noise}, {"samples": rebuilt}, report, given, ui=host.told(cls, report)
+        )
 
 
-def fading(noise: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A flow's inverted latent as one that a run without noise begins in: the host multiplies it by 1 - sigma.
+def before_fading(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The latent that a flow's run without noise, which multiplies by 1 - sigma, begins in x with.
 
-    At pure noise (sigma 1) there is none.
+    At pure noise (sigma 1) there is none: x itself, which counts for nothing beside inverted_noise.
     """
-    return noise / (1.0 - sigma) if sigma < 1.0 else noise
+    return x / (1.0 - sigma) if sigma < 1.0 else x
 
 
 def remarks(model: Any, settings: ddim.InvertSettings, latent: dict, numbers: dict[str, float]) -> list[str]:
@@ -188,10 +191,12 @@ def remarks(model: Any, settings: ddim.InvertSettings, latent: dict, numbers: di
         fireflow = settings.flow_method == flow.FIREFLOW
         down = "Flow Inversion Sampler (FireFlow)" if fireflow else "sampler euler"
         found.append(f"to edit: SamplerCustomAdvanced, inverted_noise, {down}, the same sigmas")
+        if numbers.get("latent_rmse", 0.0) > POOR:
+            found.append("this is not the picture: take more steps, guidance 1, flow_method Uni-Inv or FireFlow")
         if host.few_steps_only(model) or numbers.get("latent_rmse", 0.0) > POOR:
             found.append(
                 "models distilled to a few steps (schnell, Turbo, Lightning, distilled Klein) do not invert well: take "
-                "the base model, more steps, or FlowEdit Sampler"
+                "their base model, or FlowEdit Sampler"
             )
     if 1.0 in (settings.guidance, settings.reconstruction_guidance) and (others := host.guiding_nodes(model)):
         found.append(f"at guidance 1 the guidance of other nodes was left out ({others})")

@@ -1,0 +1,146 @@
+"""Small random transformers of the host's own classes: every family whose attention we know, without files.
+
+Sizes that the host's detection would not take for one of its families are given to its classes directly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+HEAD = 128  # channels of a head in all families but SD 3
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family: its name in comfy.supported_models and comfy.model_base, its network, and what it is given."""
+
+    config: str
+    kind: str
+    network: str
+    text: int
+    pooled: int = 0
+    channels: int = 16
+    frames: bool = False
+    side: tuple[int, int] = (12, 8)
+    layout: Any = None
+
+
+def flux(**given) -> dict:
+    usual = {
+        "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 48, "hidden_size": HEAD,
+        "mlp_ratio": 2.0, "num_heads": 1, "depth": 2, "depth_single_blocks": 2, "axes_dim": [16, 56, 56],
+        "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+    }  # fmt: skip
+    return usual | given
+
+
+FLUX2 = flux(
+    in_channels=128, out_channels=128, vec_in_dim=None, axes_dim=[32] * 4, theta=2000, patch_size=1, qkv_bias=False,
+    guidance_embed=False, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True, ops_bias=False,
+    default_ref_method="index", ref_index_scale=10.0,
+)  # fmt: skip
+CHROMA = {
+    "in_channels": 64, "out_channels": 64, "context_in_dim": 48, "hidden_size": HEAD, "mlp_ratio": 2.0, "num_heads": 1,
+    "depth": 2, "depth_single_blocks": 2, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True,
+    "in_dim": 64, "out_dim": HEAD, "hidden_dim": 32, "n_layers": 1, "txt_ids_dims": [], "vec_in_dim": None,
+}  # fmt: skip
+SD3 = {
+    "input_size": None, "patch_size": 2, "in_channels": 16, "out_channels": 16, "depth": 2, "adm_in_channels": 32,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}},
+    "num_patches": 32 * 32, "pos_embed_max_size": 32, "qk_norm": "rms", "pos_embed_scaling_factor": None,
+}  # fmt: skip
+QWEN = {
+    "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 2, "attention_head_dim": HEAD,
+    "num_attention_heads": 1, "joint_attention_dim": 48,
+}  # fmt: skip
+LUMINA = {
+    "patch_size": 2, "in_channels": 16, "dim": HEAD, "n_layers": 2, "n_refiner_layers": 2, "n_heads": 1,
+    "n_kv_heads": 1, "qk_norm": True, "cap_feat_dim": 48, "axes_dims": [32, 48, 48], "axes_lens": [300, 512, 512],
+    "ffn_dim_multiplier": 2.0, "multiple_of": 32,
+}  # fmt: skip
+Z_IMAGE = LUMINA | {
+    "dim": 256, "n_heads": 2, "n_kv_heads": 2,
+    "rope_theta": 256.0, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32,
+}  # fmt: skip
+
+FAMILIES = {
+    "flux": Tiny("Flux", "Flux", "flux.model.Flux", 48, 32, layout=flux()),
+    "flux2": Tiny("Flux2", "Flux2", "flux.model.Flux", 48, channels=128, side=(6, 4), layout=FLUX2),
+    "chroma": Tiny("Chroma", "Chroma", "chroma.model.Chroma", 48, layout=CHROMA),
+    "sd3": Tiny("SD3", "SD3", "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper", 48, 32, layout=SD3),
+    "sd35m": Tiny(
+        "SD3", "SD3", "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper", 48, 32,
+        layout=SD3 | {"x_block_self_attn_layers": [0]},
+    ),
+    "qwen": Tiny(
+        "QwenImage", "QwenImage", "qwen_image.model.QwenImageTransformer2DModel", 48, frames=True, layout=QWEN,
+    ),
+    "zimage": Tiny("ZImage", "Lumina2", "lumina.model.NextDiT", 48, layout=Z_IMAGE),
+    "lumina2": Tiny("Lumina2", "Lumina2", "lumina.model.NextDiT", 48, layout=LUMINA),
+}  # fmt: skip
+
+
+def fill(network: torch.nn.Module, seed: int) -> None:
+    """Random weights of a size that keeps activations near 1, and words strong enough to be seen."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in network.state_dict().items():
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.ndim >= 2:
+            weight.copy_(noise / weight[0].numel() ** 0.5)
+        elif "norm" in name or "scale" in name or name.split(".")[-2] in ("ln_q", "ln_k"):
+            weight.copy_(1 + 0.1 * noise)
+        else:
+            weight.copy_(0.02 * noise)
+
+
+def model(family: str, seed: int = 0):
+    """A ModelPatcher around a small random transformer of a family of FAMILIES."""
+    import importlib
+
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.ops
+    import comfy.supported_models
+
+    tiny = FAMILIES[family]
+    module, _, name = f"comfy.ldm.{tiny.network}".rpartition(".")
+    given = {"dtype": torch.float32, "device": CPU, "operations": comfy.ops.disable_weight_init}
+    with torch.inference_mode():  # as the host's loaders do
+        network = getattr(importlib.import_module(module), name)(**tiny.layout, **given)
+        config = getattr(comfy.supported_models, tiny.config)({"image_model": family, "dim": HEAD, "hidden_size": HEAD})
+        config.unet_config = {"disable_unet_model_creation": True, "dtype": torch.float32, "in_channels": tiny.channels,
+                              "out_channels": tiny.channels}  # fmt: skip
+        made = getattr(comfy.model_base, tiny.kind)(config, device=CPU)
+        fill(network, seed)
+        made.diffusion_model = network
+    return comfy.model_patcher.ModelPatcher(made.eval(), load_device=CPU, offload_device=CPU)
+
+
+def prompt(family: str, seed: int, tokens: int = 9, **more: Any) -> list:
+    """A CONDITIONING of random tokens, with a pooled output where the family reads one."""
+    tiny, generator = FAMILIES[family], torch.Generator().manual_seed(seed)
+    text = torch.randn(1, tokens, tiny.text, generator=generator)
+    extra = {"pooled_output": torch.randn(1, tiny.pooled, generator=generator)} if tiny.pooled else {}
+    return [[text, extra | more]]
+
+
+def latent(family: str, pictures: int = 1, side: tuple[int, int] | None = None) -> torch.Tensor:
+    """An empty latent (B, C, H, W), for Qwen-Image (B, C, 1, H, W)."""
+    tiny = FAMILIES[family]
+    return torch.zeros(pictures, tiny.channels, *((1,) if tiny.frames else ()), *(side or tiny.side))
+
+
+def sample(model: Any, positive: list, negative: list, empty: torch.Tensor, **settings: Any) -> torch.Tensor:
+    """The host's own sampler from noise on an empty latent."""
+    import comfy.sample
+    import comfy.samplers
+
+    chosen = {"steps": 2, "cfg": 3.0, "seed": 1} | settings
+    sampling = comfy.samplers.KSampler(model, chosen["steps"], CPU, "euler", "simple")
+    noise = comfy.sample.prepare_noise(empty, chosen["seed"])
+    given = {"cfg": chosen["cfg"], "latent_image": empty, "disable_pbar": True, "seed": chosen["seed"]}
+    return sampling.sample(noise, positive, negative, **given)
