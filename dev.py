@@ -398,13 +398,14 @@ def build_pocket_model(python: Path) -> None:
     source = ROOT / "tests" / "pocket"
     if not (source / "checkpoint.py").is_file():
         raise Problem(f"{source / 'checkpoint.py'} is missing: work in a complete copy of the repository")
-    parts = [source / name for name in ("checkpoint.py", "text_encoder.py", "weights")]
+    parts = [source / name for name in ("checkpoint.py", "flow_files.py", "text_encoder.py", "weights")]
     stamp, key = MODELS / ".pocket-stamp", digest(*parts)
     if is_done(stamp, key) and POCKET.is_file():
         return
     POCKET.parent.mkdir(parents=True, exist_ok=True)
     with step("building the pocket model"):
         run_logged([python, source / "checkpoint.py", "--out", POCKET], "pocket")
+        run_logged([python, source / "flow_files.py", "--out", MODELS], "pocket-flow")
     mark_done(stamp, key)
 
 

@@ -40,6 +40,7 @@ from .flow import (
     kind_of_path,
     noise_to,
     require_flow,
+    require_flow_levels,
 )
 from .frames import EVERY, Frames, windows_part_prompts
 from .gradient import with_fixed_controls
@@ -169,6 +170,7 @@ __all__ = [
     "require_active",
     "require_channels",
     "require_flow",
+    "require_flow_levels",
     "require_inside",
     "require_one_gpu",
     "require_readable",

@@ -7,6 +7,7 @@ noise has to come as NOISE.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,15 @@ def require_flow(sampling: Any, technique: str, way_out: str) -> None:
         raise ValueError(
             f"{technique} works with flow-matching models (SD3, Flux, Z-Image, Qwen-Image and their like); the "
             f"connected model is a diffusion model: {way_out}."
+        )
+
+
+def require_flow_levels(levels: Iterable[float]) -> None:
+    """Raise ValueError for noise levels of another kind of model: a flow's lie between 1, pure noise, and 0."""
+    if (highest := max(levels, default=0.0)) > 1.0 + 1e-5:
+        raise ValueError(
+            f"the noise levels go up to {highest:.4g}, those of a flow-matching model from 1 to 0: connect a scheduler "
+            "that is given this model."
         )
 
 

@@ -38,6 +38,14 @@ class Source:
     negative: list | None
     guidance: float
 
+    def refuse_unsound(self, model: Any, levels: list[float]) -> None:
+        """Raise ValueError for prompts that a host MODEL cannot read, or that are silent at some of the levels."""
+        negative = None if self.guidance == 1.0 else self.negative
+        for name, prompt in (("source", self.positive), ("source_negative", negative)):
+            if prompt is not None:
+                host.require_readable(model, prompt, name)
+                host.require_active(model, prompt, levels, name)
+
     def begin(self, guider: Any, noise: Tensor, **others: Any) -> Callable[[Tensor, Tensor, dict, Any], Tensor]:
         """denoised(x, levels, model_options, seed) of these prompts; others as the host's process_conds takes them."""
         import comfy.sampler_helpers
@@ -162,7 +170,7 @@ class FlowEditing:
         if clean is None or torch.count_nonzero(clean) == 0:
             raise ValueError(f"{NAME} edits a picture, latent_image is empty: connect VAE Encode of your picture.")
         require_way_to_clean(levels)
-        host.require_active(guider.model_patcher, self.source.positive, levels, "source")
+        self.source.refuse_unsound(guider.model_patcher, levels)
         denoise_mask, seed = extra_args.get("denoise_mask"), extra_args.get("seed")
         asked = {"model_options": extra_args.get("model_options", {}), "seed": seed}
         source = self.source.begin(guider, clean, latent_image=clean, denoise_mask=denoise_mask, seed=seed)
@@ -181,7 +189,8 @@ def at_one_level(denoised: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tens
 
 
 def require_way_to_clean(levels: list[float]) -> None:
-    """Raise ValueError for noise levels that do not fall to 0."""
+    """Raise ValueError for noise levels that do not fall to 0, or are not a flow's."""
+    host.require_flow_levels(levels)
     if levels[-1] != 0 or any(high <= low for high, low in itertools.pairwise(levels)):
         raise ValueError(
             f"{NAME} needs noise levels that fall to 0, they read {levels[0]:.4g} ... {levels[-1]:.4g}: connect a "

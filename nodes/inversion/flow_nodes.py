@@ -59,7 +59,7 @@ class FlowEdit(io.ComfyNode):
                 ),
                 *inputs.percents(
                     start="Where the edit begins, as a share of the sampling. 0.34 (default, the paper's for SD3) "
-                    "keeps the layout; 0.14 (its Flux.1 dev) to 0.2 lets shapes change; 0.5 and more only colours.",
+                    "keeps the layout; 0.14 (its Flux.1 dev) to 0.2 lets shapes change; 0.5 and more change little.",
                     end="Where the edit ends and the rest is sampled plainly. 1 (default) is the paper's; 0.8 to 0.9 "
                     "gives freer, sharper detail that follows the picture less.",
                     default_start=0.34,

@@ -145,6 +145,8 @@ class Invert(io.ComfyNode):
         settings, samples = ddim.InvertSettings.of(chosen), checked_latent(model, latent)
         require_negatives(settings, negative)
         levels = ddim.descending_schedule(model, settings.scheduler, settings.steps, sigmas)
+        if kind == host.FLOW:
+            host.require_flow_levels(levels)
         inputs.require_active(model, levels, settings.guidance, positive=positive, negative=negative)
         if strength := settings.reconstruction_guidance:
             inputs.require_active(model, levels, strength, negative=negative)

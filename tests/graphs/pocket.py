@@ -11,9 +11,11 @@ from attention_map.graph import FOUND
 from contextdiff.graph import CLIP_EDIT, CLIP_SOURCE
 from cross_attention.graph import BOTH, ON_MARBLE
 from feature_blend.graph import WHITE_CUP
+from inversion import graph as flow
 from kv.graph import FULL_CUP
 from lora_training.graph import ASKED, TAUGHT
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
+from pocket.flow_files import FILES
 from pocket.settings import POCKET
 
 from graphs.parts import (
@@ -39,6 +41,7 @@ SAVED = "palimpsest_example_00001.safetensors"
 
 STRINGS = {
     CHECKPOINT["name"]: "palimpsest_pocket.safetensors",
+    **{model["name"]: FILES[model["directory"]] for model in (flow.MODEL, flow.TEXT_ENCODER, flow.VAE)},
     CAT: PICTURE,
     COFFEE: PICTURE,
     MASKED_CAT: MASKED_PICTURE,
@@ -77,6 +80,7 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestLoadBlendWeights.file": SAVED,
     "PalimpsestLoadMultimodalEncoder.folder": "palimpsest_pocket",
     "PalimpsestLoadMultimodalEncoder.connector": SAVED.replace("example_00001", "pocket"),
+    "CLIPLoader.type": "stable_diffusion",
     "LoraLoaderModelOnly.lora_name": "palimpsest_pocket_unet.safetensors",
     "PalimpsestBuildMultimodalDataset.min_side": 20,
     "PalimpsestTrainLoRA.resolution": 128,

@@ -90,16 +90,24 @@ def test_the_pocket_takes_the_place_of_every_value_that_it_has_no_use_for():
                 assert not (key in ("width", "height") and value > 256), f"{name}: {key} {value}"
 
 
+LOADERS = {
+    "CheckpointLoaderSimple": "checkpoints",
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+}
+
+
 def test_every_checkpoint_can_be_downloaded_from_the_editor():
     for name in NAMES:
         graph = json.loads((WORKFLOWS[0].parent / f"{name}.json").read_text(encoding="utf-8"))
-        loaders = [node for node in graph["nodes"] if node["type"] == "CheckpointLoaderSimple"]
-        assert loaders, name
+        loaders = [node for node in graph["nodes"] if node["type"] in LOADERS]
+        assert {"CheckpointLoaderSimple", "UNETLoader"} & {loader["type"] for loader in loaders}, name
         for loader in loaders:
             (model,) = loader["properties"]["models"]
             assert model["name"] == loader["widgets_values"][0]
             assert model["url"].startswith("https://huggingface.co/") and model["name"] in model["url"]
-            assert model["directory"] == "checkpoints"
+            assert model["directory"] == LOADERS[loader["type"]]
 
 
 def test_every_picture_ships_with_the_pack():

@@ -315,6 +315,10 @@ def test_flow_edit_refuses_what_it_cannot_edit_with_a_way_out():
         flow_edit("sd3", torch.zeros_like(latent))
     with pytest.raises(ValueError, match="noise levels that fall to 0"):
         flow_edit("sd3", latent, sigmas=torch.tensor([1.0, 0.5]))
+    with pytest.raises(ValueError, match=r"go up to 14\.6.*from 1 to 0: connect a scheduler that is given this model"):
+        flow_edit("sd3", latent, sigmas=torch.tensor([14.6, 5.0, 0.0]))
+    with pytest.raises(ValueError, match=r"go up to 14\.6"):
+        invert(transformers.model("sd3"), latent, "sd3", sigmas=torch.tensor([14.6, 5.0, 0.0]))
     with pytest.raises(ValueError, match=r"source_guidance is 3\.5: guidance other than 1 needs the negative prompt"):
         tiny_models.execute(FlowEdit, source=transformers.prompt("sd3", 1))
     with pytest.raises(ValueError, match="leave no step between them"):
