@@ -115,4 +115,10 @@ class FlowSampling:
                 f"source_rows is {self.source_rows}, the sampled batch has {len(x)}: sample a batch of source and "
                 "edits (Repeat Latent Batch), or set source_rows to 0."
             )
+        channels = self.trajectory.latents.shape[2]
+        if channels != x.shape[1]:
+            raise ValueError(
+                f"the trajectory holds latents of {channels} channels, the sampled one has {x.shape[1]}: invert the "
+                "picture with this model."
+            )
         self.trajectory.check_batch(x[: self.source_rows])

@@ -161,6 +161,11 @@ class FlowEditing:
             if callback is not None:
                 seen = {"x": course.edited, "denoised": course.edited}
                 callback({"i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], **seen})
+        if not host.is_finite(course.edited):
+            raise ValueError(
+                f"{NAME} got NaN or infinite values from the model: run it in another precision (start ComfyUI with "
+                "--bf16-unet or --fp32-unet), or look at the prompts and the picture."
+            )
         return course.edited
 
     def course(self, model: Any, levels: list[float], extra_args: dict) -> Course:
