@@ -401,7 +401,7 @@ def build_pocket_model(python: Path) -> None:
     source = ROOT / "tests" / "pocket"
     if not (source / "checkpoint.py").is_file():
         raise Problem(f"{source / 'checkpoint.py'} is missing: work in a complete copy of the repository")
-    parts = [source / name for name in ("checkpoint.py", "text_encoder.py", "weights")]
+    parts = [source / name for name in ("checkpoint.py", "flow_files.py", "text_encoder.py", "weights")]
     stamp, key = MODELS / ".pocket-stamp", digest(*parts)
     if is_done(stamp, key) and POCKET.is_file():
         return
@@ -409,6 +409,7 @@ def build_pocket_model(python: Path) -> None:
     with step("building the pocket model"):
         run_logged([python, source / "checkpoint.py", "--out", POCKET], "pocket")
         build_edit_model(python, POCKET.parent)
+        run_logged([python, source / "flow_files.py", "--out", MODELS], "pocket-flow")
     mark_done(stamp, key)
 
 

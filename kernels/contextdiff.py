@@ -182,6 +182,24 @@ def flow_bias_level(sigma: float) -> float:
     return sigma * (1.0 - sigma)
 
 
+def flow_ancestral_step(
+    x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, eta: float, noise: Tensor
+) -> Tensor:
+    """A flow's Euler step to a lower level and fresh noise up to the next one; around r = 0 of flow_bias_level.
+
+        d = s' (1 + eta (s'/s - 1)),   y = (d/s) x + (1 - d/s) x_0,   x' = (1 - s')/(1 - d) y + e noise
+        e^2 = s'^2 - d^2 (1 - s')^2 / (1 - d)^2
+
+    With x = (1 - s) x_0 + s eps that is x' = (1 - s') x_0 + sqrt(s'^2 - e^2) eps + e noise: the marginal is kept, also
+    between two biases (`contextual_step`). eta 0 is Euler, eta 1 takes the most fresh noise. x, denoised, noise of one
+    shape; levels 0-d tensors, s' above 0, in the order of the host's own arithmetic.
+    """
+    down = sigma_next * (1 + (sigma_next / sigma - 1) * eta)
+    signal, signal_down, ratio = 1 - sigma_next, 1 - down, down / sigma
+    fresh = (sigma_next**2 - down**2 * signal**2 / signal_down**2) ** 0.5
+    return (signal / signal_down) * (ratio * x + (1 - ratio) * denoised) + noise * fresh
+
+
 def flow_noise_angle(sigma: float) -> float:
     """noise_angle of a flow level s: signal 1 - s, noise s."""
     return math.atan2(sigma, 1.0 - sigma) * 2.0 / math.pi

@@ -84,9 +84,9 @@ def require_active(model: Any, sigmas: Iterable[float], guidance: float, **named
             host.require_active(model, prompt, levels, name)
 
 
-def trajectory(tooltip: str) -> io.Custom.Input:
+def trajectory(tooltip: str, **more: Any) -> io.Custom.Input:
     """A trajectory; `require_same_layout` is its check."""
-    return sockets.Trajectory.Input("trajectory", tooltip=tooltip)
+    return sockets.Trajectory.Input("trajectory", tooltip=tooltip, **more)
 
 
 def require_same_layout(model: Any, layout: str, what: str, way_out: str) -> None:

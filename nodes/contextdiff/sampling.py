@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.contextdiff import ancestral_levels, contextual_climb, contextual_step, ddpm_step
+from ...kernels.contextdiff import (
+    ancestral_levels,
+    contextual_climb,
+    contextual_step,
+    ddpm_step,
+    flow_ancestral_step,
+)
 from ...kernels.ddim import ddim_step
 from .. import host
 from ..settings import Settings
@@ -41,6 +47,16 @@ def stochastic(eta: float, x: Tensor, denoised: Tensor, sigma: Tensor, sigma_nex
     return ddim_step(x, denoised, sigma[(None,) * x.ndim], down) + noise(sigma, sigma_next) * up
 
 
+def flow_stochastic(
+    eta: float, scale: float, x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Callable
+) -> Tensor:
+    """A flow's step with eta: the host's `euler_ancestral`, bit for bit. scale: of the model's noise."""
+    if sigma_next == 0:
+        return denoised
+    fresh = noise(sigma, sigma_next) * scale
+    return flow_ancestral_step(x, denoised, sigma, sigma_next, eta=eta, noise=fresh)
+
+
 def ancestral(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Callable) -> Tensor:
     """DDPM: the host's `ddpm`, bit for bit."""
     return ddpm_step(x, denoised, sigma, sigma_next, noise(sigma, sigma_next) if sigma_next > 0 else None)
@@ -52,6 +68,19 @@ def ddim_with(eta: float) -> Step:
 
 
 MODES: dict[str, Callable[[float], Step]] = {DDIM: ddim_with, DDPM: lambda eta: ancestral}
+
+
+def step_of(settings: SamplerSettings, sampling: Any) -> Step:
+    """The stock step that a run is made of. Raises ValueError for one that a flow-matching model has not."""
+    if not host.is_flow_sampling(sampling):
+        return MODES[settings.mode](settings.eta)
+    if settings.mode == DDPM:
+        raise ValueError(
+            "mode ddpm is the posterior of a diffusion model's chain, which the connected flow-matching model has not: "
+            "choose mode ddim, and eta above 0 for fresh noise."
+        )
+    scale = getattr(sampling, "noise_scale", 1.0)
+    return partial(flow_stochastic, settings.eta, scale) if settings.eta else deterministic
 
 
 # -------------------------------------------------------------------------------------------------- the sampler
@@ -102,8 +131,8 @@ class ContextSampling:
         from comfy.k_diffusion.sampling import default_noise_sampler, trange
 
         extra_args = extra_args or {}
-        levels, step = sigmas.tolist(), MODES[self.settings.mode](self.settings.eta)
-        self.refuse_unsound(model.inner_model, levels, step)
+        levels, step = sigmas.tolist(), step_of(self.settings, model.inner_model.inner_model.model_sampling)
+        self.refuse_unsound(levels, step)
         bias = self.bias_of(model.inner_model, x)
         noise, rows = default_noise_sampler(x, seed=extra_args.get("seed")), x.new_ones([len(x)])
         if sigmas[0] == 0:
@@ -125,10 +154,8 @@ class ContextSampling:
 
     def bias_of(self, guider: Any, x: Tensor) -> TrajectoryBias:
         """The bias of this run, its adapter loaded. Raises ValueError where adapter, model or prompt do not fit."""
-        import comfy.model_sampling
-
         settings, sampling = self.settings, guider.inner_model.model_sampling
-        flow = isinstance(sampling, comfy.model_sampling.CONST)
+        flow = host.is_flow_sampling(sampling)
         trained = self.adapter.info.get("formula", PAPER)
         level = FORMULAS[trained if settings.formula == AS_TRAINED else settings.formula][flow]
         bias = TrajectoryBias(
@@ -159,18 +186,11 @@ class ContextSampling:
             )
         return replace(bias, prompts=prompts)
 
-    def refuse_unsound(self, guider: Any, levels: list[float], step: Step) -> None:
-        """Raise ValueError for a stochastic step up, or on a flow model."""
-        import comfy.model_sampling
-
+    def refuse_unsound(self, levels: list[float], step: Step) -> None:
+        """Raise ValueError for a stochastic step up."""
         if step is deterministic:
             return
         name = DDPM if self.settings.mode == DDPM else f"eta {self.settings.eta:g}"
-        if isinstance(guider.inner_model.model_sampling, comfy.model_sampling.CONST):
-            raise ValueError(
-                f"{name} adds noise as diffusion models do, the connected model is a flow-matching one: choose mode "
-                "ddim and eta 0."
-            )
         if any(b > a for a, b in itertools.pairwise(levels)):
             raise ValueError(f"{name} cannot invert (the noise levels ascend): choose mode ddim and eta 0.")
 

@@ -130,6 +130,10 @@ def apply(
     """
     check(model, trajectory, mask)
     check_weights(model, settings, mask, weights)
+    if settings.released_code and trajectory.flow:
+        raise ValueError(
+            "released_code is PFB-Diff's for diffusion models, the connected model is a flow-matching one: turn it off."
+        )
     heard = remarks or host.UNHEARD
     window = host.Window.of(model, settings.start_percent, settings.end_percent)
     layers, alphas = blended(model, settings, weights)

@@ -97,9 +97,12 @@ class BeginHeld:
             latent_image = rescale_to_level(latent, *run.levels[:2])
             sigmas, run.levels = sigmas[1:], run.levels[1:]
         elif held.at(run.levels[0], of_run) and denoise_mask is None:  # that mask needs the picture itself
-            mask = held.rows(noise, run)
-            latent_image = maths.blend(latent, host.latents_at(held.trajectory, run.levels[0]).to(latent), mask)
-            noise = noise * mask
+            mask, there = held.rows(noise, run), host.latents_at(held.trajectory, run.levels[0]).to(latent)
+            if host.is_flow_sampling(sampling := guider.inner_model.model_sampling):
+                # Such a model fades its latent out: what is outside begins by noise that leads there.
+                noise = maths.blend(noise, host.noise_to(sampling, run.levels[0], there, latent), mask)
+            else:
+                latent_image, noise = maths.blend(latent, there, mask), noise * mask
         args = (callback, noise, latent_image, denoise_mask, *others)
         return executor(guider, sigmas, extra_args, *args, **kwargs)
 

@@ -29,6 +29,20 @@ from .compiled import not_compiled, uncompiled
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
 from .families import Family, family_of, patch_of, require_words
 from .finite import is_finite
+from .flow import (
+    DIFFUSION,
+    FLOW,
+    LOWEST,
+    FoundNoise,
+    few_steps_only,
+    in_dimensions_of,
+    is_flow,
+    is_flow_sampling,
+    kind_of_path,
+    noise_to,
+    require_flow,
+    require_flow_levels,
+)
 from .frames import EVERY, Frames, pick_rows, showing, windows_part_prompts
 from .gradient import with_fixed_controls
 from .joint import JointAttention, Sequence, replace_joint
@@ -85,7 +99,10 @@ from .ui import ProgressText, node_id, show_text, told
 __all__ = [
     "AUTO",
     "CELL",
+    "DIFFUSION",
     "EVERY",
+    "FLOW",
+    "LOWEST",
     "OF_A_NODE",
     "SAME_STEP",
     "SELF_ATTENTION",
@@ -94,6 +111,7 @@ __all__ = [
     "Area",
     "AttentionLayer",
     "Family",
+    "FoundNoise",
     "Frames",
     "Grid",
     "JointAttention",
@@ -130,10 +148,15 @@ __all__ = [
     "cross_attention_layers",
     "each_run",
     "family_of",
+    "few_steps_only",
     "frames_of",
     "guiding_nodes",
+    "in_dimensions_of",
     "is_finite",
+    "is_flow",
+    "is_flow_sampling",
     "is_unet",
+    "kind_of_path",
     "latents_at",
     "layer_key",
     "layout_fingerprint",
@@ -141,6 +164,7 @@ __all__ = [
     "nearest_level",
     "node_id",
     "noise_level",
+    "noise_to",
     "not_compiled",
     "observe",
     "one_colour",
@@ -158,6 +182,8 @@ __all__ = [
     "replace_joint",
     "require_active",
     "require_channels",
+    "require_flow",
+    "require_flow_levels",
     "require_inside",
     "require_one_gpu",
     "require_readable",

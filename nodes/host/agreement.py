@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .flow import is_flow_sampling
 from .sampling import OF_A_NODE
 from .trajectory import Trajectory, same_latent
 from .ui import node_id, show_text
@@ -92,10 +93,23 @@ def executing() -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Start:
-    """The latents (B, C, H, W) in the sampler's space x = x_0 + sigma eps that a run begins with."""
+    """The latents (B, C, H, W) in the sampler's space x = x_0 + sigma eps that a run begins with.
+
+    Of a flow-matching model (flow), which mixes the two, latent is the mixture and noise is 0.
+    """
 
     noise: Tensor
     latent: Tensor
+    flow: bool = False
+
+    @classmethod
+    def of(cls, sampling: Any, sigmas: Tensor, noise: Tensor, latent: Tensor | None) -> Start:
+        """From what the host's samplers are given."""
+        latent = torch.zeros_like(noise) if latent is None else latent
+        if not is_flow_sampling(sampling):
+            return cls(noise, latent)
+        mixed = sampling.noise_scaling(sigmas[:1].to(noise), noise, latent)
+        return cls(torch.zeros_like(noise), mixed.squeeze(2) if mixed.ndim == 5 else mixed, flow=True)
 
     @property
     def adds_noise(self) -> bool:
@@ -167,6 +181,11 @@ class Recorded:
             )
         if not self.from_start or (not start.adds_noise and start.is_at(recorded)):
             return None
+        if start.flow:
+            return (
+                "sampling does not begin with the picture's inverted noise: connect inverted_noise of Invert Picture "
+                "to SamplerCustomAdvanced"
+            )
         what = "fresh noise" if start.adds_noise else "another latent"
         return (
             f"sampling begins with {what}, not with the picture's inverted noise: connect noise of Invert Picture or "
@@ -240,7 +259,7 @@ class CompareRuns:
     def __call__(self, executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any, **kwargs: Any) -> Any:
         if OF_A_NODE not in extra_args["model_options"].get("transformer_options", {}):
             _, noise, latent, *_ = args
-            start = Start(noise, torch.zeros_like(noise) if latent is None else latent)
+            start = Start.of(guider.inner_model.model_sampling, sigmas, noise, latent)
             self.remarks.say(self.recorded.against(guider, executor.class_obj, sigmas, start))
         return executor(guider, sigmas, extra_args, *args, **kwargs)
 

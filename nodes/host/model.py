@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .families import family_of, joint_keys, patch_of, require_words
-from .prompts import text_width
+from .prompts import is_unet, text_width
 
 LayerKey = tuple[str, int, int]
 Grid = tuple[int, int]  # (height, width) in tokens, or in cells of a latent
@@ -107,7 +107,8 @@ def self_attention_modules(network: Any) -> dict[LayerKey, Any]:
 
 def layout_fingerprint(model: Any) -> str:
     """A short hash of family, channels, text width and self-attention layers: equal for fine-tunes of one family."""
-    return fingerprint(f"{layout(model)} {model.model.diffusion_model.in_channels} {text_width(model)}")
+    channels = getattr(model.model.diffusion_model, "in_channels", None)
+    return fingerprint(f"{layout(model)} {channels} {text_width(model)}")
 
 
 def same_layout(model: Any, other: str) -> bool:
@@ -116,10 +117,17 @@ def same_layout(model: Any, other: str) -> bool:
 
 
 def layout(model: Any) -> str:
-    """Family, latent channels and self-attention layers of a model."""
-    chosen = self_attention_layers(model) if family_of(model) is None else word_layers(model)
-    layers = ";".join(f"{layer} {layer.channels}" for layer in chosen)
+    """Family, latent channels and self-attention layers of a model; of a transformer, its stacks of blocks."""
+    if not is_unet(model):
+        return f"{type(model.model).__name__} {model.get_model_object('latent_format').latent_channels} {stacks(model)}"
+    layers = ";".join(f"{layer} {layer.channels}" for layer in self_attention_layers(model))
     return f"{type(model.model).__name__} {model.model.latent_format.latent_channels} {layers}"
+
+
+def stacks(model: Any) -> str:
+    """The stacks of blocks that a transformer consists of, each with its length."""
+    found = model.model.diffusion_model.named_children()
+    return ";".join(f"{name} {len(blocks)}" for name, blocks in found if isinstance(blocks, torch.nn.ModuleList))
 
 
 def fingerprint(text: str) -> str:

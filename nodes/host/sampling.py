@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .flow import is_flow, noise_to
 from .frames import in_one_window
 from .others import without_guidance
 
@@ -29,10 +30,11 @@ def sample(
 ) -> Tensor:
     """Run a sampler function of ours under the host's CFGGuider, so that LoRA, ControlNet, areas and hooks all act.
 
-    start (B, C, H, W) enters as it would from a LATENT socket and no noise is added. Returns a LATENT tensor. Patches
-    find OF_A_NODE in the options: such a run looks at the picture as it is, often without the edit's prompt. It sees
-    all frames of a clip at once, also where the edit is sampled in the host's context windows. unguided: at guidance 1
-    the guidance of other nodes is left out.
+    start (B, C, H, W), as on a LATENT socket, is what the function is given, in the model's space, and no noise is
+    added; a flow model, which would fade it, is given it as noise. Returns a LATENT tensor. Patches find OF_A_NODE
+    in the options: such a run looks at the picture as it is, often without the edit's prompt. It sees all frames of a
+    clip at once, also where the edit is sampled in the host's context windows. unguided: at guidance 1 the guidance of
+    other nodes is left out.
     """
     import comfy.samplers
 
@@ -43,8 +45,16 @@ def sample(
         guider.model_options = without_guidance(guider.model_options)
     guider.set_conds(positive, positive if negative is None else negative)
     guider.set_cfg(guidance)
-    sampler = comfy.samplers.KSAMPLER(function)
-    return guider.sample(torch.zeros_like(start), start, sampler, sigmas, callback=callback, disable_pbar=True, seed=0)
+    sampler, noise = comfy.samplers.KSAMPLER(function), torch.zeros_like(start)
+    if is_flow(model) and float(sigmas[0]) > 0:
+        noise, start = faded_in(model, start, float(sigmas[0])), noise
+    return guider.sample(noise, start, sampler, sigmas, callback=callback, disable_pbar=True, seed=0)
+
+
+def faded_in(model: Any, start: Tensor, sigma: float) -> Tensor:
+    """The noise with which a run on an empty latent begins in a LATENT tensor."""
+    x = model.model.process_latent_in(start.clone())
+    return noise_to(model.get_model_object("model_sampling"), sigma, x, torch.zeros_like(x))
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ class Trajectory:
     """The latents a picture passes through on its way to noise: the supervision of KV Inversion, stage 1.
 
     sigmas: T+1 noise levels, descending, the last one 0. latents (T+1, B, C, H, W) float32 on the CPU, at those
-    levels, in the host's x = x_0 + sigma eps and the model's latent scale. The fingerprints name the prompt and the
-    architecture.
+    levels, in the model's latent scale and the host's x: x_0 + sigma eps of a diffusion model, (1 - sigma) x_0 + sigma
+    eps of a flow-matching one (flow). A picture of a video model lies without its one frame's dimension. The
+    fingerprints name the prompt and the architecture.
     """
 
     sigmas: tuple[float, ...]
@@ -33,6 +34,7 @@ class Trajectory:
     guidance: float
     prompt: str
     layout: str
+    flow: bool = False
 
     @property
     def pictures(self) -> int:
@@ -82,7 +84,7 @@ def same_latent(latent: Tensor, recorded: Tensor) -> bool:
 
 
 def latents_at(trajectory: Trajectory, sigma: float) -> Tensor:
-    """The reference (B, C, H, W) at any noise level, on the straight lines on which DDIM walks between the recorded.
+    """The reference (B, C, H, W) at any noise level, on the straight lines on which Euler walks between the recorded.
 
     Above the noisiest level the line through it and the clean picture goes on.
     """
@@ -97,7 +99,9 @@ def latents_at(trajectory: Trajectory, sigma: float) -> Tensor:
 
 
 def renoised(trajectory: Trajectory, seed: int) -> Trajectory:
-    """The clean original under one fixed noise at every level, x_0 + sigma eps, instead of its inverted latents."""
+    """The clean original under one fixed noise at every level, as the model's kind has it, not its inverted latents."""
     clean = trajectory.latents[-1]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
-    return replace(trajectory, latents=torch.stack([clean + sigma * noise for sigma in trajectory.sigmas]))
+    signals = [1.0 - sigma if trajectory.flow else 1.0 for sigma in trajectory.sigmas]
+    levels = zip(signals, trajectory.sigmas, strict=True)
+    return replace(trajectory, latents=torch.stack([signal * clean + sigma * noise for signal, sigma in levels]))

@@ -1,4 +1,4 @@
-"""DDIM inversion and reconstruction through the host's guider and samplers."""
+"""Inversion and reconstruction through the host's guider and samplers: DDIM here, flow matching in flow.py."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ...kernels.ddim import ddim_step, predicted_noise, rescale_to_level
 from .. import host
 from ..settings import Settings
+from .flow import UNI_INV, FlowClimb
 
 NEXT_LEVEL = "next noise level"
 CURRENT_LEVEL = "current noise level"
@@ -27,6 +28,7 @@ class InvertSettings(Settings):
     scheduler: str = "normal"
     predict_at: str = NEXT_LEVEL
     reconstruction_guidance: float = 1.0
+    flow_method: str = UNI_INV
 
 
 def climb_at_next_level(predict: Callable, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
@@ -44,11 +46,25 @@ def climb_at_current_level(predict: Callable, x: Tensor, sigma: float, sigma_nex
     return x + (sigma_next - sigma) * predicted_noise(x, predict(x, level), level)
 
 
+@dataclass(frozen=True)
+class DiffusionClimb:
+    """A step up after the other, in the chosen convention."""
+
+    predict_at: str
+    lowest: float
+
+    def __call__(self, predict: Callable, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """x (B, C, H, W) at sigma -> at sigma_next."""
+        if self.predict_at == NEXT_LEVEL:
+            return climb_at_next_level(predict, x, sigma, sigma_next)
+        return climb_at_current_level(predict, x, sigma, sigma_next, self.lowest)
+
+
 class RecordClimb:
     """A host sampler function: integrate a clean latent up to noise and keep the latent at every level."""
 
-    def __init__(self, predict_at: str, lowest: float):
-        self.predict_at, self.lowest, self.latents = predict_at, lowest, []
+    def __init__(self, climb: Callable[[Callable, Tensor, float, float], Tensor]):
+        self.climb, self.latents = climb, []
 
     def __call__(
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
@@ -70,12 +86,6 @@ class RecordClimb:
             if callback is not None:
                 callback({"i": i, "x": state, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         return x
-
-    def climb(self, predict: Callable, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        """One step up, in the chosen convention."""
-        if self.predict_at == NEXT_LEVEL:
-            return climb_at_next_level(predict, x, sigma, sigma_next)
-        return climb_at_current_level(predict, x, sigma, sigma_next, self.lowest)
 
 
 def descend(
@@ -121,19 +131,25 @@ def invert(
     levels: tuple[float, ...],
     guidance: float = 1.0,
     predict_at: str = NEXT_LEVEL,
+    flow_method: str = UNI_INV,
     callback: Any = None,
 ) -> host.Trajectory:
-    """DDIM inversion of pictures: the latents at every noise level, from the same solver that will sample them.
+    """Inversion of pictures: the latents at every noise level, from the same solver that will sample them.
 
-    latent (B, C, H, W) as on a LATENT socket; levels descending to 0. guidance 1 costs one row a picture.
+    latent (B, C, H, W) as on a LATENT socket, or (B, C, 1, H, W) of a video model; levels descending to 0. guidance 1
+    costs one row a picture. predict_at: of a diffusion model; flow_method: of a flow-matching one.
     """
-    record = RecordClimb(predict_at, float(model.get_model_object("model_sampling").sigma_min))
+    flow = host.is_flow(model)
+    lowest = float(model.get_model_object("model_sampling").sigma_min)
+    record = RecordClimb(FlowClimb(flow_method) if flow else DiffusionClimb(predict_at, lowest))
     prompts = {"positive": positive, "negative": negative, "guidance": guidance}
     host.sample(model, record, latent, sigmas=torch.tensor(levels[::-1]), **prompts, callback=callback, unguided=True)
+    latents = torch.stack(record.latents[::-1])
     return host.Trajectory(
         sigmas=levels,
-        latents=torch.stack(record.latents[::-1]),
+        latents=latents.squeeze(3) if latents.ndim == 6 else latents,
         guidance=guidance,
         prompt=host.conditioning_fingerprint(positive),
         layout=host.layout_fingerprint(model),
+        flow=flow,
     )

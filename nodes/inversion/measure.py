@@ -25,9 +25,10 @@ def reconstruction_error(reached: Tensor, wanted: Tensor, vae: Any = None) -> di
 
 
 def decoded(vae: Any, latent: Tensor) -> Tensor:
-    """A LATENT's picture through the host's VAE, (B, H, W, 3) in 0..1."""
+    """A LATENT's picture through the host's VAE, (B, H, W, 3) in 0..1; of a video model's, its frames."""
     with torch.no_grad():
-        return vae.decode(latent).clamp(0, 1)
+        pictures = vae.decode(latent).clamp(0, 1)
+    return pictures.flatten(0, 1) if pictures.ndim == 5 else pictures
 
 
 def error_in_words(numbers: dict[str, float]) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.samplers
 import latent_preview
 import torch
 from comfy_api.latest import io
 
 from .. import host, inputs, sockets
-from . import ddim, measure
+from . import ddim, flow, measure
+from .flow_nodes import FlowEdit, FlowSampler
+
+TECHNIQUE = "Invert Picture"
+POOR = 0.3  # of the latent's deviation: a picture that comes back so far off is another one
 
 
 class Invert(io.ComfyNode):
-    """DDIM inversion (stage 1 of KV Inversion): the latents a picture passes through on its way to noise."""
+    """Inversion (of diffusion models DDIM's): the latents a picture passes through on its way to noise."""
 
     @classmethod
     @inputs.completed()
@@ -31,10 +37,18 @@ class Invert(io.ComfyNode):
                 "noise from image",
                 "photo",
                 "edit photo",
+                "flux inversion",
+                "rf inversion",
+                "uni-inv",
+                "fireflow",
+                "flow matching",
+                "noise",
             ],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model that will edit the picture. SD 1.x, SD 2.x or SDXL, with any LoRA."
+                    "model",
+                    tooltip="The model that will edit the picture, with any LoRA: SD 1.x, SD 2.x, SDXL, or "
+                    "a flow-matching one (SD3, Flux, Z-Image, Qwen-Image), then with its ModelSampling node.",
                 ),
                 io.Latent.Input("latent", tooltip="The picture, through VAE Encode. A batch inverts all its pictures."),
                 io.Conditioning.Input(
@@ -72,9 +86,9 @@ class Invert(io.ComfyNode):
                     "predict_at",
                     options=[ddim.NEXT_LEVEL, ddim.CURRENT_LEVEL],
                     advanced=True,
-                    tooltip="Where each step asks the model for its noise: at the level it climbs to (default; as "
-                    "published inversion code, reconstructs best), or at the level it stands on (the equation solved "
-                    "literally).",
+                    tooltip="Diffusion models only. Where each step asks the model for its noise: at the level it "
+                    "climbs to (default; as published inversion code, reconstructs best), or at the level it stands on "
+                    "(the equation solved literally).",
                 ),
                 io.Float.Input(
                     "reconstruction_guidance",
@@ -90,7 +104,16 @@ class Invert(io.ComfyNode):
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,
-                    tooltip="Noise levels from a scheduler node, instead of steps and scheduler. End at 0.",
+                    tooltip="Noise levels from a scheduler node, instead of steps and scheduler. End at 0. Their low "
+                    "part alone (Split Sigmas) leaves more of the picture standing.",
+                ),
+                io.Combo.Input(
+                    "flow_method",
+                    options=list(flow.UP),
+                    advanced=True,
+                    tooltip="Flow-matching models only. Uni-Inv (default): the way down is the host's euler, at any "
+                    "number of steps. FireFlow: nearer at 8 to 15 steps, and only with Flow Inversion Sampler on the "
+                    "way down. Euler: plain, to compare with.",
                 ),
             ],
             outputs=[
@@ -98,13 +121,19 @@ class Invert(io.ComfyNode):
                 io.Latent.Output(
                     display_name="noise",
                     tooltip="The inverted noise. Sample from it with added noise disabled (KSampler Advanced: "
-                    "add_noise disable; SamplerCustomAdvanced: DisableNoise).",
+                    "add_noise disable; SamplerCustomAdvanced: DisableNoise). Flow-matching models multiply it by 0: "
+                    "there it is only the latent_image beside inverted_noise.",
                 ),
                 io.Latent.Output(
                     display_name="reconstruction",
                     tooltip="The test reconstruction (the source itself when it is skipped).",
                 ),
                 io.String.Output(display_name="report", tooltip="The measured reconstruction error."),
+                io.Noise.Output(
+                    display_name="inverted_noise",
+                    tooltip="The inverted noise for SamplerCustomAdvanced, the only way on flow-matching models: "
+                    "sample the same SIGMAS, with any latent of the picture's size.",
+                ),
             ],
             hidden=inputs.unique_id(),
         )
@@ -112,10 +141,12 @@ class Invert(io.ComfyNode):
     @classmethod
     def execute(cls, model, latent, positive, negative=None, vae=None, sigmas=None, **chosen) -> io.NodeOutput:
         """Invert, then sample once from the noise to measure how exact the inversion is."""
-        host.require_unet(model, "Invert Picture")
+        kind = host.kind_of_path(model, TECHNIQUE)
         settings, samples = ddim.InvertSettings.of(chosen), checked_latent(model, latent)
         require_negatives(settings, negative)
         levels = ddim.descending_schedule(model, settings.scheduler, settings.steps, sigmas)
+        if kind == host.FLOW:
+            host.require_flow_levels(levels)
         inputs.require_active(model, levels, settings.guidance, positive=positive, negative=negative)
         if strength := settings.reconstruction_guidance:
             inputs.require_active(model, levels, strength, negative=negative)
@@ -127,21 +158,54 @@ class Invert(io.ComfyNode):
             levels=levels,
             guidance=settings.guidance,
             predict_at=settings.predict_at,
+            flow_method=settings.flow_method,
             callback=latent_preview.prepare_callback(model, len(levels) - 1),
         )
-        noise = model.model.process_latent_out(trajectory.latents[0].clone())
-        rebuilt, said = samples, "reconstruction not measured"
+        start = host.in_dimensions_of(trajectory.latents[0].clone(), samples)
+        noise = model.model.process_latent_out(start.clone())
+        rebuilt, error, numbers = samples, "reconstruction not measured", {}
         if strength := settings.reconstruction_guidance:
-            rebuilt = reconstruction(model, noise, positive, negative, levels=levels, guidance=strength)
-            error = measure.error_in_words(measure.reconstruction_error(rebuilt, samples, vae))
-            said = f"reconstruction at guidance {strength:g}: {error}"
-        report = f"{trajectory.steps} steps, {said}"
-        if 1.0 in (settings.guidance, settings.reconstruction_guidance) and (others := host.guiding_nodes(model)):
-            report += f"; at guidance 1 the guidance of other nodes was left out ({others})"
+            down = flow.FlowSampling(settings.flow_method) if kind == host.FLOW else ddim.descend
+            rebuilt = reconstruction(model, down, noise, positive, negative, levels=levels, guidance=strength)
+            numbers = measure.reconstruction_error(rebuilt, samples, vae)
+            error = f"reconstruction at guidance {strength:g}: {measure.error_in_words(numbers)}"
+        report = "; ".join([f"{trajectory.steps} steps, {error}", *remarks(model, settings, latent, numbers)])
         report += host.unseen_picture(model, positive)
-        if "noise_mask" in latent:
-            report += "; the latent's mask was left out (inversion needs the whole picture)"
-        return io.NodeOutput(trajectory, {"samples": noise}, {"samples": rebuilt}, report, ui=host.told(cls, report))
+        given = host.FoundNoise(model, trajectory.latents[0], levels[0])
+        if kind == host.FLOW:
+            noise = model.model.process_latent_out(before_fading(start, levels[0]))
+        return io.NodeOutput(
+            trajectory, {"samples": noise}, {"samples": rebuilt}, report, given, ui=host.told(cls, report)
+        )
+
+
+def before_fading(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The latent that a flow's run without noise, which multiplies by 1 - sigma, begins in x with.
+
+    At pure noise (sigma 1) there is none: x itself, which counts for nothing beside inverted_noise.
+    """
+    return x / (1.0 - sigma) if sigma < 1.0 else x
+
+
+def remarks(model: Any, settings: ddim.InvertSettings, latent: dict, numbers: dict[str, float]) -> list[str]:
+    """What a report adds to the measured error."""
+    found = []
+    if host.is_flow(model):
+        fireflow = settings.flow_method == flow.FIREFLOW
+        down = "Flow Inversion Sampler (FireFlow)" if fireflow else "sampler euler"
+        found.append(f"to edit: SamplerCustomAdvanced, inverted_noise, {down}, the same sigmas")
+        if numbers.get("latent_rmse", 0.0) > POOR:
+            found.append("this is not the picture: take more steps, guidance 1, flow_method Uni-Inv or FireFlow")
+        if host.few_steps_only(model) or numbers.get("latent_rmse", 0.0) > POOR:
+            found.append(
+                "models distilled to a few steps (schnell, Turbo, Lightning, distilled Klein) do not invert well: take "
+                "their base model, or FlowEdit Sampler"
+            )
+    if 1.0 in (settings.guidance, settings.reconstruction_guidance) and (others := host.guiding_nodes(model)):
+        found.append(f"at guidance 1 the guidance of other nodes was left out ({others})")
+    if "noise_mask" in latent:
+        found.append("the latent's mask was left out (inversion needs the whole picture)")
+    return found
 
 
 def require_negatives(settings: ddim.InvertSettings, negative: list | None) -> None:
@@ -151,11 +215,11 @@ def require_negatives(settings: ddim.InvertSettings, negative: list | None) -> N
         inputs.require_negative(settings.reconstruction_guidance, negative, "reconstruction_guidance")
 
 
-def reconstruction(model, noise: torch.Tensor, positive: list, negative: list | None, *, levels, guidance: float):
-    """What the model draws from inverted noise, as on a LATENT socket."""
+def reconstruction(model, down, noise: torch.Tensor, positive: list, negative: list | None, *, levels, guidance: float):
+    """What the model draws from inverted noise by the sampler function `down`, as on a LATENT socket."""
     return host.sample(
         model,
-        ddim.descend,
+        down,
         noise,
         sigmas=torch.tensor(levels),
         positive=positive,
@@ -167,10 +231,21 @@ def reconstruction(model, noise: torch.Tensor, positive: list, negative: list | 
 
 
 def checked_latent(model, latent: dict) -> torch.Tensor:
-    """A LATENT's samples. Raises ValueError for video latents, foreign channel counts and empty pictures."""
+    """A LATENT's samples, of a video model as a clip of one frame.
+
+    Raises ValueError for clips, foreign channel counts and empty pictures.
+    """
     samples = latent["samples"]
     host.require_channels(model, samples)
-    if samples.ndim != 4:
+    video = model.get_model_object("latent_format").latent_dimensions == 3
+    if video and samples.ndim == 4:
+        samples = samples.unsqueeze(2)
+    if samples.ndim == 5 and video and samples.shape[2] > 1:
+        raise ValueError(
+            f"the latent is a clip of {samples.shape[2]} latent frames, {TECHNIQUE} takes one picture of a model for "
+            "clips: encode one at a time, or edit the clip by FlowEdit Sampler."
+        )
+    if samples.ndim != (5 if video else 4):
         raise ValueError(
             f"the latent has shape {tuple(samples.shape)}, Invert Picture takes pictures of {samples.shape[1]} latent "
             "channels (batch, channels, height, width): give a clip as a batch of frames."
@@ -180,4 +255,4 @@ def checked_latent(model, latent: dict) -> torch.Tensor:
     return samples
 
 
-NODES = [Invert]
+NODES = [Invert, FlowEdit, FlowSampler]

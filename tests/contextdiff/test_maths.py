@@ -252,6 +252,27 @@ def test_the_flow_form_keeps_its_marginal_from_level_to_level():
         torch.testing.assert_close(stepped, marginal(s_next, context_next))
 
 
+def test_a_flow_step_with_fresh_noise_keeps_the_marginal_too():
+    """The mean, and the shares of the old noise and the fresh one, read off a step with each of them alone."""
+    clean, context, context_next, noise = pictures(4)
+    s, s_next, eta = (torch.tensor(value, dtype=torch.float64) for value in (0.8, 0.5, 0.7))
+    biases = contextdiff.flow_bias_level(s) * context, contextdiff.flow_bias_level(s_next) * context_next
+
+    def reached(old, fresh):
+        x = (1 - s) * clean + biases[0] + s * old
+        step = partial(
+            contextdiff.flow_ancestral_step, denoised=clean, sigma=s, sigma_next=s_next, eta=float(eta), noise=fresh
+        )
+        return contextdiff.contextual_step(step, x, *biases)
+
+    nothing = torch.zeros_like(noise)
+    mean = reached(nothing, nothing)
+    torch.testing.assert_close(mean, (1 - s_next) * clean + biases[1])
+    old, fresh = ((reached(*given) - mean).norm() / noise.norm() for given in ((noise, nothing), (nothing, noise)))
+    assert float(old**2 + fresh**2) == pytest.approx(float(s_next**2))
+    assert 0.1 < fresh < s_next
+
+
 def test_the_flow_bias_is_the_papers_k_of_the_flow_signal():
     for s in (0.0, 0.2, 0.5, 1.0):
         assert contextdiff.flow_bias_level(s) == pytest.approx(contextdiff.bias_scale(1 - s))

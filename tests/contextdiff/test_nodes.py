@@ -499,8 +499,17 @@ def test_adding_noise_is_refused_where_it_has_no_meaning(settings):
     model = tiny_models.unet()
     with pytest.raises(ValueError, match="cannot invert"):
         run(guide(model), sampler(model, **settings), levels(model).flip(0))
-    with pytest.raises(ValueError, match="flow-matching"):
-        run(guide(flow(model)), sampler(model, **settings), levels(flow(model)))
+    with pytest.raises(ValueError, match=r"cannot invert|ddpm.*flow-matching model has not: choose mode ddim"):
+        run(guide(flow(model)), sampler(model, **settings), levels(flow(model)).flip(0))
+
+
+def test_a_flow_model_takes_fresh_noise_as_the_hosts_ancestral_sampler_does():
+    model = flow(tiny_models.unet())
+    plain = run(guide(model), stock("euler_ancestral"), levels(model))
+    assert torch.equal(run(guide(model), sampler(model, 0.0, eta=1.0), levels(model)), plain)
+    assert_acts(run(guide(model), sampler(model, eta=1.0), levels(model)), plain)
+    with pytest.raises(ValueError, match="flow-matching model has not: choose mode ddim"):
+        run(guide(model), sampler(model, mode="ddpm"), levels(model))
 
 
 def test_an_adapter_of_another_family_is_refused_by_name():

@@ -12,6 +12,7 @@ P = "Palimpsest"
 TEXT, EDIT = "a red cat standing in the snow", "a blue cat sitting in the snow"
 LINKS = {name: [name, 0] for name in values.THINGS}
 MODEL, LATENT, IMAGE, MASK = (LINKS[name] for name in ("sd15", "latent", "image", "mask"))
+FLOW = LINKS["flow"]
 WALK = {"model": MODEL, "latent": LATENT, "positive": LINKS["positive"], "negative": LINKS["negative"], "steps": 3}
 TUNING = {"model": MODEL, "trajectory": ["walk", 0], "positive": LINKS["positive"], "negative": LINKS["negative"]}
 BLENDING = TUNING | {"target_positive": LINKS["target"], "mask": MASK, "steps": 1, "layers": "out"}
@@ -38,6 +39,8 @@ MADE = {  # what stands before a node: (node, its inputs)
 }  # fmt: skip
 NODES: dict[str, dict[str, Any]] = {
     "Invert": WALK | {"vae": LINKS["vae"], "steps": 2, "sigmas": ["sigmas", 0]},
+    "FlowEdit": {"source": LINKS["positive"], "source_negative": LINKS["negative"], "mask": MASK},
+    "FlowSampler": {"trajectory": ["walk", 0]},
     "TuneKV": TUNING | {"vae": LINKS["vae"], "inner_steps": 1, "layers": "middle", "mask": MASK},
     "ApplyKV": {"model": MODEL, "kv": ["kv", 0], "mask": MASK, "source_mask": MASK},
     "SaveKV": {"kv": ["kv", 0], "filename": "fuzz"},
@@ -96,10 +99,10 @@ NODES: dict[str, dict[str, Any]] = {
 COSTLY = {
     "steps", "inner_steps", "looks", "batch_size", "gradient_accumulation", "depth", "lora_rank", "tokens",
     "inversion_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup", "epochs", "repeats", "rank",
-    "resolution", "preview_every", "accumulation", "font", "max_tokens",
+    "resolution", "preview_every", "accumulation", "font", "max_tokens", "averages",
 }  # fmt: skip
 LONG_PRESETS = {("TrainLoRA", "preset"), ("TrainInstruction", "preset")}  # the papers' numbers of steps
-SCHEDULES = {"sigmas": 2, "many sigmas": 900}
+SCHEDULES = {"sigmas": 2, "many sigmas": 900, "flow sigmas": 2}
 LONG = {  # what takes minutes unless it is cancelled
     "Invert": {"sigmas": ["many sigmas", 0]},
     "TuneKV": {"inner_steps": 1000, "tolerance": 0.0, "layers": "all"},
@@ -183,9 +186,11 @@ class Graphs:
             )  # fmt: skip
             seen = [f"sampled{number}", 0]
         elif given == "SAMPLER":
+            flowing = "source" in chosen
             graph[f"sampled{number}"] = step(
-                "SamplerCustom", model=MODEL, positive=LINKS["target"], negative=LINKS["negative"], cfg=3.0,
-                add_noise=True, noise_seed=0, sampler=seen, sigmas=["sigmas", 0], latent_image=LATENT,
+                "SamplerCustom", model=FLOW if flowing else MODEL, positive=LINKS["target"], cfg=3.0, add_noise=True,
+                negative=LINKS["negative"], noise_seed=0, sampler=seen, latent_image=LATENT,
+                sigmas=["flow sigmas" if flowing else "sigmas", 0],
             )  # fmt: skip
             seen = [f"sampled{number}", 0]
         graph[f"sink{number}"] = step("FuzzSink", value=seen)
@@ -197,8 +202,8 @@ class Graphs:
                 node, inputs = MADE[name]
                 graph[name] = step(P + node, **self.defaults(P + node) | inputs)
             elif name in SCHEDULES:
-                steps = SCHEDULES[name]
-                graph[name] = step("BasicScheduler", model=MODEL, scheduler="normal", steps=steps, denoise=1.0)
+                steps, model = SCHEDULES[name], FLOW if name.startswith("flow") else MODEL
+                graph[name] = step("BasicScheduler", model=model, scheduler="normal", steps=steps, denoise=1.0)
             else:
                 graph[name] = step("FuzzThing", name=name)
         return graph

@@ -45,6 +45,13 @@ def clip():
     return made
 
 
+def flow():
+    """The small U-Net, sampling as a flow-matching model."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    return ModelSamplingSD3().patch(tiny_models.unet(), 3.0)[0]
+
+
 def mask() -> torch.Tensor:
     found = torch.zeros(1, 64, 64)
     found[:, 8:56, 8:40] = 1
@@ -83,6 +90,7 @@ THINGS = {
     "caption": lambda: "a red dog in the snow",
     "text embedder": text_embedder,
     "text control": writing.control,
+    "flow": flow,
 } | {family: lambda family=family: tiny_models.unet(family) for family in tiny_models.FAMILIES if "-" not in family}
 OTHER_MODELS = ("sdxl", "sd15-inpaint", "sd15-instruct", "sdxl-inpaint", "wide")
 

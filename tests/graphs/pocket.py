@@ -23,9 +23,11 @@ from feature_blend.graph import WHITE_CUP
 from instruct_pix2pix.graph import EDIT_CHECKPOINT, INSTRUCTION, ITS_OBJECT
 from instruction.graph import VAGUE
 from instruction_training.graph import LEARNED
+from inversion import graph as flow
 from kv.graph import FULL_CUP
 from lora_training.graph import ASKED, TAUGHT
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
+from pocket.flow_files import FILES
 from pocket.settings import POCKET
 from text_control.graph import UNWANTED, WANTED, WANTED_THERE
 
@@ -53,6 +55,7 @@ SAVED = "palimpsest_example_00001.safetensors"
 STRINGS = {
     CHECKPOINT["name"]: "palimpsest_pocket.safetensors",
     EDIT_CHECKPOINT["name"]: "palimpsest_pocket_edit.safetensors",
+    **{model["name"]: FILES[model["directory"]] for model in (flow.MODEL, flow.TEXT_ENCODER, flow.VAE)},
     CAT: PICTURE,
     COFFEE: PICTURE,
     MASKED_CAT: MASKED_PICTURE,
@@ -105,6 +108,7 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestLoadMultimodalEncoder.folder": "palimpsest_pocket",
     "PalimpsestLoadMultimodalEncoder.connector": SAVED.replace("example_00001", "pocket"),
     "PalimpsestExpressInstruction.max_tokens": 24,
+    "CLIPLoader.type": "stable_diffusion",
     "LoraLoaderModelOnly.lora_name": "palimpsest_pocket_unet.safetensors",
     "PalimpsestBuildMultimodalDataset.min_side": 20,
     "PalimpsestTrainLoRA.resolution": 128,

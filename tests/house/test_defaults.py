@@ -29,6 +29,8 @@ from palimpsest.nodes.instruction.express import ExpressSettings
 from palimpsest.nodes.instruction.loading import MgieSettings
 from palimpsest.nodes.instruction_training.settings import InstructionSettings
 from palimpsest.nodes.inversion.ddim import InvertSettings
+from palimpsest.nodes.inversion.flow import FlowSamplerSettings
+from palimpsest.nodes.inversion.flow_edit import FlowEditSettings
 from palimpsest.nodes.keep_outside.compositing import KeepOutsideSettings
 from palimpsest.nodes.kv.settings import ApplySettings, TuneSettings
 from palimpsest.nodes.lora.settings import LoRASettings
@@ -46,6 +48,8 @@ register_folders()
 OURS = {node.GET_SCHEMA().node_id: node for node in asyncio.run(Palimpsest().get_node_list())}
 SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestInvert": InvertSettings,
+    "PalimpsestFlowEdit": FlowEditSettings,
+    "PalimpsestFlowSampler": FlowSamplerSettings,
     "PalimpsestTuneKV": TuneSettings,
     "PalimpsestApplyKV": ApplySettings,
     "PalimpsestCrossAttentionMask": MaskSettings,
@@ -87,6 +91,7 @@ SAID = {  # what only a person can say, and the host's files: the widgets that s
 }
 LITERATURE = {  # nodes and values that papers print for SD 1.x, or that their authors' code holds
     "PalimpsestInvert": {"steps": 50, "guidance": 1.0, "predict_at": "next noise level"},
+    "PalimpsestFlowEdit": {"source_guidance": 3.5, "start_percent": 0.34, "end_percent": 1.0, "averages": 1},
     "PalimpsestTuneKV": {"guidance": 7.5, "layers": "decoder", "inner_steps": 10, "learning_rate": 0.01,
                          "tolerance": 1e-5, "warm_start": True},
     "PalimpsestApplyKV": {"source_guidance": 3.0, "start_percent": 0.1, "end_percent": 1.0},

@@ -1,12 +1,14 @@
 """Invert in the host: exactness, cost, families, batches, and what is refused."""
 
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.samplers
 import pytest
 import tiny_models
 import torch
 from comfy.patcher_extension import WrappersMP
 from palimpsest.nodes.inversion import ddim as inversion
+from palimpsest.nodes.inversion import flow
 from palimpsest.nodes.inversion.nodes import Invert
 
 STEPS = 6
@@ -26,6 +28,7 @@ SETTINGS = {
     "scheduler": "karras",
     "predict_at": inversion.CURRENT_LEVEL,
     "reconstruction_guidance": 3.0,
+    "flow_method": flow.FIREFLOW,
 }
 
 
@@ -47,11 +50,11 @@ def test_every_input_arrives_where_it_acts(monkeypatch):
         noted(name, getattr(inversion, name))
     plain = inversion.host.sample
     monkeypatch.setattr(inversion.host, "sample", lambda *a, **named: (calls.append((a, named)), plain(*a, **named))[1])
-    trajectory, *_, report = Invert.execute(**given, **SETTINGS).args
+    trajectory, _, _, report, _ = Invert.execute(**given, **SETTINGS).args
     schedule, inverted, climbed, descended = calls
     assert schedule[0] == (model, "karras", 7, None)
     assert (inverted[1]["guidance"], inverted[1]["predict_at"]) == (2.0, inversion.CURRENT_LEVEL)
-    assert climbed[0][1].predict_at == inversion.CURRENT_LEVEL
+    assert climbed[0][1].climb.predict_at == inversion.CURRENT_LEVEL
     assert (climbed[1]["guidance"], descended[1]["guidance"]) == (2.0, 3.0)
     assert (trajectory.steps, trajectory.guidance) == (7, 2.0)
     assert "7 steps, reconstruction at guidance 3: latent error" in report
@@ -70,7 +73,7 @@ def stock_euler(model, noise, steps, positive, negative, guidance):
 def test_the_stock_sampler_rebuilds_the_picture_from_the_noise(family, prediction, zsnr):
     model, latent = tiny_models.unet(family, prediction, zsnr), tiny_models.latent()
     positive, negative = tiny_models.prompt(1, family=family), tiny_models.prompt(2, family=family)
-    trajectory, noise, rebuilt, report = invert(model, latent, family, steps=20, negative=negative)
+    trajectory, noise, rebuilt, report, _ = invert(model, latent, family, steps=20, negative=negative)
     again = stock_euler(model, noise["samples"], 20, positive, negative, 1.0)
     wanted = latent["samples"]
     torch.testing.assert_close(again, rebuilt["samples"], rtol=1e-4, atol=1e-4)
@@ -139,7 +142,7 @@ def test_inputs_stay_as_they_were_and_other_nodes_patches_act():
 
 def test_a_mask_is_left_out_and_said_so():
     latent = tiny_models.latent() | {"noise_mask": torch.ones(1, 64, 64)}
-    _, noise, rebuilt, report = invert(tiny_models.unet(), latent)
+    _, noise, rebuilt, report, _ = invert(tiny_models.unet(), latent)
     assert "mask was left out" in report
     assert "noise_mask" not in noise
     assert "noise_mask" not in rebuilt
@@ -181,9 +184,10 @@ def test_latents_that_are_no_picture_are_refused(samples, message):
 
 
 def test_other_model_families_are_refused_by_name():
-    class Flux(torch.nn.Module):
+    class Cosmos(torch.nn.Module):
         diffusion_model = torch.nn.Linear(1, 1)
+        model_sampling = comfy.model_sampling.COSMOS_RFLOW()
 
-    other = comfy.model_patcher.ModelPatcher(Flux(), torch.device("cpu"), torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"U-Net models.*Flux"):
+    other = comfy.model_patcher.ModelPatcher(Cosmos(), torch.device("cpu"), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"flow-matching models.*Cosmos samples on another path"):
         invert(other, tiny_models.latent())

@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    def __init__(self):
+    def __init__(self, channels: int = LATENT_CHANNELS):
         super().__init__()
         down = [layer for _ in range(3) for layer in (conv(WIDTH, WIDTH, stride=2, bias=False), *blocks(3))]
         up = [
@@ -44,10 +44,8 @@ class Autoencoder(nn.Module):
             for _ in range(3)
             for layer in (*blocks(3), nn.Upsample(scale_factor=2), conv(WIDTH, WIDTH, bias=False))
         ]
-        self.taesd_encoder = nn.Sequential(conv(3, WIDTH), Block(), *down, conv(WIDTH, LATENT_CHANNELS))
-        self.taesd_decoder = nn.Sequential(
-            Clamp(), conv(LATENT_CHANNELS, WIDTH), nn.ReLU(), *up, Block(), conv(WIDTH, 3)
-        )
+        self.taesd_encoder = nn.Sequential(conv(3, WIDTH), Block(), *down, conv(WIDTH, channels))
+        self.taesd_decoder = nn.Sequential(Clamp(), conv(channels, WIDTH), nn.ReLU(), *up, Block(), conv(WIDTH, 3))
 
     def encode(self, pictures: Tensor) -> Tensor:
         return self.taesd_encoder(pictures)
