@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from .. import host, inputs, sockets
+from ..settings import AS_SET_ABOVE
 from . import ddim, measure
 
 
@@ -91,6 +92,15 @@ class Invert(io.ComfyNode):
                     "sigmas",
                     optional=True,
                     tooltip="Noise levels from a scheduler node, instead of steps and scheduler. End at 0.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[AS_SET_ABOVE, *ddim.InvertSettings.PRESETS],
+                    optional=True,
+                    advanced=True,
+                    tooltip="as set above (default): the values of this node act. The others are stage 1 of KV "
+                    "Inversion's paper in 50 steps: Algorithm 1 inverts at guidance 7.5, which needs the negative "
+                    "prompt; equation 4 at guidance 1. Take the same one in Tune KV and Apply KV.",
                 ),
             ],
             outputs=[
