@@ -121,6 +121,7 @@ def load_state(file: str, settings: LoRASettings) -> dict[str, Tensor]:
         return before, found
 
     before, state = STATES.read(STATES.path(file), from_file)
+    before = LoRASettings().named() | before  # a state of an earlier version knows no setting that came since
     other = [name for name, value in settings.named().items() if name not in FREE and before.get(name) != value]
     if other:
         changes = ", ".join(

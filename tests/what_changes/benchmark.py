@@ -47,21 +47,19 @@ def overlap(found: torch.Tensor, drawn: torch.Tensor) -> list[float]:
     return ((a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1)).tolist()
 
 
-def ways(kind: str, scenes: Scenes, found: torch.Tensor) -> dict[str, dict]:
-    """Settings of Apply KV that one kind of edit is drawn with, by their row."""
-    rows = {
+def ways(kind: str, starts: list[float], scenes: Scenes, found: torch.Tensor) -> dict[str, dict]:
+    """Settings of Apply KV that one kind of edit is drawn with, by their row; what_changes sets one of them."""
+    chosen = {"what_changes": CHOICES[kind]}
+    rows = {} if kind == "place" else {f"what_changes: {CHOICES[kind]}": chosen}
+    rows |= {
         f"source_guidance {guidance:g}, start_percent {start:g}": {"source_guidance": guidance, "start_percent": start}
         for guidance in (1.0, 3.0, POCKET_GUIDANCE)
-        for start in (0.0, 0.1, 0.3)
+        for start in starts
     }
-    chosen = {"what_changes": CHOICES[kind]}
-    if kind != "place":
-        return rows | {f"what_changes: {CHOICES[kind]}": chosen}
-    masks = {"drawn mask": scenes.masks, "found mask": found}
     pocket = {"source_guidance": POCKET_GUIDANCE, "start_percent": 0.0}
-    for name, mask in masks.items():
-        rows |= {f"source_guidance 10, start_percent 0, {name}": pocket | {"source_mask": mask}}
+    for name, mask in ({"drawn mask": scenes.masks, "found mask": found} if kind == "place" else {}).items():
         rows |= {f"what_changes: {PLACE}, {name}": chosen | {"source_mask": mask}}
+        rows |= {f"source_guidance {POCKET_GUIDANCE:g}, start_percent 0, {name}": pocket | {"source_mask": mask}}
     return rows
 
 
@@ -79,6 +77,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=48)
     parser.add_argument("--scenes", type=int, default=6)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--starts", type=float, nargs="+", default=[0.0, 0.1, 0.3])
     parser.add_argument("--kinds", choices=KINDS, nargs="+", default=KINDS)
     options, output = pocket_host.parse(parser)
     with torch.inference_mode():
@@ -90,7 +89,7 @@ def main() -> None:
         for kind in options.kinds:
             edit, drawn = scenes.edit(kind), {}
             numbers[kind] = {}
-            for name, settings in ways(kind, scenes, masks).items():
+            for name, settings in ways(kind, options.starts, scenes, masks).items():
                 drawn[name] = scenes.draw(scenes.with_kv(kv, **settings), edit.prompt, 3.0)
                 scores = scenes.scores(drawn[name], edit)
                 numbers[kind][name] = {key: scores[key] for key in SHOWN}
