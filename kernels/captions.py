@@ -19,16 +19,17 @@ MEDIA = (
 )  # fmt: skip
 VIEWS = ("portrait", "close-up", "close up", "closeup", "shot", "view")
 STYLE = (
-    *MEDIA, "oil painting", "oil on canvas", "ink painting", "ink on paper", "ink on silk", "ink wash", "ink", "brush strokes", "brushstrokes", "brushwork",
-    "pencil", "charcoal", "pastel", "gouache", "acrylic", "line art", "lineart", "pixel art", "vector art",
+    *MEDIA, "oil painting", "oil on canvas", "ink painting", "ink on paper", "ink on silk", "ink wash", "ink",
+    "brush strokes", "brushstrokes", "brushwork", "pencil", "charcoal", "pastel", "gouache", "acrylic", "line art",
+    "lineart", "pixel art", "vector art",
     "concept art", "digital art", "matte painting", "3d render", "cgi", "anime", "manga", "art", "style", "styled",
     "stylized", "stylised", "monochrome", "monochromatic", "black and white", "sepia", "grayscale", "greyscale",
     "impressionism", "impressionist", "expressionism", "expressionist", "cubism", "surrealism", "surrealist", "realism",
     "realistic", "photorealistic", "hyperrealistic", "minimalism", "minimalist", "abstract", "ukiyo-e", "sumi-e",
     "art nouveau", "art deco", "highly detailed", "detailed", "intricate", "masterpiece", "best quality",
-    "high quality", "high resolution", "4k", "8k", "hd", "hdr", "uhd", "artstation", "deviantart", "behance", "pinterest",
-    "trending on", "trending", "award winning", "award-winning", "cinematic", "cinematic lighting", "bokeh",
-    "sharp focus", "soft focus", "film grain", "grainy", "wallpaper", "texture", "aesthetic",
+    "high quality", "high resolution", "4k", "8k", "hd", "hdr", "uhd", "artstation", "deviantart", "behance",
+    "pinterest", "trending on", "trending", "award winning", "award-winning", "cinematic", "cinematic lighting",
+    "bokeh", "sharp focus", "soft focus", "film grain", "grainy", "wallpaper", "texture", "aesthetic",
 )  # fmt: skip
 LAYOUT = (
     *VIEWS, "wide shot", "full shot", "full body", "full-body", "medium shot", "centered", "centred", "cropped",
@@ -37,9 +38,10 @@ LAYOUT = (
     "front view", "rear view", "top view", "top-down", "aerial view", "low angle", "high angle", "wide angle",
     "depth of field", "perspective", "vertical", "horizontal", "square format",
 )  # fmt: skip
-SMALL = frozenset(
-    "a an the of in on at to with and or by for from is are it its this that very some as into".split()
-)  # words that say nothing alone
+SMALL = (  # words that say nothing alone
+    "a", "an", "the", "of", "in", "on", "at", "to", "with", "and", "or", "by", "for", "from", "is", "are", "it", "its",
+    "this", "that", "very", "some", "as", "into",
+)  # fmt: skip
 PLACED = (
     r"\b(?:in|on|at|to|near|towards)\s+the\s+(?:far\s+)?(?:foreground|background|middle\s+ground|distance|left|right|"
     r"center|centre|middle|top|bottom|upper|lower|edge|corner)(?:[\s-]+(?:left|right|half|third|side|edge|corner|part|"
@@ -96,7 +98,9 @@ def reduce(caption: str, vocabulary: Vocabulary = Vocabulary()) -> Reduced:
     of the others only the words of the vocabulary. A caption without any comes back as it is.
     """
     found = Reduced("")
-    parts = [reduced_part(part, vocabulary, found, least=2 if n else 1) for n, part in enumerate(BETWEEN.split(caption))]
+    parts = [
+        reduced_part(part, vocabulary, found, least=2 if n else 1) for n, part in enumerate(BETWEEN.split(caption))
+    ]
     kept = [part for part in parts if part]
     found.text = ", ".join(dict.fromkeys(kept)) if found.dropped else caption.strip()
     return found
@@ -131,7 +135,7 @@ def trimmed(text: str) -> str:
     """A text from which words were taken: one space between words, and no loose "of the" at its end or "and" at its
     beginning."""
     words = text.split()
-    while words and words[-1].lower().strip("-") in SMALL | {""}:
+    while words and words[-1].lower().strip("-") in ("", *SMALL):
         words.pop()
     while words and words[0].lower() in {"of", "with", "and", "in", "on", "by", "or", "-"}:
         words.pop(0)

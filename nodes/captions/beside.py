@@ -42,8 +42,8 @@ def pictures_of(folder: Path) -> list[Path]:
             found += inside * min(int(times) if times.isdecimal() and len(times) < 6 else 1, MOST_PICTURES)
         if len(found) > MOST_PICTURES:
             raise ValueError(
-                f"{quoted(folder.name)} has more than {MOST_PICTURES} pictures, counted with their repeats: a LoRA takes "
-                "10 to 40, choose a smaller folder."
+                f"{quoted(folder.name)} has more than {MOST_PICTURES} pictures, counted with their repeats: a "
+                "LoRA takes 10 to 40, choose a smaller folder."
             )
     return found
 
@@ -83,8 +83,8 @@ def captions_beside(name: str, count: int) -> Iterator[tuple[str, str]]:
     found = pictures_of(folder)
     if len(found) != count:
         raise ValueError(
-            f"the folder {quoted(name)} has {len(found)} pictures and images {count}: choose the folder that the images "
-            "come from, or (none)."
+            f"the folder {quoted(name)} has {len(found)} pictures and images {count}: choose the folder that the "
+            "images come from, or (none)."
         )
     for picture in found:
         yield picture.name, caption_beside(picture)

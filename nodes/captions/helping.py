@@ -60,8 +60,8 @@ def given_for(count: int, captions: Sequence[str]) -> list[str]:
         texts = texts * count
     if len(texts) != count:
         raise ValueError(
-            f"captions has {len(texts)} texts for {count} pictures: give one for each in their order, one line for all, "
-            "or none and the folder."
+            f"captions has {len(texts)} texts for {count} pictures: give one for each in their order, one line for "
+            "all, or none and the folder."
         )
     return [" ".join(text.split()) for text in texts]
 

@@ -72,7 +72,8 @@ class CaptionHelper(io.ComfyNode):
                     display_name="captions", is_output_list=True, tooltip="A caption for each picture, for Train LoRA."
                 ),
                 io.Image.Output(
-                    display_name="sheet", tooltip="Each picture with its caption and what was left out, to be read over."
+                    display_name="sheet",
+                    tooltip="Each picture with its caption and what was left out, to be read over.",
                 ),
                 io.String.Output(display_name="report", tooltip="Where the captions come from, what was left out."),
             ],

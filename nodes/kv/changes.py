@@ -1,7 +1,7 @@
 """What an edit changes, as people say it, and what Apply KV is then set to.
 
 Source guidance insists on what the picture looked like. That is what an action or another species wants, and what keeps
-a new colour from coming; a new place comes only where the old one cannot be looked at (docs/results.md, "What changes").
+a new colour from coming; a new place comes only where the old one cannot be looked at (docs/results.md, What changes).
 """
 
 from __future__ import annotations

@@ -52,9 +52,9 @@ PAPER_EDITING = {
     "look_ahead": 0.0,
 }
 PRESET_TOOLTIP = (
-    "as set below: the values under this line act. The others replace them by the paper's, see the help page: Algorithm "
-    "1 tunes at guidance 7.5 and rebuilds the picture there; equation 4 has no guidance and rebuilds it at guidance 1 "
-    "only (paper: its older name). Take the same one in Invert Picture, Tune KV and Apply KV."
+    "as set below: the values under this line act. The others replace them by the paper's, see the help page: "
+    "Algorithm 1 tunes at guidance 7.5 and rebuilds the picture there; equation 4 has no guidance and rebuilds it at "
+    "guidance 1 only (paper: its older name). Take the same one in Invert Picture, Tune KV and Apply KV."
 )
 
 

@@ -29,8 +29,8 @@ def drawn(
         return
     if not caption:
         raise ValueError(
-            f"class_count is {count} and class_caption empty: say what the pictures of the class show, such as 'a cat', "
-            "or set class_count to 0."
+            f"class_count is {count} and class_caption empty: say what the pictures of the class show, such as 'a "
+            "cat', or set class_count to 0."
         )
     sampling = model.get_model_object("model_sampling")
     levels = get_sigmas_karras(STEPS, float(sampling.sigma_min), float(sampling.sigma_max))

@@ -90,6 +90,9 @@ def test_a_caption_that_is_no_text_or_lies_elsewhere_is_refused(folder):
 def test_a_model_describes_only_what_has_no_caption():
     pictures = list(torch.zeros(2, 1, 8, 8, 3))
     found = helping.captions_for(
-        pictures, ["a cat", ""], helping.CaptionSettings(), lambda picture: f"a photo of a {len(picture)} x {picture.shape[1]} dog"
+        pictures,
+        ["a cat", ""],
+        helping.CaptionSettings(),
+        lambda picture: f"a photo of a {len(picture)} x {picture.shape[1]} dog",
     )
     assert [(c.text, c.source) for c in found] == [("a cat", "given"), ("a 1 x 8 dog", "described by a model")]

@@ -12,9 +12,12 @@ from contextdiff.graph import CLIP_EDIT, CLIP_SOURCE
 from cross_attention.graph import BOTH, ON_MARBLE
 from feature_blend.graph import WHITE_CUP
 from kv.graph import FULL_CUP
-from lora_training.graph import ASKED, TAUGHT
+from lora_training.graph import ASKED, STYLED, TAUGHT
+from lora_training.graph import STYLE as LORA_STYLE
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
 from pocket.settings import POCKET
+from what_changes.graph import ELSEWHERE
+from what_changes.graph import SUBJECT as FOUND_SUBJECT
 
 from graphs.parts import (
     ACTIONS,
@@ -64,6 +67,10 @@ STRINGS = {
     SUBJECT: "a <image1> cat standing on the right in the snow",
     TAUGHT: "a red cat standing on the right in the snow\na brown dog standing on the left in the snow",
     ASKED: "a blue dog sitting on the left in the park",
+    STYLED: RED_CAT.format("sitting", "snow"),
+    LORA_STYLE: "snow",
+    ELSEWHERE: RED_CAT.format("standing", "park"),
+    FOUND_SUBJECT: "red cat",
     REPOSED: "a <image1> cat lying on the right in the snow",
 }
 NUMBERS = {
@@ -78,6 +85,7 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestLoadMultimodalEncoder.folder": "palimpsest_pocket",
     "PalimpsestLoadMultimodalEncoder.connector": SAVED.replace("example_00001", "pocket"),
     "LoraLoaderModelOnly.lora_name": "palimpsest_pocket_unet.safetensors",
+    "LoraLoader.lora_name": "palimpsest_pocket_unet.safetensors",
     "PalimpsestBuildMultimodalDataset.min_side": 20,
     "PalimpsestTrainLoRA.resolution": 128,
     "PalimpsestTrainLoRA.epochs": 2,

@@ -92,7 +92,7 @@ def compare(scenes: PoseEdits, guidance: float, tuning: dict) -> tuple[dict, dic
 
 
 def papers_presets(scenes: PoseEdits) -> dict[str, dict[str, float]]:
-    """The paper's presets in all three stages, 50 steps: PSNR to the source of what comes back at guidance 7.5 and 1."""
+    """The paper's presets in all three stages, 50 steps: PSNR to the source of what comes back."""
     found = {"autoencoder alone": {"rebuilt": scenes.reconstruction(scenes.decode(scenes.latent["samples"]))}}
     scenes.steps = 50
     prompts = {"positive": scenes.was, "negative": scenes.nothing}

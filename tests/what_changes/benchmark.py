@@ -4,8 +4,8 @@
 
 Every scene is inverted once and its source recorded (nothing is learned). Each kind of edit is drawn at several source
 guidances and starts, and as the choice of `what_changes` sets them. A new place is also drawn with the animal alone in
-view: by its drawn mask, and by the mask that Find Words in Picture finds of "<colour> <species>". "found" is the overlap
-(intersection over union) of the two masks. Values of the pocket model are larger than those of SD 1.5: both are shown.
+view: by its drawn mask, and by the mask that Find Words in Picture finds of "<colour> <species>". "found" is their
+overlap (intersection over union). Values of the pocket model are larger than those of SD 1.5: both are shown.
 """
 
 from __future__ import annotations
