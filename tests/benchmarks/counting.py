@@ -266,8 +266,12 @@ class MetaGuider(comfy.samplers.CFGGuider):
 
 
 def fused(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
-    """optimized_attention_override: PyTorch's attention, as the host chooses on GPUs."""
-    return attention_pytorch(*args, **kwargs)
+    """optimized_attention_override: PyTorch's attention, as the host chooses on GPUs.
+
+    It brings OneAttention along: blocks that are run again for a gradient (checkpointing) run outside of every mode.
+    """
+    with OneAttention():
+        return attention_pytorch(*args, **kwargs)
 
 
 def build(family: Family, dtype: torch.dtype = torch.float16, device: torch.device = META) -> Any:
