@@ -15,7 +15,7 @@ from palimpsest.nodes.lora.layers import unet_layers
 from palimpsest.nodes.lora.pictures import Example
 from palimpsest.nodes.lora.settings import LoRASettings
 
-# The U-Net's part: rank 32, one picture a step. The text encoders of a checkpoint have no layout in tests/tiny_models.py.
+# The U-Net alone, rank 32, one picture a step: tests/tiny_models.py has no text encoders of full size.
 SETTINGS = LoRASettings(
     epochs=1, repeats=1, rank=32, alpha=16.0, text_rate=0.0, preview_every=0, save_every=0, checkpointing=False
 )
