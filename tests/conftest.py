@@ -134,16 +134,33 @@ def inference():
 
 
 @pytest.fixture(scope="session")
-def pocket_vae(comfy_host_path: Path):
+def pocket_checkpoint(comfy_host_path: Path) -> Path:
+    """The pocket model's file."""
+    file = Path(os.environ.get("PALIMPSEST_MODELS", dev.MODELS)) / "checkpoints" / "palimpsest_pocket.safetensors"
+    if not file.is_file():
+        pytest.skip("needs the pocket model: run `python dev.py setup`")
+    return file
+
+
+@pytest.fixture(scope="session")
+def pocket_vae(pocket_checkpoint: Path):
     """The pocket model's VAE, by the host's loader."""
     import comfy.sd
     import torch
 
-    file = Path(os.environ.get("PALIMPSEST_MODELS", dev.MODELS)) / "checkpoints" / "palimpsest_pocket.safetensors"
-    if not file.is_file():
-        pytest.skip("needs the pocket model: run `python dev.py setup`")
     with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(str(file), output_clip=False, output_model=False)[2]
+        return comfy.sd.load_checkpoint_guess_config(str(pocket_checkpoint), output_clip=False, output_model=False)[2]
+
+
+@pytest.fixture(scope="session")
+def pocket_edit(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pocket checkpoint as an InstructPix2Pix model of 8 channels that ignores the picture: a file's path."""
+    from pocket import checkpoint
+    from safetensors.torch import load_file, save_file
+
+    edit = tmp_path_factory.mktemp("checkpoints") / "palimpsest_pocket_edit.safetensors"
+    save_file(checkpoint.with_picture_channels(load_file(pocket_checkpoint)), edit, {"format": "pt"})
+    return edit
 
 
 @pytest.fixture(scope="session")

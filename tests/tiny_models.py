@@ -41,6 +41,7 @@ FAMILIES = {
     "sdxl-instruct": ("SDXL_instructpix2pix", "SDXL_instructpix2pix", SDXL | INSTRUCT),
     "sdxl-full": ("SDXL", "SDXL", SDXL_FULL),
 }
+FAMILIES |= {f"{family}_edit": FAMILIES[f"{family}-instruct"] for family in ("sd15", "sdxl")}  # as people call them
 CPU = torch.device("cpu")
 
 

@@ -51,6 +51,7 @@ from .model import (
     transformer_parts,
 )
 from .others import guiding_nodes, patching_nodes, refused_by_name
+from .pictures import PictureChannels, picture_channels
 from .prompts import (
     is_unet,
     reads_pooled,
@@ -94,6 +95,7 @@ __all__ = [
     "LayerKey",
     "ModelCall",
     "Part",
+    "PictureChannels",
     "Pieces",
     "Place",
     "ProgressText",
@@ -136,6 +138,7 @@ __all__ = [
     "observe",
     "one_colour",
     "patching_nodes",
+    "picture_channels",
     "picture_rows",
     "places",
     "read_parts",

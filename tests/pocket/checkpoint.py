@@ -81,6 +81,16 @@ def widen_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return wide
 
 
+def with_picture_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint whose U-Net is given a picture beside the latent, as InstructPix2Pix's: 8 channels instead of 4.
+
+    The new columns of the first convolution are zeros, from which its training starts: it draws what it drew before,
+    bit for bit, whatever the picture. The host takes it for an InstructPix2Pix model.
+    """
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    return state | {name: torch.cat([state[name], torch.zeros_like(state[name])], 1)}
+
+
 def _reads_fixed_input(name: str) -> bool:
     """Whether a layer's input is not a feature: the latent, the text, or the sinusoidal time embedding."""
     return name.startswith(("input_blocks.0.0.", "time_embed.0.")) or "attn2.to_k." in name or "attn2.to_v." in name

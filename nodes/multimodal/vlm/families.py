@@ -113,7 +113,8 @@ class Family:
     the side of a token, of its configuration. has_perceiver: it may be left out. tokens: a picture where nothing else
     is said, None: max_tokens; max_tokens: None: as many as its vision tower was trained on. normalised: pictures in
     -1..1 as its vision tower wants them. text: the name of its language model. positions: of prompts' tokens, as that
-    counts them.
+    counts them. turn: what stands before a question and behind it, where the model is to answer; ends: tokens that end
+    its answer, beside the tokenizer's own.
     """
 
     name: str
@@ -130,6 +131,8 @@ class Family:
     normalised: Callable[[Tensor], Tensor] = as_siglip
     positions: Callable[[Sequence[Sequence[Span]], int], Tensor | None] = positions_in_line
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    turn: tuple[str, str] = ("User:", "<end_of_utterance>\nAssistant:")
+    ends: tuple[str, ...] = ("<end_of_utterance>",)
 
 
 FAMILIES = {
@@ -153,8 +156,9 @@ FAMILIES = {
             after=BOUNDARY,
             look=shuffled,
             scale=lambda config: config.scale_factor,
+            turn=(f"{start}User:", "<end_of_utterance>\nAssistant:"),
         )
-        for kind, name in (("idefics3", "Idefics3"), ("smolvlm", "SmolVLM"))
+        for kind, name, start in (("idefics3", "Idefics3", ""), ("smolvlm", "SmolVLM", "<|im_start|>"))
     },
     "qwen2_5_vl": Family(
         name="Qwen2.5-VL",
@@ -169,6 +173,8 @@ FAMILIES = {
         text="language_model",
         normalised=as_clip,
         positions=positions_in_pictures,
+        turn=("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+        ends=("<|im_end|>",),
     ),
 }
 

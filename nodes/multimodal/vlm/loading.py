@@ -48,7 +48,7 @@ def load_vlm(folder: Path, dtype: str = "auto", perceiver: bool = False) -> Visi
             raise ValueError(f"{family.name} needs transformers 4.52 or later: update it.")
         patcher = managed(hosted(model))
     require_tokens(tokenizer, family, model.get_input_embeddings().num_embeddings, name)
-    return VisionLanguage(name, family, patcher, tokenizer, perceiver and family.has_perceiver)
+    return VisionLanguage(name, family, patcher, tokenizer, perceiver and family.has_perceiver, folder)
 
 
 def require_tokens(tokenizer: Any, family: Family, known: int, name: str) -> None:

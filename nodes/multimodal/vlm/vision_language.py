@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class Hidden:
 class VisionLanguage:
     """A frozen vision-language model, and how it is shown pictures.
 
-    perceiver: pictures go through the model's own perceiver (Idefics2: 64 tokens each) instead of past it.
+    perceiver: pictures go through the model's own perceiver (Idefics2: 64 tokens each) instead of past it. folder: that
+    it was read from, where its language head lies.
     """
 
     name: str
@@ -43,6 +45,7 @@ class VisionLanguage:
     patcher: Any
     tokenizer: Any = field(repr=False)
     perceiver: bool = False
+    folder: Path | None = None
 
     # ---- what it is
 
