@@ -52,4 +52,3 @@ def go_on(
         if written[-1] in limits.stop or len(written) >= limits.most:
             return written, torch.cat(states)
         states.append(read(written[-1]))
-

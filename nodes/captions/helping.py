@@ -14,6 +14,7 @@ from ..settings import Settings
 from .beside import NO_FOLDER, captions_beside
 
 GIVEN, BESIDE, SEEN, NOWHERE = "given", "from files", "described by a model", "without a caption"
+QUESTION = "Describe in one short sentence what is in this picture, and not how it is made."
 SHOWN = 40  # pictures on the sheet
 NAMED = 8  # words that the report names
 
@@ -27,6 +28,8 @@ class CaptionSettings(Settings):
     drop_words: str = ""
     keep_words: str = ""
     trigger: str = ""
+    question: str = QUESTION
+    max_tokens: int = 60
 
     def vocabulary(self) -> Vocabulary:
         """What is left out of captions."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import host, inputs
+from .. import host, inputs, sockets
 from ..colours import rgb
-from . import beside, helping
+from . import beside, helping, seeing
 
 
 class CaptionHelper(io.ComfyNode):
@@ -66,6 +66,31 @@ class CaptionHelper(io.ComfyNode):
                     tooltip="A rare word that is put before every caption and calls up what was learned, such as zwx. "
                     "Leave Train LoRA's own trigger empty then. Empty (default): none, which suits a style.",
                 ),
+                sockets.MultimodalEncoder.Input(
+                    "multimodal_encoder",
+                    optional=True,
+                    tooltip="A vision-language model, from Load Multimodal Encoder (no connector is needed): it "
+                    "describes the pictures that have no caption. Without it they get none.",
+                ),
+                io.String.Input(
+                    "question",
+                    multiline=True,
+                    default=helping.QUESTION,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the vision-language model is asked of each picture. It should name what is in it, in "
+                    "one line; words of style are left out of its answer as well.",
+                ),
+                io.Int.Input(
+                    "max_tokens",
+                    default=60,
+                    min=1,
+                    max=500,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How long an answer may get, in tokens of the vision-language model: 30 to 80; CLIP reads 75 "
+                    "at once.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -81,11 +106,13 @@ class CaptionHelper(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, captions=("",), **chosen) -> io.NodeOutput:
+    def execute(cls, images, captions=("",), multimodal_encoder=(None,), **chosen) -> io.NodeOutput:
         """One caption a picture."""
         settings = helping.CaptionSettings.of({name: value[0] for name, value in chosen.items()})
         pictures = [picture for batch in images for picture in rgb(batch, "images").split(1)]
-        found = helping.captions_for(pictures, captions, settings)
+        shown = host.ProgressText(host.node_id(cls))
+        describe = seeing.describer(multimodal_encoder[0], settings, shown.update) if multimodal_encoder[0] else None
+        found = helping.captions_for(pictures, captions, settings, describe)
         report = helping.described(found)
         sheet = helping.sheet(pictures, found)
         return io.NodeOutput([caption.text for caption in found], sheet, report, ui=host.told(cls, report))

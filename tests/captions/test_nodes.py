@@ -87,6 +87,20 @@ def test_a_caption_that_is_no_text_or_lies_elsewhere_is_refused(folder):
         run(batch(7), folder="mine")
 
 
+def test_a_vision_language_model_describes_what_has_no_caption(tmp_path):
+    pytest.importorskip("transformers")
+    import tiny_vlm
+    from palimpsest.nodes.multimodal import MultimodalEncoder
+    from palimpsest.nodes.multimodal.vlm import load_vlm
+
+    encoder = MultimodalEncoder(load_vlm(tiny_vlm.write(tmp_path / "seer")), None)
+    captions, _, report = run(
+        batch(2), captions=["a cat", ""], drop_style=False, question="what", max_tokens=4, multimodal_encoder=encoder
+    )
+    assert captions[0] == "a cat" and captions[1]
+    assert "1 described by a model" in report
+
+
 def test_a_model_describes_only_what_has_no_caption():
     pictures = list(torch.zeros(2, 1, 8, 8, 3))
     found = helping.captions_for(

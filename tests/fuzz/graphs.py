@@ -65,7 +65,7 @@ NODES: dict[str, dict[str, Any]] = {
     "TrainMultimodal": {"model": MODEL, "vae": LINKS["vae"], "multimodal_encoder": ["encoder", 0],
                         "dataset": ["dataset", 0], "steps": 1, "batch_size": 1, "tokens": 16, "preview_every": 0,
                         "save_every": 0, "keep_state": False, "depth": 1, "name": "fuzz", "prompt_dropout": 0.0},
-    "CaptionHelper": {"images": IMAGE, "captions": "a painting of a cat"},
+    "CaptionHelper": {"images": IMAGE, "captions": "a painting of a cat", "max_tokens": 2},
     "TrainLoRA": {"model": MODEL, "clip": LINKS["clip"], "vae": LINKS["vae"], "images": IMAGE, "captions": "a cat",
                   "masks": MASK, "class_images": IMAGE, "class_caption": "an animal", "epochs": 1, "repeats": 1,
                   "resolution": 64, "rank": 2, "preview_every": 0, "save_every": 0, "keep_state": "none",

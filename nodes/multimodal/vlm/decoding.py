@@ -33,7 +33,9 @@ def decode(
 
     def read(token: int | None) -> Tensor:
         nonlocal last
-        given, where = (embedded, positions) if token is None else (embed(torch.tensor([[token]]).to(embedded.device)), None)
+        given, where = (
+            (embedded, positions) if token is None else (embed(torch.tensor([[token]]).to(embedded.device)), None)
+        )
         if token is not None and positions is not None:
             last += 1
             where = torch.full((positions.shape[0], 1, 1), last)
