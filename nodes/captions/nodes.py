@@ -88,8 +88,8 @@ class CaptionHelper(io.ComfyNode):
                     max=500,
                     optional=True,
                     advanced=True,
-                    tooltip="How long an answer may get, in tokens of the vision-language model: 30 to 80; CLIP reads 75 "
-                    "at once.",
+                    tooltip="How long an answer may get, in tokens of the vision-language model: 30 to 80; CLIP reads "
+                    "75 at once.",
                 ),
             ],
             outputs=[

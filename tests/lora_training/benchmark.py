@@ -18,7 +18,6 @@ curve: the distance after each file on the way; peak: of the process, so of the 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import resource
 import tempfile
@@ -192,13 +191,15 @@ class Pocket:
             "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
         }  # fmt: skip
 
-        def again(disable_dynamic: bool = True) -> Any:
-            """A second model: the node trains in one that the host loads anew from the checkpoint."""
-            copied = copy.deepcopy(self.model.model)
-            return comfy.model_patcher.ModelPatcher(copied, self.model.load_device, self.model.offload_device)
-
         whole = self.model.clone()
-        whole.cached_patcher_init = (again, ())
+        if not self.options.full_width:  # the node trains in a second model, which the host loads from the checkpoint
+            weights = pocket_host.TESTS / "pocket" / "weights" / "unet.safetensors"
+
+            def again(disable_dynamic: bool = True) -> Any:
+                fresh = pocket_host.narrow_model(self.model, weights)
+                return comfy.model_patcher.ModelPatcher(fresh.model, fresh.load_device, fresh.offload_device)
+
+            whole.cached_patcher_init = (again, ())
         torch.manual_seed(0)  # its own seed does not seed it
         known = {entry.id for entry in nodes_train.TrainLoraNode.define_schema().inputs}
         listed = {name: [value] for name, value in chosen.items() if name in known}
