@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import border, examples
 from .attention_fusion import nodes as attention_fusion
 from .attention_map import nodes as attention_map
+from .captions import nodes as captions
 from .contextdiff import nodes as contextdiff
 from .cross_attention import nodes as cross_attention
 from .edit_report import nodes as edit_report
@@ -37,6 +38,7 @@ TECHNIQUES = (
     attention_fusion,
     multimodal,
     instruction,
+    captions,
     lora,
     exact_text,
     text_control,

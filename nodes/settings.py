@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from .quoting import quoted
 
-AS_SET = "as set below"
+AS_SET, AS_SET_ABOVE = "as set below", "as set above"  # where the combo stands above the values, and below
 
 Chosen = TypeVar("Chosen", bound="Settings")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ...kernels.ddim import ddim_step, predicted_noise, rescale_to_level
 from .. import host
 from ..settings import Settings
 from .flow import UNI_INV, FlowClimb
+from .presets import ALGORITHM_1, EQUATION_4
 
 NEXT_LEVEL = "next noise level"
 CURRENT_LEVEL = "current noise level"
@@ -22,6 +23,11 @@ CURRENT_LEVEL = "current noise level"
 @dataclass(frozen=True)
 class InvertSettings(Settings):
     """How a picture is inverted; see PalimpsestInvert for what each does."""
+
+    PRESETS: ClassVar = {
+        ALGORITHM_1: {"steps": 50, "guidance": 7.5, "predict_at": NEXT_LEVEL},
+        EQUATION_4: {"steps": 50, "guidance": 1.0, "predict_at": NEXT_LEVEL},
+    }
 
     steps: int = 50
     guidance: float = 1.0

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from .. import host, inputs, sockets
+from ..settings import AS_SET_ABOVE
 from . import ddim, flow, measure
 from .flow_nodes import FlowEdit, FlowSampler
 
@@ -114,6 +115,15 @@ class Invert(io.ComfyNode):
                     tooltip="Flow-matching models only. Uni-Inv (default): the way down is the host's euler, at any "
                     "number of steps. FireFlow: nearer at 8 to 15 steps, and only with Flow Inversion Sampler on the "
                     "way down. Euler: plain, to compare with.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[AS_SET_ABOVE, *ddim.InvertSettings.PRESETS],
+                    optional=True,
+                    advanced=True,
+                    tooltip="as set above (default): the values of this node act. The others are stage 1 of KV "
+                    "Inversion's paper in 50 steps: Algorithm 1 inverts at guidance 7.5, which needs the negative "
+                    "prompt; equation 4 at guidance 1. Take the same one in Tune KV and Apply KV.",
                 ),
             ],
             outputs=[

@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .. import host, inputs, sockets
-from ..settings import AS_SET
+from ..settings import AS_SET, AS_SET_ABOVE
+from . import changes
 from .modes import MODES
 from .sampling import apply, how_to_sample
 from .settings import PRESET_TOOLTIP, ApplySettings
@@ -102,14 +103,25 @@ class ApplyKV(io.ComfyNode):
                     tooltip="Which part of the source picture may be looked at: white only, for instance the subject, "
                     "so that nothing of the old background comes along.",
                 ),
+                io.Combo.Input(
+                    "what_changes",
+                    options=list(changes.OPTIONS),
+                    optional=True,
+                    tooltip="as set above (default): the values above act. Else mode extend, and start_percent and "
+                    "source_guidance for this kind of edit: action and species insist on the source's look; colour or "
+                    "material does not, or the old coat returns; place does, with the subject in source_mask. The line "
+                    "under the node says what was set.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the source's keys and values.")],
             hidden=inputs.unique_id(),
         )
 
     @classmethod
-    def execute(cls, model, kv, mask=None, source_mask=None, **chosen) -> io.NodeOutput:
+    def execute(cls, model, kv, mask=None, source_mask=None, what_changes=AS_SET_ABOVE, **chosen) -> io.NodeOutput:
         """Patch a clone; what does not fit the tuning is told when it samples."""
         remarks = host.Remarks.of(cls)
-        patched = apply(model, kv, ApplySettings.of(chosen), mask, source_mask, remarks=remarks)
-        return io.NodeOutput(patched, ui=host.told(cls, how_to_sample(kv), remarks))
+        settings, said = changes.settled(chosen, what_changes, source_mask is not None)
+        patched = apply(model, kv, settings, mask, source_mask, remarks=remarks)
+        told = "; ".join(filter(None, (said, how_to_sample(kv))))
+        return io.NodeOutput(patched, ui=host.told(cls, told, remarks))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ..inversion import ALGORITHM_1, EQUATION_4
 from ..settings import Settings
 
 GUIDED, CONDITIONAL = "with guidance", "prompt only"
@@ -22,8 +23,9 @@ LAYERS = {
     "all": ("input", "middle", "output"),
 }
 
-# arXiv:2309.16608, section 4: guidance 7.5, decoder, one conditional eps in eq. 4; its optimiser is not printed,
-# null-text inversion's takes its place. The edit uses the source after the first tenths of the steps (figure 6).
+# arXiv:2309.16608, section 4: guidance 7.5, decoder; its optimiser is not printed, null-text inversion's takes its
+# place. The edit uses the source after the first tenths of the steps (figure 6). Algorithm 1 tunes with guidance; eq. 4
+# holds one conditional eps, so that the picture comes back at guidance 1 alone.
 PAPER_TUNING = {
     "guidance": 7.5,
     "tune_with": CONDITIONAL,
@@ -50,7 +52,9 @@ PAPER_EDITING = {
     "look_ahead": 0.0,
 }
 PRESET_TOOLTIP = (
-    "as set below: the values under this line act. paper: the paper's own values replace them (see the help page)."
+    "as set below: the values under this line act. The others replace them by the paper's, see the help page: "
+    "Algorithm 1 tunes at guidance 7.5 and rebuilds the picture there; equation 4 has no guidance and rebuilds it at "
+    "guidance 1 only (paper: its older name). Take the same one in Invert Picture, Tune KV and Apply KV."
 )
 
 
@@ -63,7 +67,11 @@ def chosen_layers(layers: list, choice: str) -> list:
 class TuneSettings(Settings):
     """How psi_t is fitted at every step; see PalimpsestTuneKV for what each does to the picture."""
 
-    PRESETS: ClassVar = {PAPER: PAPER_TUNING}
+    PRESETS: ClassVar = {
+        PAPER: PAPER_TUNING,
+        ALGORITHM_1: PAPER_TUNING | {"tune_with": GUIDED},
+        EQUATION_4: PAPER_TUNING,
+    }
 
     guidance: float = 7.5
     tune_with: str = GUIDED
@@ -147,7 +155,7 @@ class TuneSettings(Settings):
 class ApplySettings(Settings):
     """How an edit looks at the source; see PalimpsestApplyKV for what each does to the picture."""
 
-    PRESETS: ClassVar = {PAPER: PAPER_EDITING}
+    PRESETS: ClassVar = {PAPER: PAPER_EDITING, ALGORITHM_1: PAPER_EDITING, EQUATION_4: PAPER_EDITING}
 
     mode: str = "extend"
     strength: float = 1.0

@@ -14,7 +14,7 @@ from ..training.course import plot
 from ..training.fitting import History, Learned
 from ..training.optimisers import OPTIMISERS
 from ..training.pictures import Order
-from . import course, files, training
+from . import course, files, priors, training
 from .settings import PAPER, LoRASettings
 
 NAME = "my_lora"
@@ -311,6 +311,16 @@ class TrainLoRA(io.ComfyNode):
                     advanced=True,
                     tooltip="How much class_images count. 1 (default): as much as your pictures.",
                 ),
+                io.Int.Input(
+                    "class_count",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="So many pictures of class_caption are drawn by the model itself before it learns, 20 "
+                    "steps each, in place of class_images or beside them: 20 to 100. 0 (default): none.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA, strength 1."),
@@ -352,6 +362,7 @@ class TrainLoRA(io.ComfyNode):
         target.require_room(factors)
         shown.update("encoding the pictures", now=True)
         found, written = training.examples_of(model, vae, given, settings), []
+        found += priors.drawn(model, clip, given.class_caption, settings, shown.update)
 
         def save(learned: Learned) -> None:
             written.append(target.save(learned))

@@ -54,3 +54,4 @@ class LoRASettings(Settings):
     convolutions: bool = False
     prior_weight: float = 1.0
     keep_state: str = LAST_STATE
+    class_count: int = 0

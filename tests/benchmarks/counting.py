@@ -185,6 +185,8 @@ class MetaAnswers(TorchDispatchMode):
             return None
         if packet is aten._to_copy and args[0].is_meta:
             kwargs = kwargs | {"device": META, "pin_memory": False}
+        if packet is aten.cat and any(t.is_meta for t in args[0]):
+            args = ([t.to(META) for t in args[0]], *args[1:])
         tensors = [t for t in args if isinstance(t, Tensor)]
         if any(t.is_meta for t in tensors) and not all(t.is_meta or not t.ndim for t in tensors):
             args = tuple(t.to(META) if isinstance(t, Tensor) and t.ndim else t for t in args)
@@ -266,8 +268,12 @@ class MetaGuider(comfy.samplers.CFGGuider):
 
 
 def fused(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
-    """optimized_attention_override: PyTorch's attention, as the host chooses on GPUs."""
-    return attention_pytorch(*args, **kwargs)
+    """optimized_attention_override: PyTorch's attention, as the host chooses on GPUs.
+
+    It brings OneAttention along: blocks that are run again for a gradient (checkpointing) run outside of every mode.
+    """
+    with OneAttention():
+        return attention_pytorch(*args, **kwargs)
 
 
 def build(family: Family, dtype: torch.dtype = torch.float16, device: torch.device = META) -> Any:

@@ -23,7 +23,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfyui_version
 import torch
-from benchmarks import counting, counting_blends, counting_masks
+from benchmarks import counting, counting_blends, counting_lora, counting_masks
 from benchmarks.counting import STEPS, Calls, Family
 from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.inversion import ddim as inversion
@@ -36,7 +36,8 @@ RANK, FULL = 32, "keys and values in full"
 class Row:
     """A line of the table: a sum of calls, what it is compared with, the goal for that ratio, and predictions.
 
-    predicted: (H200 roof in ms, ratio) by family, from counts made before the code was written.
+    predicted: (H200 roof in ms, ratio) by family, from counts made before the code was written. timed: whether it is
+    measured where there is a device.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     than: Callable[[dict], Any] = lambda calls: calls["plain"]
     goal: float | None = None
     predicted: dict[str, tuple[float | None, float | None]] | None = None
+    timed: bool = True
 
 
 def whole(n: int, tuning: str = "") -> Callable[[dict], Any]:
@@ -89,6 +91,7 @@ ROWS = [
     Row(f"tuning, n = 30, {STEPS} steps, to plain sampling", whole(30), sampling, 0.25 + 0.8 * 30,
         {"SD 1.5": (3380, 23.7), "SDXL": (24300, 21.8)}),
     Row("the same, n = 10, source not kept", whole(10, " bare"), sampling, 0.25 + 0.8 * 10),
+    *(Row(f"Train LoRA, a step, {name}", call(name), timed=False) for name in counting_lora.TAUGHT),
 ]  # fmt: skip
 
 
@@ -183,7 +186,8 @@ def count(family: Family) -> tuple[dict[str, counting.Cost], dict[str, float]]:
                                                         for part in ("step", "iteration"))]  # fmt: skip
     sizes = {FULL: calls.bytes(keep_source=False), f"rank {RANK}": calls.bytes(keep_source=False, rank=RANK)}
     sizes |= {f"{FULL}, source kept": calls.bytes(), f"rank {RANK}, source kept": calls.bytes(rank=RANK)}
-    return {name: calls[name] for name in names} | masked | blended, sizes
+    taught = {name: counting_lora.step(model, family, name) for name in counting_lora.TAUGHT}
+    return {name: calls[name] for name in names} | masked | blended | taught, sizes
 
 
 HEAD = ("", "TFLOP", "GB", "ops", "waits", "saved GB", "copied GB", "H200 ms", "4090 ms", "ratio", "goal", "predicted",
@@ -206,7 +210,7 @@ def table(family: Family, calls: dict, sizes: dict, times: dict | None) -> list[
             line["waits"] = None  # on CUDA losses are read one iteration late, without waiting; here they are not
         if row.than is sampling:
             line["saved GB"] = None
-        if times is not None:
+        if times is not None and row.timed:
             taken = {name: found[0] for name, found in times.items()}
             line["measured"] = f"{duration(row.cost(taken))}, x {row.cost(taken) / row.than(taken):.3g}"
         lines.append(line)

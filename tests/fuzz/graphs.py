@@ -74,6 +74,7 @@ NODES: dict[str, dict[str, Any]] = {
     "LoadMGIE": MADE["mgie"][1],
     "ExpressInstruction": {"image": IMAGE, "mgie": ["mgie", 1], "max_tokens": 8},
     "EditInstruction": {"clip": LINKS["clip"], "expressed": LINKS["caption"]},
+    "CaptionHelper": {"images": IMAGE, "captions": "a painting of a cat", "max_tokens": 2},
     "TrainLoRA": {"model": MODEL, "clip": LINKS["clip"], "vae": LINKS["vae"], "images": IMAGE, "captions": "a cat",
                   "masks": MASK, "class_images": IMAGE, "class_caption": "an animal", "epochs": 1, "repeats": 1,
                   "resolution": 64, "rank": 2, "preview_every": 0, "save_every": 0, "keep_state": "none",

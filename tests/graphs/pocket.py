@@ -25,11 +25,14 @@ from instruction.graph import VAGUE
 from instruction_training.graph import LEARNED
 from inversion import graph as flow
 from kv.graph import FULL_CUP
-from lora_training.graph import ASKED, TAUGHT
+from lora_training.graph import ASKED, STYLED, TAUGHT
+from lora_training.graph import STYLE as LORA_STYLE
 from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
 from pocket.flow_files import FILES
 from pocket.settings import POCKET
 from text_control.graph import UNWANTED, WANTED, WANTED_THERE
+from what_changes.graph import ELSEWHERE
+from what_changes.graph import SUBJECT as FOUND_SUBJECT
 
 from graphs.parts import (
     ACTIONS,
@@ -91,6 +94,10 @@ STRINGS = {
     TAUGHT: "a red cat standing on the right in the snow\na brown dog standing on the left in the snow",
     ASKED: "a blue dog sitting on the left in the park",
     LEARNED: "a red cat standing on the left in the room",
+    STYLED: RED_CAT.format("sitting", "snow"),
+    LORA_STYLE: "snow",
+    ELSEWHERE: RED_CAT.format("standing", "park"),
+    FOUND_SUBJECT: "red cat",
     REPOSED: "a <image1> cat lying on the right in the snow",
     WANTED: RED_CAT.format("standing", "snow") + ' with a sign that says "RED CAT"',
     WANTED_THERE: RED_CAT.format("standing", "park") + ' with a sign that says "RED CAT"',
@@ -110,6 +117,7 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestExpressInstruction.max_tokens": 24,
     "CLIPLoader.type": "stable_diffusion",
     "LoraLoaderModelOnly.lora_name": "palimpsest_pocket_unet.safetensors",
+    "LoraLoader.lora_name": "palimpsest_pocket_unet.safetensors",
     "PalimpsestBuildMultimodalDataset.min_side": 20,
     "PalimpsestTrainLoRA.resolution": 128,
     "PalimpsestTrainLoRA.epochs": 2,

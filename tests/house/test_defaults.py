@@ -14,6 +14,7 @@ from palimpsest.nodes.attention_fusion.apply import FusionSettings
 from palimpsest.nodes.attention_map.finding import FindSettings
 from palimpsest.nodes.attention_map.reading import ReadSettings
 from palimpsest.nodes.attention_map.recorder import RecordSettings
+from palimpsest.nodes.captions.helping import CaptionSettings
 from palimpsest.nodes.contextdiff.fit import TrainSettings as ContextTraining
 from palimpsest.nodes.contextdiff.sampling import SamplerSettings
 from palimpsest.nodes.cross_attention.masking import MaskSettings
@@ -71,6 +72,7 @@ SETTINGS = {  # what a node's `chosen` fills
     "PalimpsestLoadMGIE": MgieSettings,
     "PalimpsestExpressInstruction": ExpressSettings,
     "PalimpsestEditInstruction": EditSettings,
+    "PalimpsestCaptionHelper": CaptionSettings,
     "PalimpsestTrainLoRA": LoRASettings,
     "PalimpsestTextLines": LinesSettings,
     "PalimpsestReadText": ReadTextSettings,

@@ -2,6 +2,7 @@
 
     python dev.py bench kv                                  the table, JSON and contact sheet of the README
     python dev.py bench kv --sweep start_percent            one setting over its range: a table and a plot
+    python dev.py bench kv --paper --scenes 2               the paper's two presets: what comes back at guidance 7.5
 
 Every scene is inverted once and tuned once; each edit then samples from the same noise with the edit's caption. The
 ideal edit is known, so edits are scored by the pocket judge and the identity measure (tests/pocket/README.md).
@@ -17,6 +18,8 @@ from pathlib import Path
 import torch
 from benchmarks import pocket_host
 from benchmarks.scenes import Scenes, contact_sheet, defaults
+from palimpsest.nodes.inversion import ALGORITHM_1, EQUATION_4
+from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv import nodes as kv_nodes
 from palimpsest.nodes.kv.settings import EVERYTHING, PAPER, WEIGHTS
 from PIL import Image, ImageDraw, ImageFont
@@ -86,6 +89,28 @@ def compare(scenes: PoseEdits, guidance: float, tuning: dict) -> tuple[dict, dic
         "MB a picture": kv.bytes / 1e6 / kv.pictures,
     }
     return numbers, {"source": scenes.pictures, "ideal": scenes.poses.pictures, "DDIM": plain, "tuned": tuned} | rows
+
+
+def papers_presets(scenes: PoseEdits) -> dict[str, dict[str, float]]:
+    """The paper's presets in all three stages, 50 steps: PSNR to the source of what comes back."""
+    found = {"autoencoder alone": {"rebuilt": scenes.reconstruction(scenes.decode(scenes.latent["samples"]))}}
+    scenes.steps = 50
+    prompts = {"positive": scenes.was, "negative": scenes.nothing}
+    for preset in (ALGORITHM_1, EQUATION_4):
+        stage = {"preset": preset, "reconstruction_guidance": 0.0}
+        inverted = Invert.execute(scenes.model, scenes.latent, **prompts, **defaults(Invert) | stage)
+        scenes.trajectory, scenes.noise, *_ = inverted.args
+        kv, tuned, seconds = scenes.tune(preset=preset, keep_source=False)
+        model = scenes.with_kv(kv, mode="recompute", source_guidance=1.0, start_percent=0.0)
+        found[preset] = {
+            "DDIM alone at 7.5": scenes.reconstruction(scenes.draw(scenes.model, scenes.was, 7.5)),
+            "rebuilt": scenes.reconstruction(tuned),
+            "sampled at 7.5": scenes.reconstruction(scenes.draw(model, scenes.was, 7.5)),
+            "sampled at 1": scenes.reconstruction(scenes.draw(model, scenes.was, 1.0)),
+            "seconds a picture": seconds / len(scenes.sources),
+        }
+        print(preset, {name: round(value, 2) for name, value in found[preset].items()}, flush=True)
+    return found
 
 
 def pose_scores(scenes: PoseEdits, pictures: torch.Tensor) -> dict[str, float]:
@@ -161,11 +186,15 @@ def main() -> None:
     parser.add_argument("--layers", default=defaults(kv_nodes.TuneKV)["layers"])
     parser.add_argument("--inner-steps", type=int, default=defaults(kv_nodes.TuneKV)["inner_steps"])
     parser.add_argument("--sweep", choices=SWEEPS, nargs="*", default=[])
+    parser.add_argument("--paper", action="store_true", help="only the paper's two presets")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     options, output = pocket_host.parse(parser)
     with torch.inference_mode():
         scenes = PoseEdits(options.first, options.scenes, options.steps, not options.full_width)
-        if not options.sweep:
+        if options.paper:
+            found = papers_presets(scenes)
+            (output / "kv_paper.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        elif not options.sweep:
             tuning = {"layers": options.layers, "inner_steps": options.inner_steps}
             numbers, rows = compare(scenes, options.guidance, tuning)
             contact_sheet(rows, output / "kv.png")

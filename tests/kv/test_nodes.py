@@ -7,7 +7,9 @@ import tiny_models
 import torch
 from kv.runs import GUIDANCE, STEPS, apply, prompts, record, sample, start, tune
 from palimpsest.nodes import host
-from palimpsest.nodes.inversion.ddim import descend
+from palimpsest.nodes.inversion import ALGORITHM_1, EQUATION_4
+from palimpsest.nodes.inversion.ddim import InvertSettings, descend
+from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv import apply_node, tune_node, tuning
 from palimpsest.nodes.kv.modes import MODES
 from palimpsest.nodes.kv.nodes import ApplyKV, PromptLines, TuneKV
@@ -85,15 +87,51 @@ def test_defaults_of_settings_are_those_of_the_node(node, settings):
         assert field.default == (inputs[field.name].options[0] if default is None else default), field.name
 
 
-def test_the_papers_preset_replaces_the_values(tuned):
+@pytest.mark.parametrize(("preset", "guidance"), [(PAPER, 1.0), (EQUATION_4, 1.0), (ALGORITHM_1, 7.5)])
+def test_the_papers_presets_replace_the_values(tuned, preset, guidance):
     model, _, trajectory, *_ = tuned
-    kv = tune(model, trajectory, preset=PAPER, layers="middle", inner_steps=0)[0]
+    kv = tune(model, trajectory, preset=preset, layers="middle", inner_steps=0)[0]
     assert {layer.block for layer in kv.layers} == {"output"}
     assert kv.info["inner_steps"] == 10
-    assert kv.info["guidance"] == 1.0
+    assert kv.info["guidance"] == guidance
     noise = start(model, trajectory)
-    by_name = apply(model, kv, preset=PAPER, **EDITING)
+    by_name = apply(model, kv, preset=preset, **EDITING)
     assert torch.equal(sample(by_name, noise), sample(apply(model, kv, start_percent=0.4), noise))
+
+
+def test_the_papers_presets_have_one_name_in_all_three_stages():
+    nodes = [{entry.id: entry for entry in node.define_schema().inputs} for node in (Invert, TuneKV, ApplyKV)]
+    assert all({ALGORITHM_1, EQUATION_4} < set(inputs["preset"].options) for inputs in nodes)
+    found = [InvertSettings.of({"preset": name, "steps": 3, "guidance": 2.0}) for name in (ALGORITHM_1, EQUATION_4)]
+    assert [(each.steps, each.guidance) for each in found] == [(50, 7.5), (50, 1.0)]
+    assert InvertSettings.of({"preset": "as set above", "steps": 3}).steps == 3
+
+
+# ---- what changes
+
+
+@pytest.mark.parametrize(("change", "guidance"), [("action", 3.0), ("colour or material", 1.0), ("species", 3.0)])
+def test_what_changes_sets_the_values_of_its_kind(tuned, change, guidance):
+    model, _, trajectory, kv, _ = tuned
+    noise = start(model, trajectory)
+    by_name = apply(model, kv, what_changes=change, **EDITING | {"layers": "all", "strength": 0.5, "look_ahead": 0.0})
+    by_hand = apply(model, kv, "extend", source_guidance=guidance, start_percent=0.1, end_percent=0.95, strength=0.5)
+    assert torch.equal(sample(by_name, noise), sample(by_hand, noise))
+
+
+def test_what_changes_says_what_it_set_and_asks_for_its_mask(tuned):
+    model, _, _, kv, _ = tuned
+
+    def told(**chosen):
+        return ApplyKV.execute(model, kv, **chosen).ui["text"][0]
+
+    assert "place: mode extend, source_guidance 3.0, start_percent 0.1; connect source_mask" in told(
+        what_changes="place"
+    )
+    assert "connect" not in told(what_changes="place", source_mask=torch.ones(1, 64, 64))
+    assert "mode" not in told()
+    with pytest.raises(ValueError, match="leave one of them"):
+        apply(model, kv, preset=ALGORITHM_1, what_changes="action")
 
 
 # ---- sampling

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from graphs.parts import (
+    AWAKE,
     CAT,
     COFFEE,
     GUIDANCE,
+    MASKED_CAT,
     STEPS,
     WIDE,
     checkpoint,
+    compare,
     decode,
+    encode,
     graph,
     group,
+    invert,
     load_image,
     negative,
     note,
     preview,
+    sampler,
     save,
     text,
+    words,
 )
+from kv.graph import apply, tune
 
 TITLE = "15 Teach a style with your pictures (LoRA)"
 TAUGHT = "a tabby cat looking ahead\na red cup of coffee on a wooden table"
 ASKED = "a lighthouse by the sea"
+STYLED, STYLE = "a close-up photo of a tabby cat sleeping, eyes closed, in ink wash", "ink wash"
 SIDE = 512
 
 START = """## Teach a style with your pictures
 
 1. **Load Checkpoint**: your SD 1.5 or SDXL model.
 2. Your pictures: 10 to 40. Put **Load Image-Text Dataset from Folder** in the place of the two *Load Image* and
-   *Image Batch*, and link its texts to *captions*.
-3. **captions**: what each picture shows, a line each. Leave the style out: what no word claims is what is learned.
+   *Image Batch*, and link its texts to *captions* of the helper.
+3. **Caption Helper**: what each picture shows, a line each; or choose the *folder* whose pictures have .txt or .caption
+   files beside them. It leaves words of style out: what no word claims is what is learned.
 4. Queue. The sheet shows the same prompt after every second epoch: take the file of the one you like best.
 
 The LoRA lies in models/loras, for **Load LoRA** and other programs. With 20 pictures these values are 2,000 steps."""
@@ -49,10 +59,15 @@ The model that comes out is an ordinary one: put Apply KV or Cross-Attention Mas
 def train() -> dict:
     return {
         "type": "PalimpsestTrainLoRA", "size": [WIDE, 820],
-        "widgets": {"captions": TAUGHT, "preview_prompts": ASKED, "filename": "my_style"},
+        "widgets": {"preview_prompts": ASKED, "filename": "my_style"},
         "inputs": {"model": "checkpoint.MODEL", "clip": "checkpoint.CLIP", "vae": "checkpoint.VAE",
-                   "images": "batch.IMAGE"},
+                   "images": "batch.IMAGE", "captions": "helper.captions"},
     }  # fmt: skip
+
+
+def helper() -> dict:
+    return {"type": "PalimpsestCaptionHelper", "size": [WIDE, 300], "widgets": {"captions": TAUGHT},
+            "inputs": {"images": "batch.IMAGE"}}  # fmt: skip
 
 
 def sample() -> dict:
@@ -80,9 +95,10 @@ def teach() -> dict:
             "1  Your pictures",
             "yours",
             {"checkpoint": checkpoint(), "image": load_image(CAT, "Your first picture")},
-            {"second": load_image(COFFEE, "Your second picture"), "batch": batch},
+            {"second": load_image(COFFEE, "Your second picture"), "batch": batch, "helper": helper()},
         ),
         group("2  Learn them", "learned", {"train": train()}, {
+            "captions": preview("The captions, to be read over", "helper.sheet", 260),
             "sheet": preview("What it draws, epoch by epoch", "train.sheet"),
             "plot": preview("The training loss", "train.plot"),
         }),
@@ -92,4 +108,51 @@ def teach() -> dict:
     )  # fmt: skip
 
 
-GRAPHS = {TITLE: teach}
+BESIDE = "30 A style beside KV Inversion and a mask (LoRA)"
+
+START_BESIDE = """## Your style on a photo, the subject kept
+
+1. **Load Checkpoint**, **Load LoRA**: your model, and a style such as the template *15 Teach a style* writes it.
+2. **Load Image**: your photo; paint a mask over what the words of the style should change (right-click, *Open in Mask
+   Editor*).
+3. **The picture as it is**: describe the photo. It is inverted and recorded by the checkpoint alone, so that it comes
+   back as it was.
+4. **Select Words**: the new action and the style; write the style's words, or its trigger, into *words*.
+5. Queue.
+
+The model with the LoRA goes through **Cross-Attention Mask**, which holds the style's words in your mask, and through
+**Apply KV**, which brings the subject back. The file is an ordinary LoRA: it works before any node of the pack."""
+
+HELP_BESIDE = """## Not right yet?
+
+- **Too little style**: *strength_model* of Load LoRA up; *source_guidance* of Apply KV down to 1, *end_percent* 0.7.
+- **Too much**: *strength_model* 0.4 to 0.8.
+- **The style shows outside of the mask**: what a LoRA does to the whole model no mask of words holds; put **Keep
+  Outside** behind the decoder.
+- **The style was taught without words**: leave Cross-Attention Mask out."""
+
+
+def beside() -> dict:
+    lora = {"type": "LoraLoader", "title": "Your style", "size": [WIDE, 130], "unset": ["lora_name"],
+            "widgets": {"strength_model": 0.8, "strength_clip": 0.8},
+            "inputs": {"model": "checkpoint.MODEL", "clip": "checkpoint.CLIP"}}  # fmt: skip
+    held = {"type": "PalimpsestCrossAttentionMask", "size": [WIDE, 300],
+            "inputs": {"model": "lora.MODEL", "tokens": "edit.tokens", "mask": "image.MASK"}}  # fmt: skip
+    edit = words(STYLED, STYLE, "The picture as it should be")
+    edit["inputs"] = {"clip": "lora.CLIP"}
+    return graph(
+        {"start": note("Start here", START_BESIDE, 480), "help": note("Not right yet?", HELP_BESIDE, 280)},
+        group("1 Your photo, your style", "yours", {
+            "checkpoint": checkpoint(), "lora": lora, "image": load_image(MASKED_CAT, "Your photo, with a mask"),
+            "encode": encode(),
+        }, {"source": text("The picture as it is", AWAKE), "negative": negative()}),
+        group("2 Record it, without the style", "learned", {"invert": invert(), "tune": tune()}),
+        group("3 Edit it, in your style", "edit", {
+            "edit": edit, "mask": held, "apply": apply("tune.kv", "mask.MODEL"),
+        }, {
+            "sample": sampler("apply.MODEL", "edit.positive"), "decode": decode(),
+        }, {"save": save(), "compare": compare()}),
+    )  # fmt: skip
+
+
+GRAPHS = {TITLE: teach, BESIDE: beside}

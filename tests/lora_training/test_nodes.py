@@ -17,7 +17,7 @@ import torch
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from lora_training import teaching
 from lora_training.teaching import teach, text_encoder
-from palimpsest.nodes.lora import fit, layers, pictures
+from palimpsest.nodes.lora import fit, layers, pictures, priors
 from palimpsest.nodes.lora.files import STATES
 from palimpsest.nodes.lora.settings import PAPER, LoRASettings
 from palimpsest.nodes.training import generator_at, optimisers
@@ -260,6 +260,33 @@ def test_masks_and_class_pictures_act(model, clip, folders):
     assert not same(folders, plain, teach(model, clip, **priors)[-1])
 
 
+@families
+def test_the_model_draws_pictures_of_the_class_itself(family, folders):
+    model, clip = tiny_models.unet(family), text_encoder(family)
+    before = sampled(model, clip)
+    settings = LoRASettings(class_count=2, resolution=64, seed=5)
+    with torch.inference_mode():
+        found, again = (list(priors.drawn(model, clip, " an (animal) ", settings)) for _ in range(2))
+    assert [(e.caption, e.prior, e.latent.shape) for e in found] == [("an (animal)", True, (1, 4, 8, 8))] * 2
+    assert all(torch.equal(a.latent, b.latent) for a, b in zip(found, again, strict=True))
+    assert not torch.equal(found[0].latent, found[1].latent)
+    plain, drawn = (teach(model, clip, class_caption="an animal", class_count=n)[-1] for n in (0, 2))
+    assert not same(folders, plain, drawn)
+    assert torch.equal(sampled(model, clip), before)
+
+
+def test_class_pictures_are_what_the_hosts_sampler_draws(model, clip):
+    """The same noise through the host's own node: KSampler with dpmpp_2m, karras."""
+    settings = LoRASettings(class_count=1, resolution=64, guidance=3.0)
+    with torch.inference_mode():
+        (found,) = priors.drawn(model, clip, "a fish", settings)
+        both = [clip.encode_from_tokens_scheduled(clip.tokenize(words)) for words in ("a fish", "")]
+        noise = torch.randn(1, 4, 8, 8, generator=generator_at(0, "class", 0))
+        chosen = {"steps": 20, "cfg": 3.0, "sampler": "dpmpp_2m", "scheduler": "karras"}
+        wanted = harness.sample_noise(model, noise, *both, **chosen)
+    assert torch.allclose(model.model.process_latent_out(found.latent), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_v_prediction_and_a_model_that_learns(clip):
     model = tiny_models.unet("sd15", "V_PREDICTION")
     report = teach(model, clip, epochs=6, repeats=4, min_snr_gamma=5.0, noise_offset=0.05)[-2]
@@ -331,6 +358,7 @@ def test_a_state_comes_back_as_it_was():
         ({"masks": [torch.zeros(1, 64, 64)]}, "mask 1 is empty"),
         ({"masks": [torch.ones(2, 64, 64)]}, "2 masks for 4 pictures"),
         ({"class_images": [tiny_models.picture()]}, "class_caption"),
+        ({"class_count": 2}, "class_count is 2 and class_caption empty"),
         ({"filename": "../.."}, "no letters or digits"),
     ],
 )

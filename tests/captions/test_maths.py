@@ -1,0 +1,48 @@
+"""Captions of content alone."""
+
+import pytest
+from palimpsest.kernels.captions import Vocabulary, reduce, with_trigger
+
+
+@pytest.mark.parametrize(
+    ("caption", "kept", "dropped"),
+    [
+        ("tree, water, mountain", "tree, water, mountain", []),
+        ("a house by the sea", "a house by the sea", []),
+        ("a painting of a mountain with trees in the foreground, by Wang Hui, trending on artstation, highly detailed",
+         "a mountain with trees", ["a painting of", "in the foreground", "by Wang Hui", "trending on artstation",
+                                   "highly detailed"]),
+        ("A close-up photo of a tabby cat, eyes open", "a tabby cat, eyes open", ["A close-up photo of"]),
+        ("a red cat standing on the left in the snow", "a red cat standing in the snow", ["on the left"]),
+        ("a cat with a blurry background", "a cat", ["blurry background"]),
+        ("a pagoda in a traditional chinese painting style, mountains", "a pagoda, mountains",
+         ["in a traditional chinese painting style"]),
+        ("an ink drawing of a boat in the style of ukiyo-e", "a boat",
+         ["an ink drawing of", "in the style of ukiyo-e"]),
+        ("A man with a beard. Oil on canvas.", "A man with a beard", ["Oil on canvas"]),
+        ("portrait", "", ["portrait"]),
+        ("", "", []),
+    ],
+)  # fmt: skip
+def test_what_tells_the_style_or_the_layout_is_left_out(caption, kept, dropped):
+    found = reduce(caption)
+    assert (found.text, found.dropped) == (kept, dropped)
+    assert reduce(kept).text == kept
+
+
+def test_words_may_be_added_and_kept():
+    caption = "a picture of a wall, a red shan shui scroll"
+    assert reduce(caption, Vocabulary(more=frozenset({"shan shui"}))).text == "a wall, a red scroll"
+    assert reduce(caption, Vocabulary(kept=frozenset({"picture"}))).text == caption
+
+
+def test_a_word_within_a_word_stays():
+    assert reduce("a startled artist in a smart cart").dropped == []
+
+
+def test_the_trigger_comes_once():
+    assert with_trigger("a cat", " zwx ") == "zwx, a cat"
+    assert with_trigger("Zwx, a cat", "zwx") == "Zwx, a cat"
+    assert with_trigger("zwxy", "zwx") == "zwx, zwxy"
+    assert with_trigger("", "zwx") == "zwx"
+    assert with_trigger("a cat", "") == "a cat"

@@ -1,0 +1,307 @@
+"""LoRAs of a few pictures beside the host's own trainer, on concepts that the pocket model has never seen.
+
+    python dev.py bench lora_training                              all rows of the ink style, the paper's recipe
+    python dev.py bench lora_training --concept fox --pictures 12
+    python dev.py bench lora_training --rows host unet             some rows; rows that are there are not run again
+    python dev.py bench lora_training --pictures 3 --epochs 1 --repeats 1 --drawn 2 --rows unet    a try
+
+Every row trains for the same number of steps on the same pictures and draws the captions of held-out scenes, which tell
+content only, with the host's dpmpp_2m, karras. A row's numbers are written as soon as it ends, so that a run that was
+stopped goes on where it ended; another recipe starts anew.
+
+distance: mean W1 of colours (Lab) and of steps between neighbouring pixels to the held-out drawings, in Lab units
+followed: what the captions tell, as the pocket judge reads it (of drawings in ink it reads less: see the first row)
+learned by heart: PSNR to the nearest training picture, less that of the held-out drawings; above 0 is memory
+curve: the distance after each file on the way; peak: of the process, so of the largest row that ran in it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import numpy as np
+import torch
+from benchmarks import pocket_host
+from benchmarks.scenes import contact_sheet, defaults
+from lora_training import ink
+from palimpsest.nodes.lora import files
+from palimpsest.nodes.lora.nodes import TrainLoRA
+from palimpsest.nodes.lora.settings import PAPER
+from pocket import judge as judging
+from pocket import metrics, world
+
+import nodes as host_nodes
+
+GUIDANCE, DRAW_STEPS, SEED, SIZE = 5.0, 20, 7100, 128
+READ = ("species", "pose", "side", "place")  # what the judge is asked of pictures in another style
+COLUMNS = {
+    "distance": "distance", "followed": "followed", "heart": "learned by heart", "seconds": "s a step",
+    "peak": "peak MB",
+}  # fmt: skip
+
+
+# ---- the concepts
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Pictures that show something new: how a scene is drawn, what its caption says, and words that name the style."""
+
+    draw: Callable[[world.Scene], np.ndarray]
+    caption: Callable[[world.Scene], str]
+    style: str
+    scene: Callable[[world.Scene], world.Scene] = lambda scene: scene
+
+
+def as_fox(scene: world.Scene) -> world.Scene:
+    """A dog's skeleton in a coat that no animal of the drawn world has: rusty, with dark socks and a white tail tip."""
+    plain = {"pattern": "plain", "socks": True, "tailtip": True, "tint": (25.0, -20.0, -45.0)}
+    return replace(scene, species="dog", colour="red", **plain)
+
+
+CONCEPTS = {
+    "ink": Concept(lambda scene: ink.in_ink(world.render(scene)), world.caption, "in ink wash"),
+    "fox": Concept(
+        world.render, lambda scene: world.caption(scene).replace("red dog", "fox"), "with a bushy tail", as_fox
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught and what is asked for: pictures (N, H, W, 3) in 0..1 with captions, of two sets of scenes."""
+
+    taught: torch.Tensor
+    captions: list[str]
+    held_out: torch.Tensor
+    asked: list[str]
+    scenes: list[world.Scene]
+    style: str
+
+    @classmethod
+    def of(cls, concept: Concept, pictures: int, drawn: int) -> Lesson:
+        """Scenes of two seeds, so that none is in both."""
+        sets = [
+            [concept.scene(scene) for scene in ink.scenes(count, seed)]
+            for count, seed in ((pictures, ink.TEACHING_SEED), (drawn, ink.UNSEEN_SEED))
+        ]
+        shown = [torch.from_numpy(np.stack([concept.draw(s) for s in scenes])).float() / 255 for scenes in sets]
+        said = [[concept.caption(scene) for scene in scenes] for scenes in sets]
+        return cls(shown[0], said[0], shown[1], said[1], sets[1], concept.style)
+
+
+# ---- what is measured
+
+
+def distance(drawn: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Mean over L, a, b and the gradient of L of W1 between the values of two sets of pictures (N, H, W, 3)."""
+    shares = torch.linspace(0.005, 0.995, 200)
+    a, b = (torch.stack([torch.quantile(values, shares) for values in statistics(p)]) for p in (drawn, wanted))
+    return float((a - b).abs().mean())
+
+
+def statistics(pictures: torch.Tensor) -> list[torch.Tensor]:
+    """Values of all pixels: L, a, b, and how far L moves to the next pixel. At most a million each."""
+    colours = metrics.lab(pictures)
+    edges = (colours[:, 1:, :-1, 0] - colours[:, :-1, :-1, 0]).hypot(colours[:, :-1, 1:, 0] - colours[:, :-1, :-1, 0])
+    every = [*colours.unbind(-1), edges]
+    return [values.flatten()[:: max(1, values.numel() // 1_000_000)] for values in every]
+
+
+def nearest(pictures: torch.Tensor, taught: torch.Tensor) -> float:
+    """Mean PSNR of each picture to the training picture that is most like it, in dB."""
+    return float(torch.stack([metrics.psnr(p.expand_as(taught), taught).max() for p in pictures]).clamp(max=60).mean())
+
+
+def measured(drawn: torch.Tensor, lesson: Lesson, judge: Any) -> dict[str, float]:
+    told = metrics.attribute_success(judge, drawn, lesson.scenes)
+    return {
+        "distance": distance(drawn, lesson.held_out),
+        "followed": sum(told[name] for name in READ) / len(READ),
+        "heart": nearest(drawn, lesson.taught) - nearest(lesson.held_out, lesson.taught),
+    }
+
+
+# ---- the ways
+
+
+@dataclass(frozen=True)
+class Pocket:
+    """The pocket model and what a row needs of the recipe."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    options: argparse.Namespace
+    folder: Path
+
+    def draw(self, model: Any, clip: Any, prompts: list[str]) -> torch.Tensor:
+        """Pictures (N, H, W, 3) by the host's own KSampler; each prompt has its seed."""
+        found, (negative,) = [], host_nodes.CLIPTextEncode().encode(clip, "")
+        empty = {"samples": torch.zeros(1, 4, SIZE // 8, SIZE // 8)}
+        for number, prompt in enumerate(prompts):
+            (positive,) = host_nodes.CLIPTextEncode().encode(clip, prompt)
+            (latent,) = host_nodes.KSampler().sample(
+                model, SEED + number, DRAW_STEPS, GUIDANCE, "dpmpp_2m", "karras", positive, negative, empty
+            )  # fmt: skip
+            found.append(self.vae.decode(latent["samples"]).clamp(0, 1))
+        return torch.cat(found)
+
+    def teach(self, lesson: Lesson, style: str = "", **changes: Any) -> tuple[Any, Any, list[Path]]:
+        """Our node by the paper's recipe: (model, clip, files on the way and the last)."""
+        options = self.options
+        recipe = {
+            "preset": PAPER, "resolution": SIZE, "rank": 16, "alpha": 8.0, "preview_every": 0, "keep_state": "none",
+            "checkpointing": False, "filename": "bench",
+        }  # fmt: skip
+        given = defaults(TrainLoRA) | recipe | changes
+        if (options.epochs, options.repeats, options.rate) != (20, 5, 1.0):  # a preset would win over them
+            scaled = {"learning_rate": 1e-4 * options.rate, "text_rate": 1e-5 * options.rate}
+            own = {"preset": "as set below", "epochs": options.epochs, "repeats": options.repeats}
+            given |= own | scaled | {"save_every": max(1, options.epochs // 10)} | changes
+        captions = [f"{caption}, {style}" if style else caption for caption in lesson.captions]
+        lists = {"images": [lesson.taught], "captions": captions}
+        single = {"model": self.model, "clip": self.clip, "vae": self.vae} | given
+        before = set(self.folder.glob("*.safetensors"))
+        node = TrainLoRA.execute(**{name: [value] for name, value in single.items() if name not in lists}, **lists)
+        written = sorted(set(self.folder.glob("*.safetensors")) - before, key=lambda path: path.stat().st_mtime)
+        return node.args[0], node.args[1], written
+
+    def teach_by_host(self, lesson: Lesson) -> tuple[Any, Any, list[Path]]:
+        """The host's TrainLoraNode at its own values, for as many steps."""
+        import comfy.model_patcher
+        from comfy_extras import nodes_train
+
+        steps = len(lesson.captions) * self.options.repeats * self.options.epochs
+        encoded = [host_nodes.CLIPTextEncode().encode(self.clip, caption)[0] for caption in lesson.captions]
+        latents = [{"samples": self.vae.encode(picture[None])} for picture in lesson.taught]
+        chosen = {
+            "batch_size": 1, "steps": steps, "grad_accumulation_steps": 1, "learning_rate": 5e-4, "rank": 16,
+            "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32",
+            "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1,
+            "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
+        }  # fmt: skip
+
+        whole = self.model.clone()
+        if not self.options.full_width:  # the node trains in a second model, which the host loads from the checkpoint
+            weights = pocket_host.TESTS / "pocket" / "weights" / "unet.safetensors"
+
+            def again(disable_dynamic: bool = True) -> Any:
+                fresh = pocket_host.narrow_model(self.model, weights)
+                return comfy.model_patcher.ModelPatcher(fresh.model, fresh.load_device, fresh.offload_device)
+
+            whole.cached_patcher_init = (again, ())
+        torch.manual_seed(0)  # its own seed does not seed it
+        known = {entry.id for entry in nodes_train.TrainLoraNode.define_schema().inputs}
+        listed = {name: [value] for name, value in chosen.items() if name in known}
+        with torch.inference_mode(False):
+            node = nodes_train.TrainLoraNode.execute(model=[whole], latents=latents, positive=encoded, **listed)
+        (patched,) = nodes_train.LoraModelLoader.execute(self.model, node.args[0], 1.0).args
+        return patched, self.clip, []
+
+    def loaded(self, file: Path) -> tuple[Any, Any]:
+        """The model and clip with a file that was written on the way."""
+        import comfy.sd
+        import comfy.utils
+
+        content = comfy.utils.load_torch_file(str(file), safe_load=True)
+        return comfy.sd.load_lora_for_models(self.model, self.clip, content, 1.0, 1.0)
+
+
+WAYS: dict[str, tuple[str, Callable[[Pocket, Lesson], tuple[Any, Any, list[Path]]]]] = {
+    "prompt": ("prompt only, the style told", lambda pocket, _: (pocket.model, pocket.clip, [])),
+    "host": ("the host's Train LoRA", Pocket.teach_by_host),
+    "unet": ("U-Net only", lambda pocket, lesson: pocket.teach(lesson, text_rate=0.0, preset="as set below")),
+    "both": ("U-Net and text encoder", lambda pocket, lesson: pocket.teach(lesson)),
+    "words": ("the same, style told in the captions", lambda pocket, lesson: pocket.teach(lesson, lesson.style)),
+    "snr": (
+        "the same, Min-SNR 5",
+        lambda pocket, lesson: pocket.teach(lesson, min_snr_gamma=5.0, preset="as set below"),
+    ),
+    "rank4": ("the same, rank 4", lambda pocket, lesson: pocket.teach(lesson, rank=4, alpha=2.0)),
+    "rank32": ("the same, rank 32", lambda pocket, lesson: pocket.teach(lesson, rank=32, alpha=16.0)),
+}
+
+
+def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, torch.Tensor]:
+    """(numbers, pictures) of one way."""
+    began = time.monotonic()
+    with torch.inference_mode():
+        model, clip, written = WAYS[name][1](pocket, lesson)
+    seconds = time.monotonic() - began
+    steps = len(lesson.captions) * pocket.options.repeats * pocket.options.epochs
+    told = [f"{prompt}, {lesson.style}" if name in ("prompt", "words") else prompt for prompt in lesson.asked]
+    with torch.inference_mode():
+        drawn = pocket.draw(model, clip, told)
+        found = measured(drawn, lesson, judge)
+        few = told[: pocket.options.curve]
+        found["curve"] = {
+            file.stem: distance(pocket.draw(*pocket.loaded(file), few), lesson.held_out) for file in written if few
+        }
+    found["seconds"] = 0.0 if name == "prompt" else seconds / steps
+    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return found, drawn
+
+
+# ---- the run
+
+
+def table(found: dict[str, dict]) -> str:
+    """A markdown table; the first row has no training."""
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, numbers in found.items():
+        cells = (f"{numbers[key]:.2f}" if key in numbers else "-" for key in COLUMNS)
+        lines.append(f"| {WAYS[name][0] if name in WAYS else name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def in_folder(folder: Path) -> Path:
+    """Let LoRAs and states go to a folder of the run."""
+    for kind in ("loras", files.STATES.folder):
+        (folder / kind).mkdir()
+        folder_paths.folder_names_and_paths[kind] = ([str(folder / kind)], {".safetensors"})
+    return folder / "loras"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python dev.py bench lora_training", description=__doc__.splitlines()[0])
+    parser.add_argument("--concept", choices=CONCEPTS, default="ink")
+    parser.add_argument("--pictures", type=int, default=35)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=1.0, help="times the paper's learning rates")
+    parser.add_argument("--drawn", type=int, default=25, help="held-out captions")
+    parser.add_argument("--curve", type=int, default=4, help="captions drawn after each file on the way; 0: none")
+    parser.add_argument("--rows", choices=WAYS, nargs="+", default=list(WAYS))
+    parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
+    options, output = pocket_host.parse(parser)
+    recipe = {name: value for name, value in vars(options).items() if name not in ("rows", "output", "threads")}
+    path = output / f"lora_{options.concept}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = kept.get("rows", {}) if kept.get("recipe") == recipe else {}
+    lesson = Lesson.of(CONCEPTS[options.concept], options.pictures, options.drawn)
+    judge = judging.load()
+    with torch.inference_mode():
+        model, clip, vae = pocket_host.load_pocket(not options.full_width)
+        ideal = torch.cat([vae.decode(vae.encode(picture[None])).clamp(0, 1) for picture in lesson.held_out])
+        found["the drawings, through the autoencoder"] = measured(ideal, lesson, judge)
+    with tempfile.TemporaryDirectory() as folder:
+        pocket = Pocket(model, clip, vae, options, in_folder(Path(folder)))
+        for name in (name for name in options.rows if name not in found):
+            found[name], drawn = row(pocket, lesson, name, judge)
+            path.write_text(json.dumps({"recipe": recipe, "rows": found}, indent=2) + "\n", encoding="utf-8")
+            fives = {
+                f"{WAYS[name][0]} {i // 5 + 1}": drawn[i : i + 5] for i in range(0, len(drawn) - len(drawn) % 5, 5)
+            }
+            contact_sheet(fives or {WAYS[name][0]: drawn}, output / f"lora_{options.concept}_{name}.png")
+            print(name, {key: value for key, value in found[name].items() if key != "curve"}, flush=True)
+    print(f"\n{table(found)}")
