@@ -170,9 +170,10 @@ def server(tmp_path_factory: pytest.TempPathFactory):
         pytest.skip(NO_HOST)
     models, base = os.environ.get("PALIMPSEST_MODELS", dev.MODELS), tmp_path_factory.mktemp("base")
     import_host()
-    from text_control import writing
+    from text_control import teaching, writing
 
     writing.pocket_control(base / "models" / "palimpsest_text_control" / "palimpsest_pocket.safetensors")
+    teaching.write(base / "input" / "palimpsest_texts" / "palimpsest_pocket", teaching.RECORDS[:1], size=(128, 128))
     try:
         host = dev.start_host(sys.executable, comfy, base, models=models)
     except dev.Problem as problem:

@@ -44,14 +44,15 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
 def listed() -> list[str]:
-    """Files that may hold a text control, with their folder: ours, and those whose name says AnyText elsewhere."""
+    """Files that may hold a text control: ours, and behind their folder those whose name says AnyText elsewhere."""
     import folder_paths
 
     found = []
     for folder in FOLDERS:
         if folder in folder_paths.folder_names_and_paths:
             here = folder_paths.get_filename_list(folder)
-            found += [f"{folder}/{name}" for name in here if folder == CONTROLS.folder or "anytext" in name.lower()]
+            own = folder == CONTROLS.folder
+            found += here if own else [f"{folder}/{name}" for name in here if "anytext" in name.lower()]
     return found
 
 
@@ -60,7 +61,9 @@ def path_of(file: str) -> str:
     import folder_paths
 
     folder, _, name = file.partition("/")
-    path = folder_paths.get_full_path(folder, name) if folder in FOLDERS else None
+    path = folder_paths.get_full_path(CONTROLS.folder, file)
+    if path is None and folder in FOLDERS[1:]:
+        path = folder_paths.get_full_path(folder, name)
     if path is None:
         have = ", ".join(listed()) or "none"
         raise ValueError(

@@ -61,7 +61,7 @@ class FitTextControl(Fitting):
         return 1
 
     def losses(self, step: int, batch: int, rows: list[int]) -> tuple[Tensor, list[float]]:
-        """(loss of each picture, its place in the schedule) of one batch."""
+        """What each picture of a batch costs, and its place in the schedule."""
         settings, drawn = self.settings, training.generator_at(self.settings.seed, "step", step, batch)
         examples = [self.examples[row] for row in rows]
         levels = (torch.rand(len(rows), generator=drawn) * len(self.sigmas)).long()

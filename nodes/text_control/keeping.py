@@ -97,4 +97,4 @@ class TrainingFiles:
         info = {"steps": learned.step, "settings": self.settings.named()}
         made = content(control.named(), embeddings.named(), self.recogniser)
         self.files.write(contents | {f"control{end}": (made, header_of(self.layout, info))})
-        return f"{CONTROLS.folder}/{CONTROLS.name(self.files.paths[f'control{end}'])}"
+        return CONTROLS.name(self.files.paths[f"control{end}"])

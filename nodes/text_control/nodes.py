@@ -132,8 +132,8 @@ class ApplyTextControl(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
+                io.Conditioning.Output(display_name="positive", tooltip="With the control, for the sampler."),
+                io.Conditioning.Output(display_name="negative", tooltip="With the same control."),
                 io.Latent.Output(display_name="latent", tooltip="For the sampler, at denoise 1."),
                 io.Mask.Output(display_name="mask", tooltip="The lines' places, for Keep Outside."),
             ],

@@ -259,7 +259,7 @@ class TrainTextControl(io.ComfyNode):
         report = describe(history, found, told, written, time.monotonic() - began)
         parts = keeping.parts_of(dict(zip(("control", "embeddings"), learning, strict=True)), layout)
         control, projection = files.control_of(parts), parts.projection
-        shown_files = host.told(cls, report, saved=[name.partition("/")[2] for name in written])
+        shown_files = host.told(cls, report, saved=written)
         return io.NodeOutput(
             control, TextEmbedder(recogniser, projection), plot(history), sheet, report, written[-1], ui=shown_files
         )

@@ -83,7 +83,7 @@ NODES: dict[str, dict[str, Any]] = {
     "TextPrompt": {"clip": LINKS["clip"], "text": 'a "SIGN"', "text_lines": ["lines", 0],
                    "text_embedder": LINKS["text embedder"]},
     "ReadText": {"image": IMAGE, "wanted": "SIGN"},
-    "LoadAnyText": {"file": "palimpsest_text_control/fuzz.safetensors"},
+    "LoadAnyText": {"file": "fuzz.safetensors"},
     "ApplyTextControl": {"positive": LINKS["target"], "negative": LINKS["negative"],
                          "control_net": LINKS["text control"], "text_lines": ["lines", 0], "vae": LINKS["vae"],
                          "picture": IMAGE},

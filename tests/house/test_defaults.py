@@ -235,6 +235,10 @@ def host_with_files(tmp_path, monkeypatch):
         (tmp_path / folder / "made.safetensors").touch()
         (tmp_path / folder / "made" / "config.json").write_text("{}", encoding="utf-8")
         monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(tmp_path / folder)], {".safetensors"}))
+    texts = tmp_path / "input" / "palimpsest_texts" / "made"
+    texts.mkdir(parents=True)
+    (texts / "texts.jsonl").touch()
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
     return tmp_path
 
 

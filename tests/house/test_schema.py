@@ -61,6 +61,8 @@ HANDED_ON = {
     ("PalimpsestEditReport", "picture"): "edited",
     ("PalimpsestBuildMultimodalDataset", "contact_sheet"): "images",
     ("PalimpsestTrainLoRA", "plot"): "images",
+    ("PalimpsestApplyTextControl", "positive"): "positive",
+    ("PalimpsestApplyTextControl", "negative"): "negative",
     ("PalimpsestTrainLoRA", "sheet"): "images",
     ("PalimpsestTrainInstruction", "plot"): "pictures",
     ("PalimpsestTrainInstruction", "sheet"): "pictures",

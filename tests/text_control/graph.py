@@ -6,6 +6,7 @@ from graphs.parts import MASKED_COFFEE, WIDE, checkpoint, compare, decode, graph
 
 SIGN = "21 Write on a sign (Exact Text)"
 PHOTO = "22 Change the text in a photo (Exact Text)"
+TEACH = "31 Teach exact text with your pictures (Exact Text)"
 LINES, CHANGED = "OPEN", "TEA"
 QUALITY = ", best quality, extremely detailed"
 WANTED = f'a photo of a shop front, with a wooden sign that says "{LINES}"{QUALITY}'
@@ -14,7 +15,7 @@ UNWANTED = (
     "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, worst quality, low "
     "quality, watermark"
 )
-ANYTEXT = "palimpsest_text_control/anytext_v1.1.safetensors"
+ANYTEXT = "anytext_v1.1.safetensors"
 
 FILE = """**The file**: AnyText v1.1 is a pickled checkpoint (ModelScope, *damo/cv_anytext_text_generation_editing*).
 Convert it once with *tests/recipes/anytext_to_safetensors.py* of Palimpsest's repository, and put it into
@@ -53,6 +54,23 @@ HELP_PHOTO = """## Not right yet?
 - **A seam**: *feather* 8 in Keep Outside; or *keep_rest* on, which draws nothing but the places.
 - **Other lighting than the photo's**: say it in the prompt; *keep_rest* on.
 - **Wrong letters**: paint a larger place; another *seed*."""
+
+
+START_TEACH = f"""## Teach exact text with your pictures
+
+1. A folder in input/palimpsest_texts: pictures, and *texts.jsonl* with a line for each: caption, texts, their corners.
+   The help page of *Train Text Control* has the format.
+2. **Load AnyText**: what the training goes on from. Without it, a new control begins.
+3. Queue. The sheet shows the first two pictures' texts, drawn anew, and what a reader reads there.
+
+{FILE}"""
+
+HELP_TEACH = """## Not right yet?
+
+- **Out of memory**: *checkpointing* on, *batch_size* 1, *resolution* down, 8-bit AdamW.
+- **A letter is missing**: choose a *font* that has it, here and in Text Lines.
+- **Letters fall apart**: half the *learning_rate*.
+- **Stopped**: *resume* goes on to the same file, bit for bit."""
 
 
 def load_anytext() -> dict:
@@ -140,4 +158,30 @@ def change_in_a_photo() -> dict:
     )  # fmt: skip
 
 
-GRAPHS = {SIGN: write_on_a_sign, PHOTO: change_in_a_photo}
+def train() -> dict:
+    return {
+        "type": "PalimpsestTrainTextControl", "size": [WIDE, 760],
+        "widgets": {"folder": "my_signs", "filename": "my_signs"},
+        "inputs": {"model": "checkpoint.MODEL", "clip": "checkpoint.CLIP", "vae": "checkpoint.VAE",
+                   "control_net": "anytext.control_net", "text_embedder": "anytext.text_embedder"},
+    }  # fmt: skip
+
+
+def teach() -> dict:
+    prompt = text_prompt(WANTED)
+    prompt["inputs"]["text_embedder"] = "train.text_embedder"
+    return graph(
+        {"start": note("Start here", START_TEACH, 620), "help": note("Not right yet?", HELP_TEACH, 380)},
+        group("1  Your model and AnyText", "yours", {"checkpoint": checkpoint(), "anytext": load_anytext()}),
+        group("2  Learn", "learned", {"train": train()}, {
+            "sheet": preview("What it writes, and how that reads", "train.sheet"),
+            "plot": preview("The training loss", "train.plot"),
+        }),
+        group("3  A new picture", "edit", {"lines": text_lines(LINES), "wanted": prompt, "unwanted": unwanted()}, {
+            "apply": apply(control_net="train.control_net"), "sample": sample(), "decode": decode(),
+            "save": save("The picture with its text"),
+        }),
+    )  # fmt: skip
+
+
+GRAPHS = {SIGN: write_on_a_sign, PHOTO: change_in_a_photo, TEACH: teach}

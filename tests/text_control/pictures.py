@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from make_pictures import ROOT, panels, save
 from PIL import Image
-from text_control.graph import PHOTO, SIGN
+from text_control.graph import PHOTO, SIGN, TEACH
 
 PHOTOS, DOCS = ROOT / "workflows" / "pictures", ROOT / "web" / "docs"
 SIDE = 384
@@ -94,6 +94,7 @@ def draw_lesson() -> None:
     ]
     shown += [(image_of(found.positions), "the polygons"), (square(image_of(strips)), "each line for the recogniser")]
     save(panels(shown), DOCS / "PalimpsestTrainTextControl" / "lesson.jpg")
+    save(square(panels(shown)), ROOT / "workflows" / f"{TEACH}.jpg")
     save(image_of(preview).resize((SIDE, SIDE), Image.Resampling.LANCZOS), ROOT / "workflows" / f"{SIGN}.jpg")
 
 

@@ -17,6 +17,7 @@ from palimpsest.nodes.exact_text import spoken
 from palimpsest.nodes.exact_text.nodes import TextPrompt
 from palimpsest.nodes.text_control import dataset, files, fit, keeping
 from palimpsest.nodes.text_control.examples import Reader, examples
+from palimpsest.nodes.text_control.reading import ReadDrawn
 from palimpsest.nodes.text_control.settings import TrainSettings
 from palimpsest.nodes.text_control.train_node import TrainTextControl
 from safetensors.torch import load_file
@@ -41,7 +42,7 @@ def clip():
 
 
 def written(folder, file):
-    return load_file(str(folder / file))
+    return load_file(str(folder / files.CONTROLS.folder / file))
 
 
 def same(folder, first, second):
@@ -224,6 +225,23 @@ def test_what_is_read_counts_where_it_should(model, clip, folder):
     plain = teach(model, clip, vae=ReadableVAE())[-1]
     assert not same(folder, plain, teach(model, clip, vae=ReadableVAE(), reading_weight=5.0)[-1])
     assert not any(parameter.grad is not None for parameter in exact_text.shipped_recogniser().parameters())
+
+
+def test_the_decoder_with_a_gradient_is_the_hosts(pocket_vae):
+    reading = ReadDrawn(pocket_vae, None, lambda latent: latent)
+    with torch.inference_mode():
+        latents = pocket_vae.encode(tiny_models.picture())
+        wanted = pocket_vae.decode(latents)
+    given = latents.clone().requires_grad_(True)
+    found = reading.decode(given)
+    torch.testing.assert_close(found.detach(), wanted, rtol=1e-4, atol=1e-4)
+    found.mean().backward()
+    assert given.grad.abs().max() > 0
+
+
+def test_a_vae_without_a_decoder_of_the_hosts_is_named(model, clip):
+    with pytest.raises(ValueError, match=r"reading_weight is 0\.01 and the connected VAE has no decoder"):
+        teach(model, clip, reading_weight=0.01)
 
 
 # ---- the folder
