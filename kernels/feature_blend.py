@@ -109,14 +109,6 @@ def pair_loss(denoised: Tensor, edited: Tensor, source: Tensor) -> Tensor:
     return (apart / change.clamp_min(1e-3 * edited[0].numel())).mean()
 
 
-def with_noise_of(edited: Tensor, source: Tensor, noised: Tensor) -> Tensor:
-    """The edited picture under the noise that a source has at some level: x = T + (x_S - S).
-
-    edited T, source S, noised x_S (B, C, H, W) -> the same; it is where sampling stands if the edit goes right.
-    """
-    return edited + (noised - source)
-
-
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss of a patch discriminator: E max(0, 1 - D(real)) + E max(0, 1 + D(fake))  (arXiv:1705.02894).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -9,16 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from ...kernels import feature_blend as maths
+from ...kernels.ddim import ddim_step
 from .. import host, training
 from .blend import BlendFeatures
 from .fitting import FitAlphas, Prompts, Report, TuneSettings
 
 
 class FitPairs(FitAlphas):
-    """A host sampler function: steps of Adam at levels of the trajectory, each for some of its pairs, towards the edit.
+    """A host sampler function: it samples the edits of some pairs after the other, a step of Adam at every level.
 
-    edited (B, C, H, W): the trajectory's pictures as they should be, in the model's scale. The model is shown them
-    under the noise that the sources have at that level, where sampling stands if the edit goes right.
+    edited T (B, C, H, W): the trajectory's pictures as they should be, in the model's scale. The latent is the one that
+    sampling with the alphas learned so far has come to, from the source's inverted noise. T under that noise would give
+    the answer away: the source's features know the noise, and all alphas would fall to 0.
     """
 
     towards = "the edited pictures"
@@ -29,13 +32,18 @@ class FitPairs(FitAlphas):
 
     def begin(self, model: Any, x: Tensor, arguments: dict) -> None:
         super().begin(model, x, arguments)
-        self.model, self.arguments, self.rows = model, arguments, self.order_of_pairs()
+        self.model, self.arguments, self.pairs = model, arguments, self.order_of_pairs()
 
     def true_latents(self) -> Tensor:
         return self.edited
 
+    def order(self) -> Iterator[int]:
+        """Indices of levels, from noise to picture and again."""
+        levels = itertools.cycle(range(self.blend.trajectory.steps))
+        return itertools.islice(levels, self.settings.steps)
+
     def order_of_pairs(self) -> Iterator[tuple[int, ...]]:
-        """Pairs of every step, in their order: all of them before any comes again, shuffled by the seed."""
+        """Pairs of every sampling, in their order: all of them before any comes again, shuffled by the seed."""
         generator, left = random.Random(self.settings.seed + 1), []
         pairs = len(self.edited)
         wanted = min(self.settings.pairs_per_step, pairs)
@@ -47,15 +55,18 @@ class FitPairs(FitAlphas):
             yield tuple(sorted(rows))
 
     def lesson(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(latent, blended prediction, loss) of some pairs at a level."""
-        trajectory, rows = self.blend.trajectory, next(self.rows)
-        pictures = list(rows)
-        noised, source = (trajectory.latents[i][pictures].to(self.like).clone() for i in (index, -1))
-        edited = self.edited[pictures].to(self.like).clone()
-        here = maths.with_noise_of(edited, source, noised)
-        options = host.showing(self.arguments["model_options"], rows, len(self.edited))
-        level = here.new_full((len(rows),), trajectory.sigmas[index])
+        """(latent, blended prediction, loss) of some pairs at a level; the sampling goes one step on."""
+        trajectory = self.blend.trajectory
+        sigma, sigma_next = trajectory.sigmas[index : index + 2]
+        if index == 0:
+            self.rows = next(self.pairs)
+            self.latent = trajectory.latents[0][list(self.rows)].to(self.like).clone()
+        source, edited = (t[list(self.rows)].to(self.like).clone() for t in (trajectory.latents[-1], self.edited))
+        here = self.latent
+        options = host.showing(self.arguments["model_options"], self.rows, len(self.edited))
+        level = here.new_full((len(self.rows),), sigma)
         denoised = self.model(here, level, **self.arguments | {"model_options": options})
+        self.latent = ddim_step(here, denoised.detach(), sigma, sigma_next)
         return here, denoised, maths.pair_loss(denoised, edited, source)
 
 

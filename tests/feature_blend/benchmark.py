@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=16, help="pairs to learn from, and as many others to test on")
     parser.add_argument("--edits", choices=KINDS, nargs="+", default=["colour", "pose", "place"])
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--tuning-steps", type=int, default=160)
+    parser.add_argument("--tuning-steps", type=int, default=320)
     parser.add_argument("--pairs-per-step", type=int, default=1)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")

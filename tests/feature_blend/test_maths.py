@@ -130,8 +130,3 @@ def test_the_loss_of_a_pair_is_0_at_the_edited_picture_and_1_at_the_source():
     one = torch.stack([edited[0], source[1]])  # of two pairs one is right
     torch.testing.assert_close(maths.pair_loss(one.half(), edited, source), torch.tensor(0.5), rtol=1e-3, atol=1e-3)
     assert torch.isfinite(maths.pair_loss(source, edited, edited))
-
-
-def test_the_edited_picture_has_the_sources_noise():
-    edited, source, noise = torch.randn(3, 1, 4, 3, 5, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(maths.with_noise_of(edited, source, source + 3 * noise), edited + 3 * noise)

@@ -3,7 +3,8 @@
 import pytest
 import tiny_models
 import torch
-from feature_blend.blending import STEPS, edits, half, invert, original, sample
+from feature_blend.blending import edits, half, invert, original, sample
+from harness import assert_close
 from instruct_pix2pix.editing import Editing, seen_by
 from palimpsest.nodes.feature_blend.nodes import TuneFeatureBlend
 from palimpsest.nodes.host import reference
@@ -61,30 +62,29 @@ def test_pairs_repeat_themselves_by_the_seed_wherever_the_features_come_from(pai
 
 
 @pytest.mark.parametrize("pairs_per_step", [1, 2])
-def test_a_step_shows_some_pairs_their_own_prompts_pictures_and_noise(pairs_per_step):
+def test_a_sampling_shows_some_pairs_their_own_prompts_pictures_and_noise(pairs_per_step):
     editing = Editing(pictures=PAIRS)
-    edited = editing.latent["samples"].flip(-1)
+    source = editing.latent["samples"]
+    edited = source.flip(-1)
     prompts = [
-        [[text, {"concat_latent_image": editing.latent["samples"]}] for text, _ in tiny_models.prompt(10 + i)]
-        for i in range(PAIRS)
+        [[text, {"concat_latent_image": source}] for text, _ in tiny_models.prompt(10 + i)] for i in range(PAIRS)
     ]
     inputs = {"trajectory": editing.trajectory, "positive": editing.picture, "negative": editing.picture}
     inputs |= {"target_positive": both(prompts), "edited": {"samples": edited}, "pairs_per_step": pairs_per_step}
     _, calls = seen_by(
-        editing.model, lambda model: tiny_models.execute(TuneFeatureBlend, model=model, steps=6, **inputs)
+        editing.model, lambda model: tiny_models.execute(TuneFeatureBlend, model=model, steps=9, **inputs)
     )
     steps = [call for call in calls if len(call[0]) == 2]
-    assert len(steps) == 6
-    scaled = [editing.model.model.process_latent_in(latent) for latent in (edited, editing.latent["samples"])]
-    shown = set()
-    for _, chunks, pictures in steps:
+    levels, shown = editing.trajectory.steps, []
+    assert len(steps) == 3 * levels
+    for number, (_, chunks, pictures) in enumerate(steps):
         assert all(len(chunk) == pairs_per_step for chunk in (*chunks, *pictures))
-        for x, picture in zip(chunks[0], pictures[0], strict=True):
-            (row,) = [i for i in range(PAIRS) if torch.equal(picture, editing.latent["samples"][i])]
-            expected = editing.trajectory.latents[:, row] + (scaled[0] - scaled[1])[row]
-            assert min(float((x - wanted).abs().max()) for wanted in expected[:STEPS]) < 1e-4
-            shown.add(row)
-    assert shown == set(range(PAIRS))
+        rows = [i for picture in pictures[0] for i in range(PAIRS) if torch.equal(picture, source[i])]
+        if number % levels == 0:  # a sampling begins
+            assert_close(chunks[0], editing.trajectory.latents[0, rows], 1e-6)
+            shown.append(rows)
+        assert rows == shown[-1]
+    assert len(shown) == 3 and {row for rows in shown for row in rows} == set(range(PAIRS))
 
 
 def test_the_papers_preset_sets_its_values(pairs):
