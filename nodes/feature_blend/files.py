@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..files import Shelf
 from ..headers import Header, Tensors, typed
@@ -24,12 +25,17 @@ SHELF = Shelf(
 
 def save(weights: BlendWeights, path: Path) -> None:
     """Write weights so that the file is whole or not there. Raises OSError with a way out when that cannot be."""
+    SHELF.write(path, *content(weights))
+
+
+def content(weights: BlendWeights) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, header) of a file of weights."""
     header = {
         "features": json.dumps(list(weights.alphas)),
         "layout": weights.layout,
         "info": json.dumps(weights.info),
     }
-    SHELF.write(path, {"alpha": torch.tensor(list(weights.alphas.values()))}, header)
+    return {"alpha": torch.tensor(list(weights.alphas.values()))}, header
 
 
 def load(path: str) -> BlendWeights:

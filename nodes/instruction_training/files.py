@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import feature_blend
 from ..files import Shelf
 from ..training import FileSet, lora_shelf
 from ..training.fitting import Learned
@@ -71,6 +72,7 @@ class TrainingFiles:
     files: FileSet
     settings: InstructionSettings
     parts: Parts
+    model: Any
     kind: str
     whole: Callable[[], dict[str, Tensor]]
     base: Callable[[], dict[str, Tensor]] | None = None
@@ -78,7 +80,7 @@ class TrainingFiles:
 
     @classmethod
     def new(cls, prefix: str, settings: InstructionSettings, parts: Parts, **more: Any) -> TrainingFiles:
-        """Names that are free for all of them, in folders that were tried. more: kind, whole and base.
+        """Names that are free for all of them, in folders that were tried. more: model, kind, whole and base.
 
         Raises ValueError for a prefix with no letter or digit in it, OSError for what cannot be written.
         """
@@ -87,15 +89,21 @@ class TrainingFiles:
         places = {f"state{end}": (STATES, end) for end in kept_states(settings.keep_state, ends)}
         shelf = UNETS if settings.method == WHOLE else LORAS
         places |= {f"model{end}": (shelf, end) for end in ends}
+        places |= {f"blend{end}": (feature_blend.SHELF, end) for end in ends if parts.blend is not None}
         if more.get("base") is not None:
             places["base"] = UNETS, "_base"
-        needed = {part for part in ("model", "state", "base") if part in places}
+        needed = {part for part in ("model", "state", "base", "blend") if part in places}
         return cls(FileSet.new(prefix, places, needed), settings, parts, **more)
 
     def require_room(self, unet: int) -> None:
         """Raise OSError where the disks have too little room for everything that will be written; unet: its bytes."""
         numbers = self.parts.numbers
-        sizes = {"state": 12 * numbers, "base": unet, "model": 2 * numbers if self.parts.is_lora else unet}
+        sizes = {
+            "blend": 1 << 16,
+            "state": 12 * numbers,
+            "base": unet,
+            "model": 2 * numbers if self.parts.is_lora else unet,
+        }
         self.files.require_room({part: sizes[part.partition("_")[0]] for part in self.files.places})
 
     def save_base(self) -> None:
@@ -110,6 +118,8 @@ class TrainingFiles:
         if f"state{end}" in self.files.places:
             contents[f"state{end}"] = learned.state(), {"settings": json.dumps(self.settings.named())}
         told = metadata(self.settings, learned, self.kind)
+        if self.parts.blend is not None:
+            contents[f"blend{end}"] = feature_blend.content(self.parts.blend.weights(self.model))
         made = self.parts.lora() if self.parts.is_lora else self.whole()
         self.files.write(contents | {f"model{end}": (made, told)})
         shelf, _ = self.files.places[f"model{end}"]

@@ -15,6 +15,7 @@ from ..training.fitting import Fitting
 from ..training.optimisers import Learning
 from ..training.pictures import Order
 from ..training.prompts import Prompts
+from .blending import RATE, BlendedPass, with_step
 from .examples import Example
 from .settings import InstructionSettings
 from .words import WordsInside
@@ -25,8 +26,9 @@ PREVIEW_STEPS = 20
 class FitInstruction(Fitting):
     """Trains on examples. shown: those that previews draw, after `preview_every` steps and at the end.
 
-    inside: where the words of the running call act, for a training with masks. read: what the model is given as text
-    for some instructions, (tokens, pooled): the text encoder, or anything of its form, such as an edit head.
+    read: what the model is given as text for some instructions, (tokens, pooled): the text encoder, or anything of its
+    form, such as an edit head. inside: where the words of the running call act, for a training with masks. blended: how
+    the source's features flow back, where their shares learn beside. as_latent: the VAE's latent in the model's scale.
     """
 
     fault = ("for these triples", "the pictures and the instructions")
@@ -43,13 +45,16 @@ class FitInstruction(Fitting):
         sigmas: Tensor,
         reader: training.ReadTokens,
         inside: WordsInside | None,
+        blended: BlendedPass | None,
+        as_latent: Callable[[Tensor], Tensor],
         shown: Sequence[Example],
         watch: training.Watch,
         state: dict[str, Tensor] | None = None,
     ):
-        rates = dict.fromkeys(factors, settings.learning_rate)
+        rates = dict.fromkeys(factors, settings.learning_rate) | {"blend": RATE}
         super().__init__(Order(examples, settings), factors, settings, rates=rates, watch=watch, state=state)
         self.examples, self.read, self.inside, self.shown = examples, prompts.batch, inside, shown
+        self.blended, self.as_latent = blended, as_latent
         self.loss, self.velocity, self.sigmas, self.reader = loss, velocity, sigmas, reader
 
     @property
@@ -71,25 +76,59 @@ class FitInstruction(Fitting):
         levels = (torch.rand(len(rows), generator=drawn) * len(self.sigmas)).long()
         edited = torch.cat([example.latent for example in examples])
         sigma = self.sigmas[levels]
-        noised = edited + sigma[:, None, None, None] * torch.randn(edited.shape, generator=drawn)
-        noised, edited, sigma = (tensor.to(self.device) for tensor in (noised, edited, sigma))
-        denoised = self.predict(noised, sigma, examples, told=told.tolist(), seen=seen.tolist())
+        noise = sigma[:, None, None, None] * torch.randn(edited.shape, generator=drawn)
+        noise, edited, sigma = (tensor.to(self.device) for tensor in (noise, edited, sigma))
+        kinds = {"told": told.tolist(), "seen": seen.tolist()}
+        denoised = self.predict(edited + noise, sigma, examples, noise=noise, **kinds)
         weight = min_snr_weight(sigma, settings.min_snr_gamma, self.velocity)
         noise_error = weight * self.loss(denoised, edited, sigma)
         found = towards_the_edited(noise_error, denoised, edited, settings.reconstruction)
         return found, ((levels + 1) / len(self.sigmas)).tolist()
 
     def predict(
-        self, x: Tensor, sigma: Tensor, examples: Sequence[Example], *, told: list[bool], seen: list[bool]
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        examples: Sequence[Example],
+        *,
+        told: list[bool],
+        seen: list[bool],
+        noise: Tensor,
     ) -> Tensor:
-        """The model's x_0 of noised results (B, C, h, w) at sigma (B,): told their instruction or not, seen or not."""
+        """The model's x_0 of noised results (B, C, h, w) at sigma (B,): told their instruction or not, seen or not.
+
+        noise: as it lies on the sources, whose features are blended in.
+        """
+        if self.blended is None:
+            return self.call(x, sigma, examples, told=told, seen=seen)
+        sources = torch.cat([self.as_latent(example.source) for example in examples]).to(self.device) + noise
+        count = len(examples)
+
+        def run(arguments: dict) -> Tensor:
+            alone = {"told": [False] * count, "seen": [True] * count}
+            return self.call(sources, sigma, examples, **alone, arguments=arguments)
+
+        step = self.blended.record(run, self.arguments)
+        return self.call(x, sigma, examples, told=told, seen=seen, arguments=with_step(self.arguments, step))
+
+    def call(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        examples: Sequence[Example],
+        *,
+        told: list[bool],
+        seen: list[bool],
+        arguments: dict | None = None,
+    ) -> Tensor:
+        """The model's x_0, by the host's own path."""
         texts = [example.instruction if tell else "" for example, tell in zip(examples, told, strict=True)]
         pictures = torch.cat([example.source * see for example, see in zip(examples, seen, strict=True)])
         self.reader.context, self.reader.pooled = self.read(texts, self.device)
         self.reader.more = {"concat_latent_image": pictures.to(self.device)}
         if self.inside is not None:
             self.inside.look([example.mask if tell else None for example, tell in zip(examples, told, strict=True)])
-        return self.model(x, sigma, **self.arguments)
+        return self.model(x, sigma, **(arguments or self.arguments))
 
     @torch.no_grad()
     def draw(self) -> list[Tensor]:
@@ -102,9 +141,10 @@ class FitInstruction(Fitting):
             drawn = training.generator_at(self.settings.seed, "preview", number)
             noise = torch.randn(example.latent.shape, generator=drawn).to(self.device)
 
-            def guided(x: Tensor, sigma: Tensor, example: Example = example, **_: Any) -> Tensor:
+            def guided(x: Tensor, sigma: Tensor, example: Example = example, noise: Tensor = noise, **_: Any) -> Tensor:
                 rows, kinds = [example] * 3, {"told": [True, False, False], "seen": [True, True, False]}
-                three = self.predict(x.repeat(3, 1, 1, 1), sigma.repeat(3), rows, **kinds)
+                laid = sigma * noise.repeat(3, 1, 1, 1)
+                three = self.predict(x.repeat(3, 1, 1, 1), sigma.repeat(3), rows, noise=laid, **kinds)
                 return two_guidances(*three.chunk(3), *scales)
 
             start = noise * (1 + levels[0] ** 2) ** 0.5  # as the host

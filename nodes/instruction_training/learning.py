@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import lora, training
+from .. import feature_blend, lora, training
 from ..host import widening
 from ..training.changes import Changes, changes_act_in
 from ..training.optimisers import Learning
-from .settings import LORA, InstructionSettings
+from .blending import Alphas
+from .settings import LORA, TECHNIQUE, InstructionSettings
 
 FIRST = "input_blocks.0.0"  # the convolution that reads the picture
 FIRST_IN_FILES = "lora_unet_conv_in.diff"  # as the host's LoRA loaders know a whole change of it
@@ -23,7 +24,8 @@ PREFIX = "diffusion_model."
 class Parts:
     """What is trained. names: kohya's of the layers with factors; none where every weight is trained.
 
-    factors: "unet", and "first" where the picture's channels are blank and a LoRA alone would leave them so.
+    factors: "unet"; "first" where the picture's channels are blank and a LoRA alone would leave them so; "blend" where
+    Feature Blend's weights learn beside.
     """
 
     factors: dict[str, Learning]
@@ -33,7 +35,12 @@ class Parts:
     def of(cls, model: Any, settings: InstructionSettings) -> Parts:
         """Those of a MODEL with picture channels."""
         with torch.inference_mode(False):  # so that they can have a gradient
-            return cls.lora_of(model, settings) if settings.method == LORA else cls.whole_of(model)
+            made = cls.lora_of(model, settings) if settings.method == LORA else cls.whole_of(model)
+            if settings.blend_layers.strip():
+                present = feature_blend.feature_layers(model, TECHNIQUE)
+                layers = feature_blend.chosen(settings.blend_layers.strip(), present)
+                made.factors["blend"] = Alphas([layer for layer in layers if layer.key != ("input", 1)])
+        return made
 
     @classmethod
     def whole_of(cls, model: Any) -> Parts:
@@ -57,6 +64,11 @@ class Parts:
         return bool(self.names)
 
     @property
+    def blend(self) -> Alphas | None:
+        """Feature Blend's weights, where they learn beside."""
+        return self.factors.get("blend")
+
+    @property
     def numbers(self) -> int:
         """How many numbers are trained."""
         return sum(tensor.numel() for found in self.factors.values() for tensor in found.parameters())
@@ -66,7 +78,7 @@ class Parts:
         for found in self.factors.values():
             if isinstance(found, Changes):
                 changes_act_in(patched, PREFIX, found)
-            else:
+            elif isinstance(found, training.Factors):
                 training.act_in_unet(patched, found)
 
     # ---- what comes of them

@@ -17,7 +17,7 @@ from . import files, training, triples
 from .course import sheet
 from .examples import encoded
 from .learning import Parts, unet_file
-from .schema import NAME, advanced, connected, course, sources
+from .schema import NAME, advanced, blending, connected, course, sources
 from .settings import InstructionSettings
 
 
@@ -36,7 +36,7 @@ class TrainInstruction(io.ComfyNode):
             "loaders; the model that comes out has it on.",
             search_aliases=["instructpix2pix", "ip2p", "train edit model", "mgie", "edit by text", "before and after"],
             is_input_list=True,
-            inputs=[*sources(), *course(), *advanced(), *connected()],
+            inputs=[*sources(), *course(), *advanced(), *connected(), *blending()],
             outputs=[
                 io.Model.Output(
                     display_name="model",
@@ -115,6 +115,7 @@ def target_of(
         prefix,
         settings,
         parts,
+        model=wide,
         kind=family_of(wide),
         whole=lambda: unet_file(parts.on(wide)),
         base=(lambda: unet_file(wide)) if keep_base and parts.is_lora else None,
@@ -148,6 +149,7 @@ def describe(
 ) -> str:
     """What was trained, in one line."""
     lora = f"LoRA of rank {settings.rank}" + (", first convolution" if "first" in target.parts.factors else "")
+    blend = f"weights for Feature Blend: {target.parts.blend}" if target.parts.blend else ""
     base = f"belongs to {target.base_name} (Load Diffusion Model)" if target.base_name else ""
     parts = [
         f"{count} triples, {history.kept} steps" + (f" after {history.before}" if history.before else ""),
@@ -156,6 +158,7 @@ def describe(
         history.stopped,
         f"{seconds:.0f} s; {', '.join(target.written)}",
         base,
+        blend,
     ]
     return "; ".join(filter(None, parts))
 

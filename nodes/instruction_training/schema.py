@@ -281,6 +281,19 @@ def advanced() -> list[io.Input]:
     ]
 
 
+def blending() -> list[io.Input]:
+    """What learns beside."""
+    return [
+        io.String.Input(
+            "blend_layers",
+            default="",
+            advanced=True,
+            tooltip="Features whose share of the source is learned beside, for Feature Blend with Load Blend Weights, "
+            "such as 'output, out'. Each step then runs the model on the source as well. Empty (default): none.",
+        ),
+    ]
+
+
 def connected() -> list[io.Input]:
     """Triples that come from the graph."""
     return [

@@ -57,6 +57,7 @@ class InstructionSettings(Settings):
     weight_decay: float = 0.01
     keep_widened: bool = True
     keep_state: str = LAST_STATE
+    blend_layers: str = ""
 
     @property
     def repeats(self) -> int:

@@ -15,6 +15,7 @@ from ..host import checkpointing, gradient, widening
 from ..training.fitting import History
 from ..training.prompts import Prompts
 from . import words
+from .blending import BlendedPass
 from .examples import Example
 from .fit import FitInstruction
 from .learning import Parts
@@ -59,6 +60,8 @@ def patched_for_training(
     from comfy.patcher_extension import WrappersMP
 
     patched, inside = model.clone(), None
+    if parts.blend is not None:
+        BlendedPass.of(parts.blend).patch(patched)
     if settings.words_inside:
         inside = words.WordsInside()
         words.attach(patched, inside, TECHNIQUE)
@@ -102,6 +105,8 @@ def train(
             sigmas=sampling.sigmas.detach().float().cpu().clone(),
             reader=reader,
             inside=inside,
+            blended=None if parts.blend is None else BlendedPass.of(parts.blend),
+            as_latent=model.model.process_latent_in,
             shown=shown,
             watch=watch,
             state=state,

@@ -5,22 +5,23 @@ python dev.py draw instruction_training
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 
 import numpy as np
 from instruction_training.benchmark import build
 from instruction_training.graph import TITLE
-from lora_training import ink
 from make_pictures import ROOT, Studio, panels, save, thumbnail
 from PIL import Image
 from pocket import checkpoint, world
 
 EDIT = {
-    "steps": 240, "batch_size": 2, "accumulation": 1, "rank": 16, "alpha": 16.0, "learning_rate": 2e-3,
-    "resolution": 128, "save_every": 0, "preview_every": 80, "text_guidance": 3.0, "checkpointing": False,
+    "steps": 360, "batch_size": 2, "accumulation": 1, "rank": 16, "alpha": 16.0, "learning_rate": 2e-3,
+    "resolution": 128, "save_every": 0, "preview_every": 120, "text_guidance": 3.0, "checkpointing": False,
     "keep_state": "none", "held_out": 1, "min_snr_gamma": 5.0,
 }  # fmt: skip
-ASKED, COUNT, SHOWN = "draw it in ink", 16, (80, 240)
+ASKED, COUNT, SHOWN = "make it winter", 24, (120, 360)
+SEED = 7003  # of the scenes
 
 
 def edit_model(studio: Studio):
@@ -40,15 +41,17 @@ def edit_model(studio: Studio):
 
 
 def teach(studio: Studio):
-    """The node on pictures and their ink drawings: (model, history, examples shown, report)."""
+    """The node on scenes and the same in the snow: (model, history, examples shown, report)."""
     import folder_paths
     from palimpsest.nodes.instruction_training import nodes as training_nodes
     from palimpsest.nodes.instruction_training import training
 
     for name in ("loras", "diffusion_models"):
         folder_paths.folder_names_and_paths[name] = ([tempfile.mkdtemp()], {".safetensors"})
-    drawn = np.stack([world.render(scene) for scene in ink.scenes(COUNT)])
-    results = np.stack([ink.in_ink(picture) for picture in drawn])
+    found = (world.sample_scene(np.random.default_rng([SEED, number])) for number in itertools.count())
+    scenes = list(itertools.islice((scene for scene in found if scene.place != "snow"), COUNT))
+    drawn = np.stack([world.render(scene) for scene in scenes])
+    results = np.stack([world.render(world.edit(scene, place="snow")) for scene in scenes])
     kept, real, model = [], training.train, edit_model(studio)
 
     def train(*given, **named):
@@ -57,7 +60,7 @@ def teach(studio: Studio):
 
     training.train = train
     try:
-        single = {"model": model, "clip": studio.clip, "vae": studio.vae, "filename": "ink", "instructions": ASKED}
+        single = {"model": model, "clip": studio.clip, "vae": studio.vae, "filename": "winter", "instructions": ASKED}
         chosen = studio.defaults(training_nodes.TrainInstruction) | EDIT | single
         images = {"pictures": drawn, "results": results}
         given = {name: [value] for name, value in chosen.items()}

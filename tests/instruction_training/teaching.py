@@ -11,7 +11,7 @@ from palimpsest.nodes.instruction_training.nodes import TrainInstruction
 
 INSTRUCTIONS = ("make it blue", "let it rest", "make it (winter)", "move it to the other side")
 LISTS = ("pictures", "results", "instructions", "masks")
-FOLDERS = ("loras", "diffusion_models", files.STATES.folder)
+FOLDERS = ("loras", "diffusion_models", "palimpsest_blend", files.STATES.folder)
 SHORT = {
     "steps": 4, "resolution": 64, "rank": 4, "alpha": 4.0, "learning_rate": 1e-2, "preview_every": 0, "save_every": 0,
     "accumulation": 2,

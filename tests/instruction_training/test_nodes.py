@@ -14,8 +14,10 @@ from instruction_training import teaching
 from instruction_training.teaching import teach
 from lora_training.teaching import SmallVAE, text_encoder
 from palimpsest.nodes import host
+from palimpsest.nodes.feature_blend import feature_layers
+from palimpsest.nodes.feature_blend import files as blend_files
 from palimpsest.nodes.host import widening
-from palimpsest.nodes.instruction_training import fit, learning
+from palimpsest.nodes.instruction_training import blending, fit, learning
 from palimpsest.nodes.instruction_training.files import STATES
 from palimpsest.nodes.instruction_training.settings import INSTRUCT, WHOLE, InstructionSettings
 from palimpsest.nodes.training import generator_at
@@ -254,6 +256,24 @@ def test_masks_act_where_words_are_kept_inside_and_white_ones_do_not(edit_model,
     half = teach(edit_model, clip, masks=[harness.half()], words_inside=True)[-1]
     assert same(folders, plain, white)
     assert not same(folders, plain, half)
+
+
+def test_blend_weights_learn_beside_and_are_kept_for_feature_blend(edit_model, clip, folders):
+    plain = teach(edit_model, clip)[-1]
+    *_, report, file = teach(edit_model, clip, blend_layers="output, out", preview_every=4)
+    assert not same(folders, plain, file)
+    weights = blend_files.load(str(folders / "palimpsest_blend" / file))
+    weights.require_sound()
+    assert len(weights.on(feature_layers(edit_model, "Test"))) == len(weights.alphas) == 5
+    assert all(alpha != 0.5 for alpha in weights.alphas.values())
+    assert f"weights for Feature Blend: {weights}" in report
+
+
+def test_a_blend_of_all_edit_is_the_plain_prediction(edit_model, clip, folders, monkeypatch):
+    """alpha = 1 in every feature: the source's pass changes nothing."""
+    monkeypatch.setattr(blending.Alphas, "__getitem__", lambda self, key: (1.0, 1.0))
+    plain = teach(edit_model, clip)[-1]
+    assert same(folders, plain, teach(edit_model, clip, blend_layers="output, out")[-1])
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl_edit"])
