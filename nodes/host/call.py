@@ -271,21 +271,36 @@ def areas_of(conds: list[list | None], whole: Grid) -> dict[Any, Area]:
     return found
 
 
-def note_call(
-    executor: Any,
-    x: Tensor,
-    t: Tensor,
-    c_concat: Any = None,
-    c_crossattn: Any = None,
-    control: Any = None,
-    transformer_options: dict | None = None,
-    **kwargs: Any,
-) -> Any:
-    """APPLY_MODEL wrapper: tell the layers which call they are in."""
-    options = dict(transformer_options or {})
-    if "cond_or_uncond" in options:
-        options[NAME] = described(executor.class_obj, x, t, c_crossattn, options)
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+class EachCall:
+    """APPLY_MODEL wrapper: what stands in the options of a call is made anew for it."""
+
+    def prepared(self, model: Any, x: Tensor, t: Tensor, text: Tensor | None, options: dict, conds: dict) -> dict:
+        """The options to go on with: those given, which may be changed; conds: what else the model is given."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        given = {"text": c_crossattn, "options": dict(transformer_options or {}), "conds": kwargs}
+        options = self.prepared(executor.class_obj, x, t, **given)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+class NoteCall(EachCall):
+    """Tells the layers which call they are in."""
+
+    def prepared(self, model: Any, x: Tensor, t: Tensor, text: Tensor | None, options: dict, conds: dict) -> dict:
+        if "cond_or_uncond" in options:
+            options[NAME] = described(model, x, t, text, options)
+        return options
 
 
 def described(model: Any, x: Tensor, t: Tensor, text: Tensor | None, options: dict) -> ModelCall:
@@ -312,7 +327,7 @@ def observe(patched: Any) -> None:
     if not patched.get_wrappers(WrappersMP.OUTER_SAMPLE, NAME):
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, NAME, PerRun())
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, NAME, note_prompts)
-        patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, NAME, note_call)
+        patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, NAME, NoteCall())
 
 
 def each_run(patched: Any, name: str, begin: Callable[[Any, Run], None]) -> None:

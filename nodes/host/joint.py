@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .call import NAME, ModelCall, call_of, observe
+from .call import NAME, EachCall, ModelCall, call_of, observe
 from .compiled import not_compiled
 from .families import Family, patch_of, text_multiple
 from .model import Grid, LayerKey
@@ -154,11 +154,18 @@ class Override:
         if found is None:
             return run(query, key, value, heads, *rest, **named)
         call, layer = found
-        split = [heads_apart(tensor, heads, named.get("skip_reshape", False)) for tensor in (query, key, value)]
-        again = partial(run_again, run, heads, rest[1:], named)
-        mask = rest[0] if rest else named.get("mask")
-        given = JointAttention(call, layer, options[SEQUENCE], *split, again, mask, options)
-        attention = given
+        split = named.get("skip_reshape", False)
+        given = attention = JointAttention(
+            call=call,
+            layer=layer,
+            sequence=options[SEQUENCE],
+            query=heads_apart(query, heads, split),
+            key=heads_apart(key, heads, split),
+            value=heads_apart(value, heads, split),
+            run=partial(run_again, run, heads, rest[1:], named),
+            mask=rest[0] if rest else named.get("mask"),
+            options=options,
+        )
         for _, act in self.acts:
             made = act(attention)
             if isinstance(made, Tensor):
@@ -238,36 +245,26 @@ class Numbered:
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """APPLY_MODEL wrapper: for the length of a call, tell where its tokens stand and put our override in its place."""
+class Adapter(EachCall):
+    """For the length of a call, tells where its tokens stand and puts our override in its place."""
 
     family: Family
     acts: tuple[tuple[str, Act], ...] = ()
 
-    def __call__(
-        self,
-        executor: Any,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Any = None,
-        c_crossattn: Any = None,
-        control: Any = None,
-        transformer_options: dict | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        options = dict(transformer_options or {})
-        if call_of(options) is not None:
-            network = executor.class_obj.diffusion_model
-            if kwargs.get("ref_latents") and self.family.refiner:
-                raise ValueError(
-                    f"reference pictures stand in front of the picture in {self.family.name}, where its words cannot "
-                    "be told apart yet: take ReferenceLatent out."
-                )
-            options[SEQUENCE] = sequence_of(self.family, network, x, c_crossattn)
-            options[OVERRIDE] = Override(self.family, self.acts, options.get(OVERRIDE))
-            if not self.family.numbered:
-                options["patches_replace"] = numbered(self.family, network, options.get("patches_replace", {}))
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    def prepared(self, model: Any, x: Tensor, t: Tensor, text: Tensor | None, options: dict, conds: dict) -> dict:
+        if call_of(options) is None:
+            return options
+        network = model.diffusion_model
+        if conds.get("ref_latents") and self.family.refiner:
+            raise ValueError(
+                f"reference pictures stand in front of the picture in {self.family.name}, where its words cannot be "
+                "told apart yet: take ReferenceLatent out."
+            )
+        options[SEQUENCE] = sequence_of(self.family, network, x, text)
+        options[OVERRIDE] = Override(self.family, self.acts, options.get(OVERRIDE))
+        if not self.family.numbered:
+            options["patches_replace"] = numbered(self.family, network, options.get("patches_replace", {}))
+        return options
 
 
 def numbered(family: Family, network: Any, replaced: Mapping[str, Mapping]) -> dict:

@@ -197,6 +197,8 @@ def test_a_word_reaches_nothing_once_all_ways_are_closed(models, family):
         return relative(*pictures)
 
     some, text, everything = moved(), moved(hide_from_text=True), moved(**TIGHT)
+    whole = relative(*(sample(model, each, negative, latent(family)) for each in (other, positive)))
+    print(f"{family}: {some / whole:.2f} picture, {text / whole:.2f} and text, {everything / whole:.2f} and refiner")
     assert some > 1e-4
     assert everything == 0
     assert (text > 0) == (family in REFINED)
