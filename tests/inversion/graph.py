@@ -12,6 +12,7 @@ from graphs.parts import (
     group,
     load_image,
     note,
+    preview,
     save,
     text,
 )
@@ -34,6 +35,7 @@ VAE = {
     "directory": "vae",
 }
 STEPS, SHIFT, GUIDANCE, SOURCE_GUIDANCE, START = 30, 3.0, 5.0, 1.5, 0.2
+INVERSION_STEPS = 15
 
 START_HERE = """## Edit a photo with a flow model
 
@@ -42,7 +44,7 @@ Z-Image, Qwen-Image, SD 3.5 and FLUX are flow-matching models. **FlowEdit** edit
 1. Load the model, its text encoder and its VAE: of the **base** model, not of Turbo.
 2. **Your photo**: right click, *Open in Mask Editor*, paint over what may change. Without a mask the whole photo may.
 3. Describe the photo **as it is**, then **as it should be**: name the same things in the same words.
-4. Queue.
+4. Queue. Group 4 makes the same edit from the photo's inverted noise, without a mask; delete it if you do not need it.
 
 Other models: change the three loaders. SD 3.5: no *ModelSamplingAuraFlow*."""
 
@@ -109,7 +111,32 @@ def edit_photo() -> dict:
             "guider": guider, "noise": noise, "sigmas": sigmas, "sample": sample,
         }),
         group("3  The edited photo", "edit", {"decode": decode, "save": save(), "compare": compare()}),
+        by_inversion(),
     )  # fmt: skip
+
+
+def by_inversion() -> dict:
+    """The same edit from the photo's own noise, for comparison."""
+    short = {"type": "BasicScheduler", "size": [WIDE, 120], "title": "Steps of the inversion",
+             "widgets": {"scheduler": "simple", "steps": INVERSION_STEPS, "denoise": 1.0},
+             "inputs": {"model": "shift.MODEL"}}  # fmt: skip
+    invert = {
+        "type": "PalimpsestInvert", "size": [WIDE, 330],
+        "widgets": {"reconstruction_guidance": 0.0, "flow_method": "FireFlow"},
+        "inputs": {"model": "shift.MODEL", "latent": "encode.LATENT", "positive": "source.CONDITIONING",
+                   "sigmas": "short.SIGMAS"},
+    }  # fmt: skip
+    down = {"type": "PalimpsestFlowSampler", "size": [WIDE, 110], "widgets": {"method": "FireFlow"}}
+    again = {"type": "SamplerCustomAdvanced", "size": [WIDE, 140],
+             "inputs": {"noise": "invert.inverted_noise", "guider": "guider.GUIDER", "sampler": "down.sampler",
+                        "sigmas": "short.SIGMAS", "latent_image": "invert.noise"}}  # fmt: skip
+    decode = {"type": "VAEDecode", "size": [WIDE, 60], "inputs": {"samples": "again.output", "vae": "vae.VAE"}}
+    return group(
+        "4  To compare: from the photo's own noise",
+        "learned",
+        {"short": short, "invert": invert},
+        {"down": down, "again": again, "decode2": decode, "show": preview("From inverted noise", "decode2.IMAGE")},
+    )
 
 
 GRAPHS = {TITLE: edit_photo}
