@@ -304,4 +304,5 @@ def main() -> None:
             }
             contact_sheet(fives or {WAYS[name][0]: drawn}, output / f"lora_{options.concept}_{name}.png")
             print(name, {key: value for key, value in found[name].items() if key != "curve"}, flush=True)
-    print(f"\n{table(found)}")
+    ordered = [*(name for name in found if name not in WAYS), *(name for name in WAYS if name in found)]
+    print(f"\n{table({name: found[name] for name in ordered})}")
