@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from ..quoting import quoted
 from .edit_head import EditHead, Reading
 
 Heard = Callable[[str, int], None]  # the text so far, and its tokens
+LONGEST_RUN = 16  # of one token in a text
 WRITE_AND_SEE = "Qwen3-VL, Qwen3.5, Gemma 3 or Gemma 4 by Load CLIP"
 
 
@@ -61,7 +63,8 @@ class HostWriter:
                 )
             limits = {"do_sample": False, "max_length": most, "temperature": 1.0, "seed": 0}
             ids = self.clip.generate(tokens, **taken(self.clip.generate, limits))
-            return Written(str(self.clip.decode(ids)), question, len(ids) if hasattr(ids, "__len__") else None)
+            sent = sent_text(self.clip, tokens, question)
+            return Written(str(self.clip.decode(ids)), sent, len(ids) if hasattr(ids, "__len__") else None)
 
 
 def shown(picture: Tensor | None) -> dict[str, Tensor]:
@@ -85,6 +88,27 @@ def entries(tokens: Any) -> Iterator[Any]:
         yield tokens[0]
     else:
         yield tokens
+
+
+def sent_text(clip: Any, tokens: Any, question: str) -> str:
+    """The text that a host's tokens are, with <picture> for a picture: the question in its template.
+
+    The question alone where what they decode to does not hold it.
+    """
+    parts = []
+    for are_numbers, group in itertools.groupby(entries(tokens), lambda token: isinstance(token, int)):
+        if are_numbers:
+            parts.append(str(clip.decode(unpadded(group), **taken(clip.decode, {"skip_special_tokens": False}))))
+        else:
+            parts += ["<picture>" for token in group if isinstance(token, dict)]
+    text = "".join(parts).strip()
+    return text if " ".join(question.split()) in " ".join(text.split()) else question
+
+
+def unpadded(ids: Iterable[int]) -> list[int]:
+    """Tokens without the host's padding: runs of one token, longer than any in a text."""
+    runs = [list(run) for _, run in itertools.groupby(ids)]
+    return [token for run in runs if len(run) <= LONGEST_RUN for token in run]
 
 
 def taken(method: Callable, values: dict[str, Any]) -> dict[str, Any]:
