@@ -17,11 +17,6 @@ def order_input(tooltip: str) -> io.Combo.Input:
     return io.Combo.Input("order", options=list(places.ORDERS), default=places.DOWN, tooltip=tooltip)
 
 
-def boxes_input(tooltip: str) -> io.Custom.Input:
-    """Boxes of another node; the editor would send one of its own where none is connected."""
-    return BOXES.Input("bboxes", optional=True, extra_dict={"forceInput": True}, tooltip=tooltip)
-
-
 class TextLinesNode(io.ComfyNode):
     """Say what is written where."""
 
@@ -120,7 +115,12 @@ class TextLinesNode(io.ComfyNode):
                     tooltip="Where the lines go: each white part is one line's place, of any form. Of several masks "
                     "each is a line's. Without mask and bboxes lines stand in rows down the middle.",
                 ),
-                boxes_input("Where the lines go, as boxes in pixels of the picture: one for each."),
+                BOXES.Input(
+                    "bboxes",
+                    optional=True,
+                    extra_dict={"forceInput": True},  # the editor would send a box of its own where none is connected
+                    tooltip="Where the lines go, as boxes in pixels of the picture: one for each.",
+                ),
             ],
             outputs=[
                 sockets.TextLines.Output(
@@ -272,7 +272,12 @@ class ReadText(io.ComfyNode):
                     tooltip="Where text stands: each white part is one line. Without any place the whole picture is "
                     "read as one line.",
                 ),
-                boxes_input("Where text stands, as boxes in pixels, one for each line."),
+                BOXES.Input(
+                    "bboxes",
+                    optional=True,
+                    extra_dict={"forceInput": True},
+                    tooltip="Where text stands, as boxes in pixels, one for each line.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="text", tooltip="What was read, a line for each place."),
