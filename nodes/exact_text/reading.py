@@ -27,7 +27,7 @@ COMPARE = {
     ANY_CASE: str.casefold,
     LETTERS_ONLY: lambda text: "".join(text.casefold().split()),
 }
-MARGIN = 0.25  # of the letters' height: of 120 random lines on a photo .73 were read, .43 of their whole places
+MARGIN = 0.25  # of the letters' height; tests/exact_text/benchmark.py compares others, and what is drawn may drift
 WIDEST = 2560  # pixels of a prepared line: more than 200 letters
 # The reader's alphabet has Latin letters and digits in full width as well, which it takes for those of turned lines.
 HALF_WIDTH = {0xFEE0 + code: code for code in range(0x21, 0x7F) if chr(code).isalnum()}

@@ -287,8 +287,9 @@ def not_finite(value: Any, depth: int = 0) -> Iterator[str]:
         for each in value:
             yield from not_finite(each, depth + 1)
     elif depth < 4 and is_dataclass(value):
-        for each in fields(value):
-            yield from not_finite(getattr(value, each.name), depth + 1)
+        held = (getattr(value, each.name) for each in fields(value))
+        for each in (part for part in held if not isinstance(part, str)):  # a text that it carries is no report
+            yield from not_finite(each, depth + 1)
 
 
 # ---- what must not change -------------------------------------------------------------------------------------------

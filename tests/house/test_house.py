@@ -204,6 +204,18 @@ def test_the_archive_has_what_the_readme_links_to():
     assert not left_out("nodes/extension.py")
 
 
+LARGEST = 130_000  # bytes of a file that ships
+LARGER = {"nodes/exact_text/weights/pp_ocrv3_recogniser.safetensors": 5_500_000}  # what Read Text reads with
+
+
+def test_what_ships_is_small():
+    tops = [path for path in ROOT.iterdir() if not left_out(path.name)]
+    for path in (path for folder in tops for path in (folder.rglob("*") if folder.is_dir() else [folder])):
+        name = path.relative_to(ROOT).as_posix()
+        if path.is_file() and not left_out(name):
+            assert path.stat().st_size <= LARGER.get(name, LARGEST), name
+
+
 def test_the_registry_shows_an_icon_and_a_banner():
     """Limits of the registry: an icon of at most 400 x 400, a banner of 21 : 9."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
