@@ -16,7 +16,8 @@ a an the and of in on at his her with dog cat man woman snow sand park sitting s
 white style animated picture image is what will this be like if make it winter alternative user assistant chat between
 curious artificial intelligence gives helpful detailed polite answers to questions summarize following paragraph words
 """
-SPECIAL = ["<unk>", "<s>", "</s>", "<im_patch>", "<im_start>", "<im_end>", *(f"[IMG{i}]" for i in range(8))]
+SPECIAL = ["<unk>", "<s>", "</s>", "<im_patch>", "<im_start>", "<im_end>"]
+IMAGES = [f"[IMG{i}]" for i in range(8)]  # behind all others, as MGIE adds them
 VISION = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 7, "projection_dim": 8,
@@ -41,7 +42,7 @@ def tokenizer():
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
     ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
     made = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **ends)
-    made.add_special_tokens({"additional_special_tokens": SPECIAL[3:]})
+    made.add_special_tokens({"additional_special_tokens": [*SPECIAL[3:], *IMAGES]})
     return made
 
 
@@ -86,8 +87,8 @@ def write(folder: Path, seed: int = 0, *, unet: dict | None = None, trained: boo
     own |= language.state_dict()
     tables = ("model.embed_tokens.weight", "lm_head.weight")
     learned = {name: own[name].clone() for name in tables}
-    if trained and not merged:
-        own |= {name: torch.zeros(len(made) - 8, TEXT["hidden_size"]) for name in tables}
+    if not merged:
+        own |= {name: own[name][: len(made) - 8] for name in tables}  # LLaVA's, without [IMG0..7]
     save_file({name: tensor.contiguous() for name, tensor in own.items()}, folder / "model.safetensors")
     tower = {name.removeprefix("vision_model."): tensor.contiguous() for name, tensor in vision.state_dict().items()}
     save_file({f"vision_model.{name}": tensor for name, tensor in tower.items()}, folder / "vision.safetensors")

@@ -79,6 +79,13 @@ class MgieModel:
         """The id of a token."""
         return self.tokenizer.convert_tokens_to_ids(name)
 
+    @property
+    def says_images(self) -> bool:
+        """Whether it knows [IMG0..7], as MGIE's does; a plain LLaVA writes texts alone."""
+        known = self.llava.get_input_embeddings().num_embeddings
+        ids = [self.token(name) for name in IMAGES]
+        return all(each not in (None, self.tokenizer.unk_token_id) and each < known for each in ids)
+
     def pixels(self, picture: Tensor) -> Tensor:
         """A picture (H, W, 3) in 0..1 as the vision tower is given it: the square in its middle (1, 3, side, side)."""
         return centre_square(picture, self.config.vision_config.image_size)
@@ -138,13 +145,16 @@ class MgieModel:
             limits=Limits(most, frozenset({self.tokenizer.eos_token_id})),
             heard=lambda tokens: heard(self.tokenizer.decode(tokens), len(tokens)),
         )
-        first, said = where_images_begin([*ids, *written], self.token(IMAGES[0]), len(states))
+        image = self.token(IMAGES[0]) if self.says_images else -1
+        first, said = where_images_begin([*ids, *written], image, len(states))
         text = self.tokenizer.decode(written)
         read = Reading(prompt, pixels.cpu(), text, states[first : first + IMAGE_TOKENS].float().cpu())
         return read, text, len(written), said
 
     def read(self, asked: Reading, text: str) -> Reading:
         """The states of the same picture and question where the answer was another text: the model is told it."""
+        if not self.says_images:
+            raise ValueError(f"{self.name} does not know {IMAGES[0]}: convert MGIE's mllm.pt as well.")
         ids = [*self.tokens(f"{asked.prompt} {text}"), *map(self.token, IMAGES)]
         self.require_room(ids, 0)
         self.load(len(ids))
@@ -195,12 +205,13 @@ def load_mgie(folder: MgieFolder, dtype: str) -> MgieModel:
             llava = Llava(config, comfy.ops.manual_cast)
         fill(llava, state, folder.name)
         patcher = managed(hosted(llava))
-    if len(tokenizer) > llava.get_input_embeddings().num_embeddings:
+    made = MgieModel(folder.name, config, patcher, tokenizer)
+    known, tokens = llava.get_input_embeddings().num_embeddings, set(tokenizer.get_vocab())
+    if len(tokens - (set() if made.says_images else set(IMAGES))) > known:
         raise ValueError(
-            f"the tokenizer of {folder.name} has {len(tokenizer)} tokens, its weights know "
-            f"{llava.get_input_embeddings().num_embeddings}: {COPY_AGAIN}."
+            f"the tokenizer of {folder.name} has {len(tokenizer)} tokens, its weights know {known}: {COPY_AGAIN}."
         )
-    return MgieModel(folder.name, config, patcher, tokenizer)
+    return made
 
 
 def language_state(paths: Sequence[Any], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -242,8 +253,8 @@ def fill(llava: Llava, state: dict[str, Tensor], name: str) -> None:
 
 
 def require_tokens(tokenizer: Any, name: str) -> None:
-    """Raise ValueError for a tokenizer without the tokens of pictures."""
-    for token in (START, PATCH, END, *IMAGES):
+    """Raise ValueError for a tokenizer without the tokens around a picture."""
+    for token in (START, PATCH, END):
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
             raise ValueError(f"the tokenizer of {name} does not know {token}: convert the published files again.")
     if tokenizer.eos_token_id is None:

@@ -144,13 +144,17 @@ class MgieWriter:
     def __init__(self, head: EditHead):
         if not isinstance(head, EditHead) or head.model is None:
             raise ValueError("mgie holds no language model: connect Load MGIE.")
-        self.model, self.name = head.model, head.name
+        self.model, self.name, self.network = head.model, head.name, head.network
 
     def write(self, picture: Tensor | None, question: str, most: int, heard: Heard) -> Written:
         model = self.model.loaded()
         height, width, _ = picture.shape
         reading, text, tokens, said = model.write(picture, question, most, heard)
-        notes = [] if said else ["it did not say [IMG0]: the edit head reads the eight states before its end"]
+        notes = (
+            []
+            if said or self.network is None
+            else ["it did not say [IMG0]: the edit head reads the eight states before its end"]
+        )
         if height != width:
             notes.append(f"it saw the square in the middle of {width} x {height} pixels")
         return Written(text, reading.prompt, tokens, "; ".join(notes), reading)

@@ -18,6 +18,7 @@ MARGIN = 24  # between any two nodes, in the graph's units
 UNSET = {
     "PalimpsestLoadMultimodalEncoder": "folder",
     "PalimpsestTrainTextControl": "folder",
+    "PalimpsestLoadMGIE": "folder",
 }  # where a host lists something, the editor takes its first; others: file
 RUNS_IN = {path: RENDERERS[i % 2] for i, path in enumerate(WORKFLOWS)}
 

@@ -58,7 +58,7 @@ def express() -> dict:
 
 
 def in_view() -> dict:
-    return {"type": "PreviewAny", "title": "The expressed text", "size": [WIDE, 160],
+    return {"type": "PreviewAny", "title": "The expressed text", "size": [WIDE, 220],
             "inputs": {"source": "express.expressed"}}  # fmt: skip
 
 
@@ -105,12 +105,13 @@ def instruction() -> dict:
         group(
             "1 Your photo",
             "yours",
-            {"checkpoint": edit_checkpoint(), "image": load_image(CAT, "Your photo")},
+            {"checkpoint": edit_checkpoint(), "image": load_image(CAT, "Your photo"), "mgie": apple},
         ),
         group(
             "2 What the instruction means",
             "learned",
-            {"language": language_model(), "mgie": apple, "express": express(), "view": in_view()},
+            {"language": language_model(), "express": express()},
+            {"view": in_view()},
         ),
         group(
             "3 The edit",

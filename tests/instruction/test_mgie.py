@@ -209,6 +209,9 @@ def test_a_folder_without_unet_or_head_says_so_to_who_wants_one(tmp_path, monkey
     blocked, head, report = execute(nodes.LoadMGIE, folder="llava")
     assert "has no unet.safetensors" in blocked.message
     assert "edit head: none" in report
+    text, _, said = execute(nodes.ExpressInstruction, image=tiny_models.picture(), mgie=head, max_tokens=12)
+    assert text
+    assert "[IMG0]" not in said
     with pytest.raises(ValueError, match="llava has no edit head"):
         execute(nodes.EditInstruction, route="edit head", edit_head=head, text="a cat")
 
