@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from .. import host, inputs, saving, sockets
 from . import apply as feature_apply
-from . import files, plot, tuning
+from . import files, pairs, plot, tuning
 from .fitting import PAPER
 from .latents import SOURCE_LATENTS
 from .weights import BlendWeights
@@ -295,6 +295,7 @@ class TuneFeatureBlend(io.ComfyNode):
             callback=latent_preview.prepare_callback(model, settings.steps),
         )
         report = f"learned {described(weights)}, {time.monotonic() - began:.0f} s"
+        report += "" if edited is None else pairs.seen(trajectory, settings)
         return io.NodeOutput(weights, plot.draw(weights), report, ui=host.told(cls, report))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -95,3 +96,13 @@ def paired(
         for name, prompt in named.items()
     }
     return Prompts(*joined.values()), model.model.process_latent_in(edited.clone()).cpu()
+
+
+def seen(trajectory: host.Trajectory, settings: TuneSettings) -> str:
+    """What a report adds: how many of the trajectory's pairs had their edit sampled, and what all of them take."""
+    pairs, together = trajectory.pictures, min(settings.pairs_per_step, trajectory.pictures)
+    samplings, all_steps = settings.steps // trajectory.steps, trajectory.steps * math.ceil(pairs / together)
+    if settings.steps < all_steps:
+        done = min(samplings * together, pairs)
+        return f"; {done} of {pairs} pairs sampled to the end: set steps to {all_steps} for all"
+    return f"; towards {pairs} edited pictures"

@@ -41,7 +41,9 @@ def test_alphas_fall_where_nothing_should_change_and_rise_towards_the_models_own
     plain = sample(model, noise)
     kept, _, report = tune(pairs, latent["samples"])
     changed = tune(pairs, plain)[0]
-    assert "learned output 0" in report and kept.info["towards"] == "the edited pictures"
+    assert "towards 3 edited pictures" in report and "learned output 0" in report
+    assert "1 of 3 pairs sampled to the end: set steps to 9 for all" in tune(pairs, plain, steps=4)[2]
+    assert kept.info["towards"] == "the edited pictures"
     assert sum(kept.alphas.values()) < sum(changed.alphas.values())
     assert torch.equal(sample(model, noise), plain)
 
