@@ -117,12 +117,24 @@ class Fitting:
         self.optimiser = optimiser_for(groups_of(self.factors, self.rates), self.settings)
         self.history.optimiser = self.optimiser.name
         if self.state:
+            self.require_fitting()
             parts = {key.removeprefix("optimiser."): v for key, v in self.state.items() if key.startswith("optimiser.")}
             with torch.no_grad():
                 for name, tensor in self.named().items():
                     tensor.copy_(self.state[f"factor.{name}"])
             restore(self.optimiser.steps, parts)
         self.good = GoodWeights(list(self.named().values()))
+
+    def require_fitting(self) -> None:
+        """Raise ValueError where the state to go on from is of another model."""
+        for name, tensor in self.named().items():
+            found = self.state.get(f"factor.{name}")
+            if found is None or found.shape != tensor.shape:
+                raise ValueError(
+                    f"the training to resume was made with another model (its {name} is "
+                    f"{'missing' if found is None else tuple(found.shape)}, here it is {tuple(tensor.shape)}): connect "
+                    "the one that it was made with."
+                )
 
     def named(self) -> dict[str, Tensor]:
         """Every trained tensor by its part and name."""

@@ -152,8 +152,10 @@ def own_folders(base: Path) -> Iterator[None]:
         folder_paths.models_dir = str(base / "models")
         for name in ("output", "input", "temp"):
             setattr(folder_paths, f"{name}_directory", str(base / name))
-        (base / "models" / "loras").mkdir()
-        own = {"loras": ([str(base / "models" / "loras")], {".safetensors"})}
+        hosts = {name: base / "models" / name for name in ("loras", "diffusion_models")}  # that our nodes write to
+        for folder in hosts.values():
+            folder.mkdir()
+        own = {name: ([str(folder)], {".safetensors"}) for name, folder in hosts.items()}
         folder_paths.folder_names_and_paths = own
         folder_paths.filename_list_cache = {}
         register_folders()

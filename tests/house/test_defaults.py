@@ -102,6 +102,8 @@ LITERATURE = {  # nodes and values that papers print for SD 1.x, or that their a
     "PalimpsestAttentionFusion": {"self_attention_until": 0.5, "cross_attention_until": 0.5, "blend_threshold": 0.3,
                                   "layers": "all but the finest"},
     "PalimpsestTrainContextAdapter": {"steps": 200, "min_snr_gamma": 5.0, "learning_rate": 0.0001},
+    "PalimpsestTrainInstruction": {"drop_text": 0.05, "drop_both": 0.05, "drop_picture": 0.05, "learning_rate": 0.0001,
+                                   "text_guidance": 7.5, "picture_guidance": 1.5},
     "PalimpsestBuildMultimodalDataset": {"min_side": 150, "max_share": 0.75, "max_crops": 3, "head_share": 0.7,
                                          "vary_share": 0.2, "whole_share": 0.3, "box_threshold": 0.35,
                                          "text_threshold": 0.25},

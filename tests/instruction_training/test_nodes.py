@@ -217,6 +217,13 @@ def test_other_settings_do_not_go_on(model, clip, folders):
         teach(model, clip, rank=8, resume=state)
 
 
+def test_a_state_of_another_model_is_a_sentence(model, edit_model, clip, folders):
+    teach(model, clip, keep_widened=False)
+    (state,) = (path.name for path in (folders / STATES.folder).glob("*.safetensors"))
+    with pytest.raises(ValueError, match=r"made with another model \(its unet.input_blocks.0.0.up is missing"):
+        teach(edit_model, clip, resume=state)
+
+
 def test_a_cancelled_training_goes_on_as_if_it_had_not_been(model, clip, folders, monkeypatch):
     whole = teach(model, clip, filename="whole", keep_state="none")[-1]
     real = fit.FitInstruction.after
