@@ -69,8 +69,8 @@ Z_IMAGE = LUMINA | {
 
 FAMILIES = {
     "flux": Tiny("Flux", "Flux", "flux.model.Flux", 48, 32, layout=flux()),
-    "flux2": Tiny("Flux2", "Flux2", "flux.model.Flux", 48, channels=128, side=(6, 4), layout=FLUX2),
-    "chroma": Tiny("Chroma", "Chroma", "chroma.model.Chroma", 48, layout=CHROMA),
+    "flux2": Tiny("Flux2", "Flux2", "flux.model.Flux", 48, 32, channels=128, side=(6, 4), layout=FLUX2),
+    "chroma": Tiny("Chroma", "Chroma", "chroma.model.Chroma", 48, 32, layout=CHROMA),
     "sd3": Tiny("SD3", "SD3", "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper", 48, 32, layout=SD3),
     "sd35m": Tiny(
         "SD3", "SD3", "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper", 48, 32,
@@ -121,7 +121,7 @@ def model(family: str, seed: int = 0, inference: bool = True):
 
 
 def prompt(family: str, seed: int, tokens: int = 9, **more: Any) -> list:
-    """A CONDITIONING of random tokens, with a pooled output where the family reads one."""
+    """A CONDITIONING of random tokens, with a pooled output where the family, or an older host, asks for it."""
     tiny, generator = FAMILIES[family], torch.Generator().manual_seed(seed)
     text = torch.randn(1, tokens, tiny.text, generator=generator)
     extra = {"pooled_output": torch.randn(1, tiny.pooled, generator=generator)} if tiny.pooled else {}
