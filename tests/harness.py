@@ -61,8 +61,8 @@ def invert(
     latent = tiny_models.latent() if latent is None else latent
     usual = prompts(family_of(model))
     inputs = {"positive": positive or usual[0], "negative": negative or usual[1], "steps": STEPS} | settings
-    trajectory, start, rebuilt, *rest = tiny_models.execute(Invert, model=model, latent=latent, **inputs)
-    return trajectory, start["samples"], rebuilt["samples"], *rest
+    trajectory, start, rebuilt, report, _ = tiny_models.execute(Invert, model=model, latent=latent, **inputs)
+    return trajectory, start["samples"], rebuilt["samples"], report
 
 
 def tune(
