@@ -21,6 +21,7 @@ from palimpsest.nodes.instruction_training import blending, fit, learning
 from palimpsest.nodes.instruction_training.files import STATES
 from palimpsest.nodes.instruction_training.settings import INSTRUCT, WHOLE, InstructionSettings
 from palimpsest.nodes.training import generator_at
+from safetensors.torch import save_file
 
 families = pytest.mark.parametrize("family", ["sd15", "sdxl", "sd15_edit", "sdxl_edit"])
 
@@ -137,6 +138,18 @@ def test_the_unet_that_a_lora_belongs_to_is_kept_or_not(model, clip, folders):
     teach(model, clip, filename="edits", keep_widened=False)
     assert [path.name for path in (folders / "diffusion_models").iterdir()] == ["edits_00001_base.safetensors"]
     assert file == "edits_00001.safetensors"
+
+
+def test_load_diffusion_model_takes_a_widened_unet_for_instruct_pix2pix(pocket_checkpoint, folders):
+    with torch.inference_mode():
+        model, *_ = comfy.sd.load_checkpoint_guess_config(str(pocket_checkpoint), output_vae=False, output_clip=False)
+        wide = widening.with_channels(model, "Test")
+        save_file(learning.unet_file(wide), folders / "diffusion_models" / "wide.safetensors")
+        loaded = comfy.sd.load_diffusion_model(str(folders / "diffusion_models" / "wide.safetensors"))
+    assert type(loaded.model).__name__ == "SD15_instructpix2pix"
+    weights = loaded.model.diffusion_model.state_dict()
+    for name, weight in wide.model.diffusion_model.state_dict().items():
+        assert torch.equal(weights[name], weight), name
 
 
 def test_what_is_previewed_while_training_is_what_the_hosts_dual_guider_draws(edit_model, clip, folders):
