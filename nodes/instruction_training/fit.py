@@ -14,7 +14,7 @@ from .. import training
 from ..training.fitting import Fitting
 from ..training.optimisers import Learning
 from ..training.pictures import Order
-from ..training.prompts import Prompts
+from ..training.texts import Prompts
 from .blending import RATE, BlendedPass, with_step
 from .examples import Example
 from .settings import InstructionSettings

@@ -12,7 +12,7 @@ from ...kernels.lora import min_snr_weight, with_offset
 from .. import training
 from ..training.fitting import Fitting
 from ..training.pictures import Order
-from ..training.prompts import Prompts
+from ..training.texts import Prompts
 from .pictures import Example
 from .settings import LoRASettings
 
