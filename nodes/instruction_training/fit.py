@@ -14,7 +14,7 @@ from .. import training
 from ..training.fitting import Fitting
 from ..training.optimisers import Learning
 from ..training.pictures import Order
-from ..training.texts import Prompts
+from ..training.prompts import Prompts
 from .blending import RATE, BlendedPass, with_step
 from .examples import Example
 from .settings import InstructionSettings
@@ -56,16 +56,6 @@ class FitInstruction(Fitting):
         self.examples, self.read, self.inside, self.shown = examples, prompts.batch, inside, shown
         self.blended, self.as_latent = blended, as_latent
         self.loss, self.velocity, self.sigmas, self.reader = loss, velocity, sigmas, reader
-
-    @property
-    def steps(self) -> int:
-        """Steps in all."""
-        return self.settings.steps
-
-    @property
-    def unit(self) -> int:
-        """Files and previews are counted in steps."""
-        return 1
 
     def losses(self, step: int, batch: int, rows: list[int]) -> tuple[Tensor, list[float]]:
         """(loss of each triple, its place in the schedule) of one batch."""

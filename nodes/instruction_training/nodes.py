@@ -147,7 +147,7 @@ def source_of(folder: str, wired: triples.Connected, settings: InstructionSettin
 def describe(
     history: History, settings: InstructionSettings, count: int, target: files.TrainingFiles, seconds: float
 ) -> str:
-    """What was trained, in one line."""
+    """What learned from how many triples, how well, and where it went."""
     lora = f"LoRA of rank {settings.rank}" + (", first convolution" if "first" in target.parts.factors else "")
     blend = f"weights for Feature Blend: {target.parts.blend}" if target.parts.blend else ""
     base = f"belongs to {target.base_name} (Load Diffusion Model)" if target.base_name else ""

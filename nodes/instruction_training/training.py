@@ -13,7 +13,7 @@ from ...kernels.denoising_loss import velocity_loss
 from .. import host, training
 from ..host import checkpointing, gradient, widening
 from ..training.fitting import History
-from ..training.texts import Prompts
+from ..training.prompts import Prompts
 from . import words
 from .blending import BlendedPass
 from .examples import Example

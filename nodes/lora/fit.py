@@ -12,7 +12,7 @@ from ...kernels.lora import min_snr_weight, with_offset
 from .. import training
 from ..training.fitting import Fitting
 from ..training.pictures import Order
-from ..training.texts import Prompts
+from ..training.prompts import Prompts
 from .pictures import Example
 from .settings import LoRASettings
 
@@ -44,6 +44,16 @@ class FitLoRA(Fitting):
         super().__init__(Order(examples, settings), factors, settings, rates=rates, watch=watch, state=state)
         self.examples, self.prompts, self.previewed = examples, prompts, previewed
         self.loss, self.velocity, self.sigmas, self.reader = loss, velocity, sigmas, reader
+
+    @property
+    def steps(self) -> int:
+        """Of the optimiser, in all epochs."""
+        return self.settings.epochs * self.unit
+
+    @property
+    def unit(self) -> int:
+        """An epoch's: files and previews are counted in epochs."""
+        return self.order.steps_per_epoch
 
     def weight(self, rows: list[int], batches: list[list[int]]) -> float:
         """Pictures of the class count apart."""

@@ -14,7 +14,7 @@ from .. import host, training
 from ..host import checkpointing, gradient
 from ..training.fitting import History
 from ..training.pictures import split_pictures
-from ..training.texts import Prompts, cloned_norm_inputs
+from ..training.prompts import Prompts, cloned_norm_inputs
 from .fit import FitLoRA
 from .layers import text_layers, unet_layers
 from .pictures import Example, captions_for, examples, masks_for

@@ -50,16 +50,6 @@ class FitTextControl(Fitting):
         self.examples, self.projection, self.control, self.prompts = examples, learning[1], control, prompts
         self.reader, self.loss, self.sigmas, self.reading = reader, loss, sigmas, reading
 
-    @property
-    def steps(self) -> int:
-        """Steps in all."""
-        return self.settings.steps
-
-    @property
-    def unit(self) -> int:
-        """Files and previews are counted in steps."""
-        return 1
-
     def losses(self, step: int, batch: int, rows: list[int]) -> tuple[Tensor, list[float]]:
         """What each picture of a batch costs, and its place in the schedule."""
         settings, drawn = self.settings, training.generator_at(self.settings.seed, "step", step, batch)

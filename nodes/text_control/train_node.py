@@ -266,7 +266,7 @@ class TrainTextControl(io.ComfyNode):
 
 
 def describe(history: History, found: list, told: str, written: list[str], seconds: float) -> str:
-    """What was trained, in one line."""
+    """From how many lines the control learned, how well, and where it went."""
     parts = [
         f"{history.kept} steps" + (f" after {history.before}" if history.before else ""),
         f"{len(found)} pictures, {sum(len(example.lines) for example in found)} lines",

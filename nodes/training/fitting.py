@@ -79,13 +79,13 @@ class Fitting:
 
     @property
     def steps(self) -> int:
-        """Steps in all."""
-        return self.settings.epochs * self.order.steps_per_epoch
+        """Of the optimiser, from the first to the last."""
+        return self.settings.steps
 
     @property
     def unit(self) -> int:
-        """Steps of what files and previews are counted in."""
-        return self.order.steps_per_epoch
+        """So many of them are one of what files and previews are counted in."""
+        return 1
 
     def losses(self, step: int, batch: int, rows: list[int]) -> tuple[Tensor, list[float]]:
         """(loss of each picture, its place in the schedule) of one batch."""
