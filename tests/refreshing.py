@@ -67,6 +67,9 @@ STEPS = {
     "files": sweep("rank", "keyframes", first=8, scenes=6),
     "editing": sweep("source_guidance", "start_percent", first=0, scenes=4),
     "tuning": sweep("guidance", "inner_steps", "learning_rate", "layers", first=0, scenes=3, steps=10),
+    "paper": Step("kv.benchmark", ("--paper", "--scenes", "2")),
+    "changes": Step("what_changes.benchmark", ("--starts", "0.1")),
+    "pairs": Step("feature_blend.benchmark", ("--edits", "colour"), results("pairs.json", "pairs.md")),
     "rivals": Step("rivals.benchmark", (), results("edits.json", "edits.png")),
     "regions": Step("cross_attention.benchmark", (), results("regions.json", "regions.md", "regions.jpg")),
     "clips": Step(

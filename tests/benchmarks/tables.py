@@ -201,6 +201,23 @@ TABLES = {
         ),
         "method",
     ),
+    "pairs": Table(
+        "pairs.json",
+        ("edits", "colour", "rows"),
+        {
+            "prompt alone": "prompt alone",
+            "alpha 0.5": "alpha 0.5, the paper's",
+            "alphas learned from pairs": "alphas learned from pairs",
+        },
+        (
+            single("edited", "attribute", best=most),
+            single("identity", "identity", best=most),
+            single("background", "background", 1, most, " dB"),
+            single("to the ideal edit", "ideal", 1, most, " dB"),
+            single("nearer than alpha 0.5", "wins"),
+        ),
+        "a new colour",
+    ),
     "clips": Table(
         "context_clips.json",
         ("clips",),
