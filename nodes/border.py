@@ -25,6 +25,7 @@ from .quoting import quoted
 
 LOOK_BEFORE = "look at the node before it"
 LEAST_LATENT = 4  # cells a side: a U-Net halves the grid several times
+LOUDEST = 1e9  # of a prompt: language models reach some ten thousands
 BRIGHTEST = 1e5  # of a picture: more than half precision holds, for pictures of high dynamic range
 LETTERS = 1_000_000  # of a text: a caption for each of ten thousand pictures
 LETTERS_OF_A_PROMPT = 10_000  # thirty times what CLIP encodes at once; two prompts are compared word by word
@@ -115,6 +116,8 @@ def prompt(value: Any, name: str) -> list:
     tokens, extra = value
     if isinstance(tokens, Tensor):
         tokens = tensor_of(tokens, name, "a prompt has three (batch, tokens, channels)", dimensions=(3,))
+        if tokens.numel() and (most := tokens.abs().max().item()) > LOUDEST:
+            raise ValueError(f"{name} holds numbers up to {most:.0e}, which no text encoder writes: {LOOK_BEFORE}.")
     for key, beside in extra.items():
         if not (host.is_finite(beside) if isinstance(beside, Tensor) else is_finite_number(beside)):
             raise ValueError(f"{name} has a {key} with NaN or infinite values: {LOOK_BEFORE}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,11 +118,19 @@ def same_layout(model: Any, other: str) -> bool:
 
 
 def layout(model: Any) -> str:
-    """Family, latent channels and self-attention layers of a model; of a transformer, its stacks of blocks."""
-    if not is_unet(model):
-        return f"{type(model.model).__name__} {model.get_model_object('latent_format').latent_channels} {stacks(model)}"
-    layers = ";".join(f"{layer} {layer.channels}" for layer in self_attention_layers(model))
-    return f"{type(model.model).__name__} {model.model.latent_format.latent_channels} {layers}"
+    """Family, latent channels and attention layers of a model; of an unknown transformer, its stacks of blocks."""
+    if family_of(model) is not None:
+        layers = named_layers(word_layers(model))
+    elif is_unet(model):
+        layers = named_layers(self_attention_layers(model))
+    else:
+        layers = stacks(model)
+    return f"{type(model.model).__name__} {model.get_model_object('latent_format').latent_channels} {layers}"
+
+
+def named_layers(layers: Iterable[AttentionLayer]) -> str:
+    """Layers by name, each with its channels."""
+    return ";".join(f"{layer} {layer.channels}" for layer in layers)
 
 
 def stacks(model: Any) -> str:

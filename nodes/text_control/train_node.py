@@ -240,7 +240,7 @@ class TrainTextControl(io.ComfyNode):
         learning = training.begin(model, clip, control_net, text_embedder, settings)
         state = None
         if resume != states.NEW:
-            state = states.load_state(keeping.STATES, resume, settings.named(), keeping.free_settings(settings))
+            state = states.load_state(keeping.STATES, resume, settings, keeping.free_settings(settings))
         recogniser = text_embedder.recogniser if text_embedder else exact_text.shipped_recogniser()
         layout = learning[0].network.layout
         target = keeping.TrainingFiles.new(filename, settings, layout, recogniser)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser.editor import Editor, needs_browser
-from graphs.pocket import SHORT, stand_ins
+from graphs.pocket import OF_OTHER_KINDS, SHORT, stand_ins
 from graphs.shipped import MAKES_TUNING, WORKFLOWS, api_form, check_pictures, pocket_form, provide_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +19,7 @@ UNSET = {
     "PalimpsestLoadMultimodalEncoder": "folder",
     "PalimpsestTrainTextControl": "folder",
     "PalimpsestLoadMGIE": "folder",
+    "LoraLoader": "lora_name",
 }  # where a host lists something, the editor takes its first; others: file
 RUNS_IN = {path: RENDERERS[i % 2] for i, path in enumerate(WORKFLOWS)}
 
@@ -67,13 +68,16 @@ def closer_than(margin: float, boxes: list[list]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_loads_runs_and_saves(editor, client, workflow):
     opened, renderer = editor
-    prompt, runs = pocket_form(workflow.stem, short=True), RUNS_IN[workflow] == renderer
+    prompt, editable = pocket_form(workflow.stem, short=True), workflow.stem[:2] not in OF_OTHER_KINDS
+    runs = editable and RUNS_IN[workflow] == renderer  # house/test_workflows.py runs them all
     provide_files(client, prompt)
     report = opened.ask(question(workflow, f"{renderer}.en", run=runs))
     assert report["missing"] == [], "node types the editor does not know"
     assert report["again"] == report["prompt"], "saving and loading changed the graph"
     assert as_shipped(report["prompt"]) == as_shipped(api_form(workflow.stem)), "tests/data/api is out of date"
-    assert without_titles(report["ran"]) == without_titles(prompt), "the editor puts in other values than pocket.py"
+    if editable:
+        ran = without_titles(report["ran"])
+        assert ran == without_titles(prompt), "the editor puts in other values than pocket.py"
     assert len(report["boxes"]) == len(report["titles"])
     assert closer_than(MARGIN, report["boxes"]) == []
     assert closer_than(0, report["wider"]) == [], "nodes lie on each other where the fonts are wider"

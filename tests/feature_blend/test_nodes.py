@@ -436,6 +436,7 @@ DIFFERENT = {
 }  # fmt: skip
 TUNED = {
     "layers": "out", "steps": 7, "learning_rate": 0.2, "guidance": 4.0, "keep_edit": 1.5, "adversarial": 0.3, "seed": 5,
+    "pairs_per_step": 3,
 }  # fmt: skip
 
 

@@ -22,7 +22,8 @@ def test_every_node_has_a_graph(fuzz):
 
 def test_every_socket_that_carries_numbers_has_bad_values(fuzz):
     learned = {"PALIMPSEST_ATTENTION_RECORD", "PALIMPSEST_CONTEXT_ADAPTER", "PALIMPSEST_MULTIMODAL_ENCODER",
-               "PALIMPSEST_MULTIMODAL_DATASET", "PALIMPSEST_EDIT_HEAD", "CLIP", "CLIP_VISION", "VAE"}  # fmt: skip
+               "PALIMPSEST_MULTIMODAL_DATASET", "PALIMPSEST_EDIT_HEAD", "CLIP", "CLIP_VISION", "CONTROL_NET",
+               "VAE"}  # fmt: skip
     plain = {"INT", "FLOAT", "COMBO", "STRING", "BOOLEAN", "MODEL", "COMFY_AUTOGROW_V3"}
     sockets = {kind for node in fuzz.made.info for kind, _ in fuzz.made.inputs(node).values()}
     assert sockets <= values.BAD.keys() | learned | plain

@@ -155,6 +155,7 @@ DOG_INSTEAD = {CAT: SECOND_PICTURE, AWAKE: DOG.format("standing", "snow"), ASLEE
 SMALL = {"width=1024": 128, "height=1024": 128, "width=512": 64, "cfg=1": 3.0, "steps=8": 20}
 # Loaders of a transformer's three files, and what only such a model has: the node in its place, the output that is
 # meant there, and its values. The nodes of this pack in the same graph serve both kinds of models.
+OF_OTHER_KINDS = ("26", "27")  # drawn with the pocket checkpoint, whose nodes are others than a transformer's
 OTHER_KINDS = {
     **{kind: ("CheckpointLoaderSimple", slot, {"ckpt_name": STRINGS[CHECKPOINT["name"]]}) for kind, slot in (
         ("UNETLoader", 0), ("CLIPLoader", 1), ("DualCLIPLoader", 1), ("VAELoader", 2))},
@@ -185,7 +186,9 @@ def stand_ins(name: str, short: dict[str, int]) -> dict[str, dict]:
 def in_place(name: str, prompt: dict, short: dict[str, int] | None = None) -> dict:
     """A workflow in API format with the pocket's values in the place of its own, and short where that is wanted."""
     tables = stand_ins(name, short or {})
-    prompt = other_kinds(copy.deepcopy(prompt))
+    prompt = copy.deepcopy(prompt)
+    if name[:2] in OF_OTHER_KINDS:
+        prompt = other_kinds(prompt)
     for node in prompt.values():
         kind, inputs = node["class_type"], node["inputs"]
         inputs |= {i: v for i, v in inputs.items() if isinstance(v, list)} | {
