@@ -78,9 +78,7 @@ class TrainInstruction(io.ComfyNode):
         host.require_readable(wide, clip.encode_from_tokens_scheduled(clip.tokenize("")), "clip")
         shown_text = host.ProgressText(host.node_id(cls))
         parts = Parts.of(wide, given)
-        state = None
-        if resume[0] != states.NEW:
-            state = states.load_state(files.STATES, resume[0], given, files.FREE)
+        state = states.load_state(files.STATES, resume[0], given, files.FREE)
         target = target_of(filename[0], wide, parts, given, keep_base=added and given.keep_widened)
 
         def tell(done: int) -> None:

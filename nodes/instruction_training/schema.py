@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...kernels.lora import SCHEDULES
 from .. import inputs
 from ..settings import AS_SET
 from ..training import states
-from ..training.optimisers import OPTIMISERS
+from ..training.widgets import shared
 from . import files, triples
 from .settings import INSTRUCT, METHODS
 
@@ -53,58 +52,33 @@ def sources() -> list[io.Input]:
             tooltip="Steps of the optimiser, each of batch_size x accumulation triples. 1000 to 3000 for one kind of "
             "edit from some dozens of triples, 10,000 and more for many kinds.",
         ),
-        io.Int.Input(
-            "batch_size",
-            default=1,
-            min=1,
-            max=64,
-            tooltip="Triples at once, of one size. 1 (default) to 4, more where memory allows.",
-        ),
-        io.Int.Input(
+        shared("batch_size", "Triples at once, of one size. 1 (default) to 4, more where memory allows."),
+        shared(
             "resolution",
-            default=0,
-            min=0,
-            max=4096,
-            step=64,
-            tooltip="Side in pixels of a square of as many pixels as each picture gets. 0 (default): the model's own, "
+            "Side in pixels of a square of as many pixels as each picture gets. 0 (default): the model's own, "
             "512 for SD 1.5, 1024 for SDXL. InstructPix2Pix was trained at 256.",
         ),
-        io.Int.Input(
+        shared(
             "rank",
-            default=32,
-            min=1,
-            max=512,
-            tooltip="How much a LoRA can learn, and the size of its file: 16 for one kind of edit, 32 (default), 64 "
+            "How much a LoRA can learn, and the size of its file: 16 for one kind of edit, 32 (default), 64 "
             "and more for many kinds.",
+            default=32,
         ),
-        io.Float.Input(
+        shared(
             "alpha",
+            "What a LoRA learned counts alpha / rank. As the rank (default); more acts like a higher rate.",
             default=32.0,
-            min=0.01,
-            max=512.0,
-            step=0.5,
-            tooltip="What a LoRA learned counts alpha / rank. As the rank (default); more acts like a higher rate.",
         ),
-        io.Float.Input(
+        shared(
             "learning_rate",
-            default=0.0001,
-            min=0.0,
-            max=0.1,
-            step=0.00001,
-            round=False,
-            tooltip="0.0001 (default); 0.00005 to 0.0005. Too high breaks shapes, too low leaves the picture as it is.",
+            "0.0001 (default); 0.00005 to 0.0005. Too high breaks shapes, too low leaves the picture as it is.",
         ),
-        io.Combo.Input(
+        shared(
             "optimiser",
-            options=list(OPTIMISERS),
-            tooltip="AdamW (default), or its 8-bit form, which needs the package bitsandbytes and saves 5 GB where the "
+            "AdamW (default), or its 8-bit form, which needs the package bitsandbytes and saves 5 GB where the "
             "whole U-Net of SD 1.5 learns; without it AdamW is used and the report says so.",
         ),
-        io.Combo.Input(
-            "schedule",
-            options=list(SCHEDULES),
-            tooltip="How the learning rate falls: along a cosine (default), a line, or not at all.",
-        ),
+        shared("schedule", "How the learning rate falls: along a cosine (default), a line, or not at all."),
         inputs.seed(
             "Sets first weights, noise, order and what is left out. The same seed gives the same file.",
             control_after_generate=True,
@@ -136,10 +110,9 @@ def course() -> list[io.Input]:
             tooltip="Draws two triples after so many steps, 20 steps each, from the same noise; under the node and on "
             "the sheet. 0: never.",
         ),
-        io.Boolean.Input(
+        shared(
             "checkpointing",
-            default=True,
-            tooltip="On (default): blocks of the U-Net run again for the gradient instead of being kept: far less "
+            "On (default): blocks of the U-Net run again for the gradient instead of being kept: far less "
             "memory, a quarter to a third more time, the same result.",
         ),
         io.Combo.Input(
@@ -188,14 +161,9 @@ def advanced() -> list[io.Input]:
             **share,
             tooltip="Share of triples without the picture, so that the text alone is still understood. 0.05 (default).",
         ),
-        io.Float.Input(
+        shared(
             "min_snr_gamma",
-            default=0.0,
-            min=0.0,
-            max=1000.0,
-            step=0.5,
-            advanced=True,
-            tooltip="Caps the weight of low noise levels. 0 (default): all levels alike, as InstructPix2Pix; 5 learns "
+            "Caps the weight of low noise levels. 0 (default): all levels alike, as InstructPix2Pix; 5 learns "
             "shapes faster and fine texture slower.",
         ),
         io.Float.Input(
@@ -224,46 +192,20 @@ def advanced() -> list[io.Input]:
             tooltip="So many of the last triples are not learned: previews draw the first two of these. 0 (default): "
             "they draw the first two that are learned.",
         ),
-        io.Int.Input(
+        shared(
             "accumulation",
+            "Adds up the gradients of so many batches. 4 (default): as a batch of 4, without its memory.",
             default=4,
-            min=1,
-            max=64,
-            advanced=True,
-            tooltip="Adds up the gradients of so many batches. 4 (default): as a batch of 4, without its memory.",
         ),
-        io.Boolean.Input(
+        shared(
             "convolutions",
-            default=True,
-            advanced=True,
-            tooltip="On (default): a LoRA's convolutions learn too, through which the picture comes. Off: less "
+            "On (default): a LoRA's convolutions learn too, through which the picture comes. Off: less "
             "than half the file.",
+            default=True,
         ),
-        io.Int.Input(
-            "cycles",
-            default=1,
-            min=1,
-            max=100,
-            advanced=True,
-            tooltip="How often the cosine begins anew. 1 (default): never.",
-        ),
-        io.Int.Input(
-            "warm_up",
-            default=0,
-            min=0,
-            max=10000,
-            advanced=True,
-            tooltip="Steps in which the learning rate rises from 0: 50 to 500 steady a high rate.",
-        ),
-        io.Float.Input(
-            "weight_decay",
-            default=0.01,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            advanced=True,
-            tooltip="Draws what is learned towards the model as it was. 0.01 (default) is AdamW's own.",
-        ),
+        shared("cycles", "How often the cosine begins anew. 1 (default): never."),
+        shared("warm_up", "Steps in which the learning rate rises from 0: 50 to 500 steady a high rate."),
+        shared("weight_decay", "Draws what is learned towards the model as it was. 0.01 (default) is AdamW's own."),
         io.Boolean.Input(
             "keep_widened",
             default=True,
@@ -271,11 +213,9 @@ def advanced() -> list[io.Input]:
             tooltip="On (default): beside a LoRA of a model without picture channels, the U-Net that it belongs to is "
             "kept for Load Diffusion Model, 1.7 GB for SD 1.5. Off where you have it from an earlier training.",
         ),
-        io.Combo.Input(
+        shared(
             "keep_state",
-            options=list(states.KEPT_STATES),
-            advanced=True,
-            tooltip="last (default): the end, or a cancelled training, can be gone on with; its file is some six times "
+            "last (default): the end, or a cancelled training, can be gone on with; its file is some six times "
             "a LoRA's, 10 GB for the whole U-Net of SD 1.5. with every file: each of them. none.",
         ),
     ]

@@ -6,14 +6,13 @@ import time
 
 from comfy_api.latest import io
 
-from ...kernels.lora import SCHEDULES
 from .. import host, inputs
 from ..settings import AS_SET
 from ..training import Watch, family_of, previews, states
 from ..training.course import plot
 from ..training.fitting import History, Learned
-from ..training.optimisers import OPTIMISERS
 from ..training.pictures import Order
+from ..training.widgets import shared
 from . import course, files, priors, training
 from .settings import PAPER, LoRASettings
 
@@ -77,48 +76,29 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="How often an epoch shows each picture. pictures x repeats x epochs / batch_size steps in "
                     "all: 1500 to 3500 are usual.",
                 ),
-                io.Int.Input(
+                shared(
                     "batch_size",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="Pictures in one step, of one size. 1 (default) to 4; more learns steadier, takes more "
+                    "Pictures in one step, of one size. 1 (default) to 4; more learns steadier, takes more "
                     "memory, and fewer steps.",
                 ),
-                io.Int.Input(
+                shared(
                     "resolution",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=64,
-                    tooltip="Side in pixels of a square of as many pixels as each picture gets. 0 (default): the "
+                    "Side in pixels of a square of as many pixels as each picture gets. 0 (default): the "
                     "model's own, 512 for SD 1.5, 1024 for SDXL. Less is faster and loses fine texture.",
                 ),
-                io.Int.Input(
+                shared(
                     "rank",
-                    default=16,
-                    min=1,
-                    max=512,
-                    tooltip="How much can be learned, and the size of the file: 4 for a simple subject, 16 (default), "
+                    "How much can be learned, and the size of the file: 4 for a simple subject, 16 (default), "
                     "32 for a style; 64 and more learn your pictures by heart.",
                 ),
-                io.Float.Input(
+                shared(
                     "alpha",
-                    default=8.0,
-                    min=0.01,
-                    max=512.0,
-                    step=0.5,
-                    tooltip="What is learned counts alpha / rank. Half the rank (default) is usual; more acts like a "
+                    "What is learned counts alpha / rank. Half the rank (default) is usual; more acts like a "
                     "higher learning rate.",
                 ),
-                io.Float.Input(
+                shared(
                     "learning_rate",
-                    default=0.0001,
-                    min=0.0,
-                    max=0.1,
-                    step=0.00001,
-                    round=False,
-                    tooltip="Of the U-Net. 0.0001 (default); 0.00005 to 0.0005. Too high burns colours, breaks shapes.",
+                    "Of the U-Net. 0.0001 (default); 0.00005 to 0.0005. Too high burns colours, breaks shapes.",
                 ),
                 io.Float.Input(
                     "text_rate",
@@ -130,17 +110,12 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="Of the text encoders. 0.00001 (default) ties what is learned to the captions' words and "
                     "the trigger; 0: they do not learn, which is faster and needs less memory.",
                 ),
-                io.Combo.Input(
+                shared(
                     "optimiser",
-                    options=list(OPTIMISERS),
-                    tooltip="AdamW (default), or its 8-bit form, which saves some 40 MB at rank 32 and needs the "
+                    "AdamW (default), or its 8-bit form, which saves some 40 MB at rank 32 and needs the "
                     "package bitsandbytes; without it AdamW is used and the report says so.",
                 ),
-                io.Combo.Input(
-                    "schedule",
-                    options=list(SCHEDULES),
-                    tooltip="How the learning rates fall: along a cosine (default), a line, or not at all.",
-                ),
+                shared("schedule", "How the learning rates fall: along a cosine (default), a line, or not at all."),
                 inputs.seed(
                     "Sets the first weights, the noise and the order of the pictures. The same seed gives the same "
                     "file.",
@@ -179,10 +154,9 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="A word that is put before every caption, and that calls up what was learned later: a rare "
                     "one, such as zwx. Empty: none, which suits a style.",
                 ),
-                io.Boolean.Input(
+                shared(
                     "checkpointing",
-                    default=True,
-                    tooltip="On (default): blocks of the U-Net run again for the gradient instead of being kept: far "
+                    "On (default): blocks of the U-Net run again for the gradient instead of being kept: far "
                     "less memory, a quarter to a third more time, the same result.",
                 ),
                 io.Combo.Input(
@@ -198,14 +172,9 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="On: half of the time a picture is seen in a mirror. Not for letters and for faces that "
                     "should be someone's.",
                 ),
-                io.Float.Input(
+                shared(
                     "min_snr_gamma",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.5,
-                    advanced=True,
-                    tooltip="Caps the weight of low noise levels. 0 (default): all levels alike, as the paper; 5 "
+                    "Caps the weight of low noise levels. 0 (default): all levels alike, as the paper; 5 "
                     "learns shapes faster and fine texture slower.",
                 ),
                 io.Float.Input(
@@ -226,60 +195,22 @@ class TrainLoRA(io.ComfyNode):
                     advanced=True,
                     tooltip="Share of steps without a caption: 0.05 to 0.1 lets a style show without its words too.",
                 ),
-                io.Int.Input(
+                shared(
                     "accumulation",
-                    default=1,
-                    min=1,
-                    max=64,
-                    advanced=True,
-                    tooltip="Adds up the gradients of so many batches: as a larger batch_size, without its memory.",
+                    "Adds up the gradients of so many batches: as a larger batch_size, without its memory.",
                 ),
-                io.Int.Input(
-                    "cycles",
-                    default=1,
-                    min=1,
-                    max=100,
-                    advanced=True,
-                    tooltip="How often the cosine begins anew. 1 (default): never.",
-                ),
-                io.Int.Input(
-                    "warm_up",
-                    default=0,
-                    min=0,
-                    max=10000,
-                    advanced=True,
-                    tooltip="Steps in which the learning rates rise from 0: 50 to 100 steady a high rate.",
-                ),
-                io.Float.Input(
-                    "weight_decay",
-                    default=0.01,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Draws the LoRA towards doing nothing. 0.01 (default) is AdamW's own.",
-                ),
-                io.Boolean.Input(
+                shared("cycles", "How often the cosine begins anew. 1 (default): never."),
+                shared("warm_up", "Steps in which the learning rates rise from 0: 50 to 100 steady a high rate."),
+                shared("weight_decay", "Draws the LoRA towards doing nothing. 0.01 (default) is AdamW's own."),
+                shared(
                     "convolutions",
-                    default=False,
-                    advanced=True,
-                    tooltip="On: the convolutions learn too, for fine texture. The U-Net's part of the file grows from "
+                    "On: the convolutions learn too, for fine texture. The U-Net's part of the file grows from "
                     "14 to 32 MB for SD 1.5 at rank 16, from 85 to 97 MB for SDXL.",
                 ),
-                io.Float.Input(
-                    "guidance",
-                    default=7.5,
-                    min=1.0,
-                    max=30.0,
-                    step=0.5,
-                    advanced=True,
-                    tooltip="Guidance (cfg) of the previews. 7.5 (default) for SD 1.5, 6 for SDXL.",
-                ),
-                io.Combo.Input(
+                shared("guidance", "Guidance (cfg) of the previews. 7.5 (default) for SD 1.5, 6 for SDXL."),
+                shared(
                     "keep_state",
-                    options=list(states.KEPT_STATES),
-                    advanced=True,
-                    tooltip="last (default): the end, or a cancelled training, can be gone on with; its file is some "
+                    "last (default): the end, or a cancelled training, can be gone on with; its file is some "
                     "six times the LoRA's. with every file: each of them. none.",
                 ),
                 io.Mask.Input(
@@ -355,9 +286,7 @@ class TrainLoRA(io.ComfyNode):
         settings = training.resolution_of(model, LoRASettings.of({name: value[0] for name, value in chosen.items()}))
         shown = host.ProgressText(host.node_id(cls))
         factors, names = training.factors_for(model, clip, settings)
-        state = None
-        if resume[0] != states.NEW:
-            state = states.load_state(files.STATES, resume[0], settings, files.FREE)
+        state = states.load_state(files.STATES, resume[0], settings, files.FREE)
         target = files.TrainingFiles.new(filename[0], names, settings, family_of(model))
         target.require_room(factors)
         shown.update("encoding the pictures", now=True)

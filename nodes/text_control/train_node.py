@@ -12,7 +12,7 @@ from ..exact_text import TextEmbedder
 from ..training import Watch, previews, states
 from ..training.course import plot
 from ..training.fitting import History, Learned
-from ..training.optimisers import OPTIMISERS
+from ..training.widgets import shared
 from . import course, dataset, examples, files, keeping, training
 from .control import require_text_control
 from .settings import TrainSettings
@@ -54,39 +54,30 @@ class TrainTextControl(io.ComfyNode):
                     tooltip="Steps of the optimiser in all. Go on from AnyText where you can: from nothing its authors "
                     "took 3 million pictures and 312 hours on eight A100 GPUs. Look at the sheet and stop early.",
                 ),
-                io.Int.Input(
+                shared(
                     "batch_size",
+                    "Pictures in one step, of one size. More learns steadier and takes more memory.",
                     default=2,
-                    min=1,
-                    max=64,
-                    tooltip="Pictures in one step, of one size. More learns steadier and takes more memory.",
                 ),
-                io.Int.Input(
+                shared(
                     "accumulation",
+                    "Adds up the gradients of so many batches: 3 (default) of 2 are AnyText's 6, without their memory.",
                     default=3,
-                    min=1,
-                    max=64,
-                    tooltip="Adds up the gradients of so many batches: 3 (default) of 2 are AnyText's 6, without their "
-                    "memory.",
+                    advanced=None,
                 ),
-                io.Float.Input(
+                shared(
                     "learning_rate",
-                    default=0.00002,
-                    min=0.0,
-                    max=0.1,
-                    step=0.00001,
-                    round=False,
-                    tooltip="0.00002 (default) is AnyText's; up to 0.0001 for a new control. Too high: letters fall "
+                    "0.00002 (default) is AnyText's; up to 0.0001 for a new control. Too high: letters fall "
                     "apart, colours burn.",
+                    default=0.00002,
                 ),
-                io.Int.Input(
+                shared(
                     "resolution",
+                    "Side in pixels of a square of as many pixels as each picture gets; its proportions stay. "
+                    "512 (default) is SD 1.5's. Lines should be 20 pixels high by then.",
                     default=512,
                     min=64,
                     max=2048,
-                    step=64,
-                    tooltip="Side in pixels of a square of as many pixels as each picture gets; its proportions stay. "
-                    "512 (default) is SD 1.5's. Lines should be 20 pixels high by then.",
                 ),
                 io.Float.Input(
                     "blank_share",
@@ -139,10 +130,9 @@ class TrainTextControl(io.ComfyNode):
                     tooltip="After so many steps the texts of the first two pictures are drawn anew, from the same "
                     "noise, and read on the sheet. 0: never.",
                 ),
-                io.Boolean.Input(
+                shared(
                     "checkpointing",
-                    default=True,
-                    tooltip="On (default): blocks run again for the gradient instead of being kept: far less memory, "
+                    "On (default): blocks run again for the gradient instead of being kept: far less memory, "
                     "more time, the same result.",
                 ),
                 io.Combo.Input(
@@ -151,50 +141,24 @@ class TrainTextControl(io.ComfyNode):
                     tooltip="A training to go on with, from models/palimpsest_text_control_states: with the same "
                     "pictures and settings it ends as if it had never been stopped. steps may be more than before.",
                 ),
-                io.Float.Input(
-                    "guidance",
-                    default=9.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.5,
-                    advanced=True,
-                    tooltip="Guidance (cfg) of the previews. 9 (default) is AnyText's.",
-                ),
-                io.Combo.Input(
+                shared("guidance", "Guidance (cfg) of the previews. 9 (default) is AnyText's.", default=9.0),
+                shared(
                     "optimiser",
-                    options=list(OPTIMISERS),
-                    advanced=True,
-                    tooltip="AdamW (default), or its 8-bit form, which saves 2 GB here and needs the package "
+                    "AdamW (default), or its 8-bit form, which saves 2 GB here and needs the package "
                     "bitsandbytes; without it AdamW is used and the report says so.",
+                    advanced=True,
                 ),
-                io.Combo.Input(
+                shared(
                     "schedule",
+                    "How the learning rate goes: constant (default, AnyText's), or falling to 0 at the end.",
                     options=[CONSTANT, *(name for name in SCHEDULES if name != CONSTANT)],
                     advanced=True,
-                    tooltip="How the learning rate goes: constant (default, AnyText's), or falling to 0 at the end.",
                 ),
-                io.Int.Input(
-                    "warm_up",
-                    default=0,
-                    min=0,
-                    max=10000,
-                    advanced=True,
-                    tooltip="Steps in which the learning rate rises from 0: 100 to 500 steady a high rate.",
-                ),
-                io.Float.Input(
-                    "weight_decay",
-                    default=0.01,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Draws the weights towards zero. 0.01 (default) is AdamW's own.",
-                ),
-                io.Combo.Input(
+                shared("warm_up", "Steps in which the learning rate rises from 0: 100 to 500 steady a high rate."),
+                shared("weight_decay", "Draws the weights towards zero. 0.01 (default) is AdamW's own."),
+                shared(
                     "keep_state",
-                    options=list(states.KEPT_STATES),
-                    advanced=True,
-                    tooltip="last (default): the end, or a cancelled training, can be gone on with; its file is some "
+                    "last (default): the end, or a cancelled training, can be gone on with; its file is some "
                     "six times the control's. with every file: each of them. none.",
                 ),
                 io.ControlNet.Input(
@@ -238,9 +202,7 @@ class TrainTextControl(io.ComfyNode):
         shown = host.ProgressText(host.node_id(cls))
         texts = dataset.read_texts(folder)
         learning = training.begin(model, clip, control_net, text_embedder, settings)
-        state = None
-        if resume != states.NEW:
-            state = states.load_state(keeping.STATES, resume, settings, keeping.free_settings(settings))
+        state = states.load_state(keeping.STATES, resume, settings, keeping.free_settings(settings))
         recogniser = text_embedder.recogniser if text_embedder else exact_text.shipped_recogniser()
         layout = learning[0].network.layout
         target = keeping.TrainingFiles.new(filename, settings, layout, recogniser)

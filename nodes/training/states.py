@@ -27,13 +27,16 @@ def kept_states(keep_state: str, ends: list[str]) -> list[str]:
     return {NO_STATE: [], LAST_STATE: [""], EVERY_STATE: ends}[keep_state]
 
 
-def load_state(shelf: Shelf, file: str, settings: Settings, free: Collection[str]) -> dict[str, Tensor]:
-    """The state of a training; free: settings that may be others than it was made with.
+def load_state(shelf: Shelf, file: str, settings: Settings, free: Collection[str]) -> dict[str, Tensor] | None:
+    """The state of a training, None for a new one; free: settings that may be others than it was made with.
 
     A state of an earlier version knows no setting that came since: it has that one's default.
 
     Raises ValueError for a damaged file, and for other settings than its own.
     """
+
+    if file == NEW:
+        return None
 
     def from_file(header: Header, tensors: Tensors) -> tuple[dict, dict[str, Tensor]]:
         tensors.require("step", kinds=("I64",))
