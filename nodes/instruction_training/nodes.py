@@ -150,8 +150,8 @@ def describe(
     blend = f"weights for Feature Blend: {target.parts.blend}" if target.parts.blend else ""
     base = f"belongs to {target.base_name} (Load Diffusion Model)" if target.base_name else ""
     parts = [
-        f"{count} triples, {history.kept} steps" + (f" after {history.before}" if history.before else ""),
-        f"loss {history.early():.4f} -> {history.recent():.4f}",
+        f"{count} triples, {history.counted()}",
+        history.fallen(),
         f"{lora if target.parts.is_lora else settings.method}, {history.optimiser}",
         history.stopped,
         f"{seconds:.0f} s; {', '.join(target.written)}",

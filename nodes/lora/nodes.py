@@ -311,8 +311,8 @@ def describe(history: History, settings: LoRASettings, written: list[str], secon
     """What was trained, in one line."""
     text = "text encoders too" if settings.text_rate > 0 else "U-Net alone"
     parts = [
-        f"{history.kept} steps" + (f" after {history.before}" if history.before else ""),
-        f"loss {history.early():.4f} -> {history.recent():.4f}",
+        history.counted(),
+        history.fallen(),
         f"rank {settings.rank}, {text}, {history.optimiser}",
         history.stopped,
         f"{seconds:.0f} s; {', '.join(written)}",

@@ -230,9 +230,9 @@ class TrainTextControl(io.ComfyNode):
 def describe(history: History, found: list, told: str, written: list[str], seconds: float) -> str:
     """From how many lines the control learned, how well, and where it went."""
     parts = [
-        f"{history.kept} steps" + (f" after {history.before}" if history.before else ""),
+        history.counted(),
         f"{len(found)} pictures, {sum(len(example.lines) for example in found)} lines",
-        f"loss {history.early():.4f} -> {history.recent():.4f}",
+        history.fallen(),
         told,
         history.optimiser,
         history.stopped,

@@ -54,6 +54,14 @@ class History:
         """Mean loss of the last tenth of the steps."""
         return finite_mean(self.losses[-self.tenth :])
 
+    def counted(self) -> str:
+        """How many steps, for a report."""
+        return f"{self.kept} steps" + (f" after {self.before}" if self.before else "")
+
+    def fallen(self) -> str:
+        """From where to where the loss went, for a report."""
+        return f"loss {self.early():.4f} -> {self.recent():.4f}"
+
 
 def finite_mean(losses: list[float]) -> float:
     """The mean of those that are numbers; 0 without any."""
