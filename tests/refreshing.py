@@ -146,7 +146,7 @@ def prepared(*command: str) -> int:
 
 def join_sweeps() -> None:
     """The four plots of docs/results.md, two a row, where all of them were drawn."""
-    paths = [NOTES / step / f"kv_{name}.png" for name, step in SWEEPS]
+    paths = [NOTES / step / f"kv_{name}.png" for step, name in SWEEPS]
     if not all(path.is_file() for path in paths):
         return
     plots = [Image.open(path) for path in paths]

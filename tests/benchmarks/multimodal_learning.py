@@ -24,13 +24,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.multimodal_pocket import Data, Dictionary, Lesson, OneVector, Recipe, lesson, write_trained
+from benchmarks.multimodal_pocket import (
+    CONNECTOR,
+    LORA,
+    VLM,
+    Data,
+    Dictionary,
+    Lesson,
+    OneVector,
+    Recipe,
+    lesson,
+    write_trained,
+)
 from palimpsest.kernels.connector import ConnectorConfig, attend
 from palimpsest.nodes import training
+from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.encoder import Connector, Reads
 from palimpsest.nodes.multimodal.training.lora import unet_factors
 from palimpsest.nodes.multimodal.vlm import Hidden, VisionLanguage
-from pocket import judge, text_encoder, world
+from pocket import checkpoint, judge, text_encoder, world
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -45,6 +57,7 @@ KINDS = tuple(DRAW)
 SPREAD, LEVELS = 0.9, (0.4, 14.0)  # of the noise: log-normal, within limits
 ANIMAL = 5.0  # how much more an error within the animal counts
 SHARES = {"see": 0.25, "say": 0.17, "read": 0.40, "draw": 0.18}  # of the time
+ADAPTED = {"read": 0.45, "draw": 0.55}  # of the time where another U-Net is learned
 APART = {"see": 1500, "say": 1000, "read": 500, "draw": 0}  # so that each trains on scenes in another order
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW
@@ -175,7 +188,8 @@ class Trainer:
         with training.added_by(self.factors, self.unet):
             while True:
                 began = time.monotonic()
-                limit = recipe.steps or 60 * recipe.minutes * SHARES[name]
+                shares = ADAPTED if recipe.adapted else SHARES
+                limit = recipe.steps or 60 * recipe.minutes * shares[name]
                 share = (progress.step if recipe.steps else progress.seconds) / limit
                 if share >= 1:
                     break
@@ -270,6 +284,24 @@ class Trainer:
         path = self.work / "state.safetensors"
         save_file(tensors, path.with_suffix(".part"), numbers)
         path.with_suffix(".part").replace(path)
+
+    def begin_with(self, folder: Path) -> None:
+        """What an earlier training wrote for another U-Net: vision-language model, connector and LoRA."""
+        seeing = load_file(folder / VLM / "model.safetensors")
+        connector = multimodal_files.load_connector(str(folder / CONNECTOR)).patcher.model.state_dict()
+        lora = checkpoint.narrow_lora(load_file(folder / LORA))
+        with torch.no_grad():
+            for name, p in self.learned.items():
+                if name.startswith("vlm."):
+                    p.copy_(seeing["model." + name.removeprefix("vlm.")])
+                elif name.startswith("connector."):
+                    p.copy_(connector[name.removeprefix("connector.")])
+            for name, (up, down) in self.factors.pairs.items():
+                layer = "lora_unet_" + name.replace(".", "_")
+                up.copy_(lora[f"{layer}.lora_up.weight"])
+                down.copy_(lora[f"{layer}.lora_down.weight"])
+            for name, p in self.learned.items():
+                self.average[name].copy_(p)
 
     def load_state(self) -> None:
         """Go on from a state that was saved, if there is one."""

@@ -46,6 +46,7 @@ class Recipe:
 
     minutes: float = 110.0  # by the clock
     steps: int = 0  # of every lesson, instead of minutes, where above 0
+    adapted: bool = False  # what was trained goes on from: the first two lessons are known
     scenes: int = 4096
     batch: int = 8
     see_batch: int = 32

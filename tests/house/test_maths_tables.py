@@ -7,6 +7,7 @@ import pytest
 import refreshing
 from benchmarks import tables
 from make_tables import DOCUMENTS
+from PIL import Image
 
 COLUMNS = (
     tables.Column("edited", (("scores", "a"), ("scores", "b"))),
@@ -54,3 +55,18 @@ def test_a_step_is_done_until_what_it_is_made_from_changes(tmp_path, monkeypatch
     assert refreshing.is_done("kv")
     monkeypatch.setattr(making, "POCKET", ("README.md",))
     assert not refreshing.is_done("kv")
+
+
+def test_the_sweeps_plots_become_one_sheet(tmp_path, monkeypatch):
+    monkeypatch.setattr(refreshing, "NOTES", tmp_path)
+    monkeypatch.setattr(refreshing, "ROOT", tmp_path)
+    sheet = tmp_path / refreshing.RESULTS / "sweeps.png"
+    sheet.parent.mkdir(parents=True)
+    for i, (step, name) in enumerate(refreshing.SWEEPS):
+        assert not sheet.exists()
+        (tmp_path / step).mkdir(exist_ok=True)
+        Image.new("RGB", (4, 3), (50 * i, 0, 0)).save(tmp_path / step / f"kv_{name}.png")
+        refreshing.join_sweeps()
+    made = Image.open(sheet)
+    assert made.size == (8, 6)
+    assert [made.getpixel(at)[0] for at in ((0, 0), (4, 0), (0, 3), (4, 3))] == [0, 50, 100, 150]

@@ -87,13 +87,19 @@ class Pocket:
 
 def train(options: argparse.Namespace, work: Path, model: Any, vae: Any) -> dict[str, Any]:
     """Write vision-language model, connector and LoRA into a folder, or go on with what was begun there."""
-    recipe = learning.Recipe(minutes=options.minutes, steps=options.steps, scenes=options.scenes, seed=options.seed)
+    recipe = learning.Recipe(
+        minutes=options.minutes, steps=options.steps, scenes=options.scenes, seed=options.seed,
+        adapted=bool(options.adapt),
+    )  # fmt: skip
     began = time.process_time()
     vlm = load_vlm(learning.write_vlm(work / learning.UNTRAINED), "float32")
     data = learning.Data.draw(model, vae, recipe.scenes, work / "scenes.safetensors")
     trainer = Trainer(model, vlm, data, recipe, work)
+    if options.adapt:
+        trainer.begin_with(Path(options.adapt))
     trainer.load_state()
-    for lesson in (trainer.see, trainer.say, trainer.read, trainer.draw):
+    known = () if options.adapt else (trainer.see, trainer.say)
+    for lesson in (*known, trainer.read, trainer.draw):
         lesson(lambda text: print(text, flush=True))
     trainer.write(work)
     steps = {name: vars(progress) for name, progress in trainer.progress.items()}
@@ -339,7 +345,16 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
     """What the numbers were measured on."""
     from comfyui_version import __version__ as comfyui
 
-    left_out = ("output", "trained", "work", "minutes", "steps", "scenes", "seed")  # the last four are the training's
+    left_out = (
+        "output",
+        "trained",
+        "adapt",
+        "work",
+        "minutes",
+        "steps",
+        "scenes",
+        "seed",
+    )  # the last four are the training's
     return {
         **{name: value for name, value in vars(options).items() if name not in left_out},
         "connector": pocket.encoder.require_connector().info,
@@ -357,6 +372,7 @@ def main() -> None:
         metavar="FOLDER",
         help="measure it, train nothing: tests/pocket/models, or --work of an earlier run",
     )
+    parser.add_argument("--adapt", metavar="FOLDER", help="train on from what was trained for another U-Net")
     parser.add_argument("--work", metavar="FOLDER", help="for the training, which goes on where it stopped")
     parser.add_argument("--minutes", type=float, default=110.0, help="of training")
     parser.add_argument("--steps", type=int, default=0, help="of each of the four trainings, instead of minutes")

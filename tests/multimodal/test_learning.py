@@ -124,6 +124,20 @@ def test_what_was_learned_is_what_the_loaders_read(trainer, tmp_path):
         torch.testing.assert_close(again[name].float(), tensor, atol=2e-3, rtol=2e-3)
 
 
+def test_another_training_begins_with_what_was_written(trainer, tmp_path):
+    made = trainer("once", 1)
+    for lesson in ("see", "draw"):
+        take(made, lesson)
+    made.write(tmp_path / "models")
+    again = trainer("again", 1)
+    again.begin_with(tmp_path / "models")
+    known = [name for name in made.learned if not name.startswith("heads.")]
+    for learned in (again.learned, again.average):
+        for name in known:
+            torch.testing.assert_close(learned[name].detach(), made.average[name], atol=2e-3, rtol=2e-3)
+    assert all(p.requires_grad for p in again.learned.values())
+
+
 def test_a_picture_is_told_by_the_token_that_is_listened_to(training):
     told = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 30.0]])
     torch.testing.assert_close(training.listened(told), torch.tensor([0.0, 1.0]), atol=1e-6, rtol=0)

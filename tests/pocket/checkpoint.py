@@ -82,6 +82,19 @@ def widen_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return wide
 
 
+def narrow_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The LoRA of which `widen_lora` makes this one."""
+    narrow = {}
+    for name, value in state.items():
+        layer = name.replace("attn2_to_", "attn2.to_")
+        if name.endswith("lora_up.weight"):
+            value = value[::2] * (2**0.5 if "to_q." in name else 1)
+        elif name.endswith("lora_down.weight") and not _reads_fixed_input(layer):
+            value = value[:, ::2] * 2
+        narrow[name] = value.contiguous()
+    return narrow
+
+
 def with_picture_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint whose U-Net is given a picture beside the latent, as InstructPix2Pix's: 8 channels instead of 4.
 

@@ -71,6 +71,8 @@ def test_a_widened_lora_changes_the_widened_weight_as_the_narrow_one_the_narrow(
     weight = layer.replace("_to_", ".to_").replace("out_0", "out.0") + ".weight"
     wanted = checkpoint.widen({weight: up @ down})[weight]
     torch.testing.assert_close(wide[f"{name}.lora_up.weight"] @ wide[f"{name}.lora_down.weight"], wanted)
+    again = checkpoint.narrow_lora(wide)
+    torch.testing.assert_close(again, {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down})
 
 
 def test_the_shipped_lora_fits_the_checkpoint(shipped):
