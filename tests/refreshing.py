@@ -162,7 +162,7 @@ def bring(source: Path, target: Path) -> None:
     if source.suffix == target.suffix:
         shutil.copyfile(source, target)
     else:
-        Image.open(source).convert("RGB").save(target, quality=88, optimize=True)
+        Image.open(source).convert("RGB").save(target, quality=80, optimize=True)
 
 
 if __name__ == "__main__":
