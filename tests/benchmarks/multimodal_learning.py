@@ -288,7 +288,8 @@ class Trainer:
     def begin_with(self, folder: Path) -> None:
         """What an earlier training wrote for another U-Net: vision-language model, connector and LoRA."""
         seeing = load_file(folder / VLM / "model.safetensors")
-        connector = multimodal_files.load_connector(str(folder / CONNECTOR)).patcher.model.state_dict()
+        known = multimodal_files.load_connector(str(folder / CONNECTOR))
+        connector = known.patcher.model.state_dict()
         lora = checkpoint.narrow_lora(load_file(folder / LORA))
         with torch.no_grad():
             for name, p in self.learned.items():
@@ -302,6 +303,8 @@ class Trainer:
                 down.copy_(lora[f"{layer}.lora_down.weight"])
             for name, p in self.learned.items():
                 self.average[name].copy_(p)
+        for name in self.progress.keys() - ADAPTED.keys():
+            self.progress[name] = Progress(known.info[f"{name}, steps"], 60 * known.info[f"{name}, minutes"])
 
     def load_state(self) -> None:
         """Go on from a state that was saved, if there is one."""

@@ -345,16 +345,8 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
     """What the numbers were measured on."""
     from comfyui_version import __version__ as comfyui
 
-    left_out = (
-        "output",
-        "trained",
-        "adapt",
-        "work",
-        "minutes",
-        "steps",
-        "scenes",
-        "seed",
-    )  # the last four are the training's
+    left_out = ("output", "trained", "adapt", "work",
+                "minutes", "steps", "scenes", "seed")  # these four are the training's  # fmt: skip
     return {
         **{name: value for name, value in vars(options).items() if name not in left_out},
         "connector": pocket.encoder.require_connector().info,

@@ -136,6 +136,12 @@ def test_another_training_begins_with_what_was_written(trainer, tmp_path):
         for name in known:
             torch.testing.assert_close(learned[name].detach(), made.average[name], atol=2e-3, rtol=2e-3)
     assert all(p.requires_grad for p in again.learned.values())
+    assert {name: progress.step for name, progress in again.progress.items()} == {
+        "see": 1,
+        "say": 0,
+        "read": 0,
+        "draw": 0,
+    }
 
 
 def test_a_picture_is_told_by_the_token_that_is_listened_to(training):

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -71,28 +72,34 @@ def widen_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Rows of up are repeated as rows of a weight are, columns of down as its columns; alpha and rank stay.
     """
-    wide = {}
-    for name, value in state.items():
-        layer = name.replace("attn2_to_", "attn2.to_")
-        if name.endswith("lora_up.weight"):
-            value = value.repeat_interleave(2, 0) / (2**0.5 if "to_q." in name else 1)
-        elif name.endswith("lora_down.weight") and not _reads_fixed_input(layer):
-            value = value.repeat_interleave(2, 1) / 2
-        wide[name] = value.contiguous()
-    return wide
+    return _of_each_factor(
+        state,
+        up=lambda rows, query: rows.repeat_interleave(2, 0) / (2**0.5 if query else 1),
+        down=lambda columns: columns.repeat_interleave(2, 1) / 2,
+    )
 
 
 def narrow_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The LoRA of which `widen_lora` makes this one."""
-    narrow = {}
+    return _of_each_factor(
+        state,
+        up=lambda rows, query: rows[::2] * (2**0.5 if query else 1),
+        down=lambda columns: columns[:, ::2] * 2,
+    )
+
+
+def _of_each_factor(
+    state: dict[str, Tensor], up: Callable[[Tensor, bool], Tensor], down: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """`up` of a LoRA's up factors, told which are a query's, and `down` of those down factors that read features."""
+    changed = {}
     for name, value in state.items():
-        layer = name.replace("attn2_to_", "attn2.to_")
         if name.endswith("lora_up.weight"):
-            value = value[::2] * (2**0.5 if "to_q." in name else 1)
-        elif name.endswith("lora_down.weight") and not _reads_fixed_input(layer):
-            value = value[:, ::2] * 2
-        narrow[name] = value.contiguous()
-    return narrow
+            value = up(value, "to_q." in name)
+        elif name.endswith("lora_down.weight") and not _reads_fixed_input(name.replace("attn2_to_", "attn2.to_")):
+            value = down(value)
+        changed[name] = value.contiguous()
+    return changed
 
 
 def with_picture_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
