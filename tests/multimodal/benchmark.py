@@ -359,12 +359,13 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
 def main() -> None:
     """Parse, train, measure, print, write output/bench."""
     parser = argparse.ArgumentParser(prog="python dev.py bench multimodal", description=__doc__.splitlines()[0])
-    parser.add_argument(
+    begun = parser.add_mutually_exclusive_group()
+    begun.add_argument(
         "--trained",
         metavar="FOLDER",
         help="measure it, train nothing: tests/pocket/models, or --work of an earlier run",
     )
-    parser.add_argument("--adapt", metavar="FOLDER", help="train on from what was trained for another U-Net")
+    begun.add_argument("--adapt", metavar="FOLDER", help="train on from what was trained for another U-Net")
     parser.add_argument("--work", metavar="FOLDER", help="for the training, which goes on where it stopped")
     parser.add_argument("--minutes", type=float, default=110.0, help="of training")
     parser.add_argument("--steps", type=int, default=0, help="of each of the four trainings, instead of minutes")
