@@ -28,13 +28,13 @@ def common(source: Sequence[Hashable], edit: Sequence[Hashable]) -> list[tuple[i
 
     Prompt-to-Prompt aligns tokens by Needleman-Wunsch with match 1, mismatch -1, gap 0, whose best score is the same.
     """
-    length = common_lengths(source, edit).tolist()
+    length = common_lengths(source, edit).numpy()
     pairs, i, j = [], 0, 0
     while i < len(source) and j < len(edit):
         if source[i] == edit[j]:
             pairs.append((i, j))
             i, j = i + 1, j + 1
-        elif length[i + 1][j] >= length[i][j + 1]:
+        elif length[i + 1, j] >= length[i, j + 1]:
             i += 1
         else:
             j += 1

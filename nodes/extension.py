@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
 from comfy_api.latest import ComfyExtension, io
 
 from . import border, examples
-from .attention_fusion import nodes as attention_fusion
-from .attention_map import nodes as attention_map
-from .captions import nodes as captions
-from .contextdiff import nodes as contextdiff
-from .cross_attention import nodes as cross_attention
-from .edit_report import nodes as edit_report
-from .exact_text import nodes as exact_text
-from .feature_blend import nodes as feature_blend
-from .instruction import nodes as instruction
-from .instruction_training import nodes as instruction_training
-from .inversion import nodes as inversion
-from .keep_outside import nodes as keep_outside
-from .kv import nodes as kv
-from .lora import nodes as lora
-from .multimodal import nodes as multimodal
-from .text_control import nodes as text_control
-from .video import nodes as video
-from .words import nodes as words
 
-# In the order of a typical graph. Each module lists its NODES, and its SHELVES where it keeps files.
-TECHNIQUES = (
-    inversion,
-    kv,
-    words,
-    cross_attention,
-    attention_map,
-    feature_blend,
-    keep_outside,
-    contextdiff,
-    video,
-    attention_fusion,
-    multimodal,
-    instruction,
-    captions,
-    lora,
-    exact_text,
-    text_control,
-    instruction_training,
-    edit_report,
-)
+# Techniques in the order of a typical graph, which is that of the node list and of README's table; others come behind.
+ORDER = (
+    "inversion", "kv", "words", "cross_attention", "attention_map", "feature_blend", "keep_outside", "contextdiff",
+    "video", "attention_fusion", "multimodal", "instruction", "captions", "lora", "exact_text", "text_control",
+    "instruction_training", "edit_report",
+)  # fmt: skip
+
+
+def found() -> tuple[ModuleType, ...]:
+    """`nodes.py` of every technique's package beside this file: its NODES, and its SHELVES where it keeps files."""
+    names = [path.parent.name for path in sorted(Path(__file__).parent.glob("*/nodes.py"))]
+    names.sort(key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    return tuple(import_module(f".{name}.nodes", __package__) for name in names)
+
+
+TECHNIQUES = found()
 
 
 def register_folders() -> None:

@@ -8,6 +8,7 @@ pictures = client.images(entry, "9")    # the files that node 9 wrote
 
 from __future__ import annotations
 
+import http.client
 import json
 import mimetypes
 import time
@@ -31,6 +32,10 @@ class ApiError(RuntimeError):
 
 class PromptRejected(ApiError):
     """The host's validation refused the graph before anything ran."""
+
+
+class NoAnswer(ApiError):
+    """The host cannot be reached, went away, or did not end a run in time."""
 
 
 class ExecutionFailed(ApiError):
@@ -108,7 +113,7 @@ class ApiClient:
                 return entry
             time.sleep(pause)
             pause = min(longest, pause * 1.3)
-        raise ApiError(f"the run {prompt_id} did not end within {timeout:.0f} s")
+        raise NoAnswer(f"the run {prompt_id} did not end within {timeout:.0f} s")
 
     def queue(self, prompt: dict, *, timeout: float = 600, targets: list[str] | None = None) -> dict:
         """Run a graph in API format to its end and return its history entry."""
@@ -142,8 +147,8 @@ class ApiClient:
             text = error.read().decode("utf-8", "replace")
             where = f"{request.get_method()} {urllib.parse.urlparse(request.full_url).path}"
             raise ApiError(f"{where} gave status {error.code}: {text[:500]}", _json_or_text(text)) from None
-        except OSError as error:
-            raise ApiError(f"no answer from {self.url}: {getattr(error, 'reason', error)}") from None
+        except (OSError, http.client.HTTPException) as error:  # the latter: it went away within its answer
+            raise NoAnswer(f"no answer from {self.url}: {getattr(error, 'reason', error)}") from None
 
 
 def _multipart(fields: dict[str, str], filename: str, data: bytes) -> tuple[bytes, str]:

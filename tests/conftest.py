@@ -19,6 +19,8 @@ import host_log
 import prepared
 import pytest
 import run_host
+from workshop.places import MODELS, TIERS, Problem
+from workshop.serving import start_host
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -26,7 +28,6 @@ NO_HOST = "needs ComfyUI: run `python dev.py test`, or set COMFYUI_PATH to a Com
 
 
 prepared.load_pack()
-dev = prepared.load_dev()
 
 
 # -------------------------------------------------------------------------------------------------------- the tiers
@@ -56,7 +57,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
     """Mark each test by its file, or as a host test where it asks for the host, unless it has a mark already."""
     for item in items:
-        if any(item.get_closest_marker(tier) for tier in dev.TIERS):
+        if any(item.get_closest_marker(tier) for tier in TIERS):
             continue
         tier = tier_of(item.path)
         asks_for_host = {"server", "client", "comfy_host_path"} & set(getattr(item, "fixturenames", ()))
@@ -136,7 +137,7 @@ def inference():
 @pytest.fixture(scope="session")
 def pocket_checkpoint(comfy_host_path: Path) -> Path:
     """The pocket model's file."""
-    file = Path(os.environ.get("PALIMPSEST_MODELS", dev.MODELS)) / "checkpoints" / "palimpsest_pocket.safetensors"
+    file = Path(os.environ.get("PALIMPSEST_MODELS", MODELS)) / "checkpoints" / "palimpsest_pocket.safetensors"
     if not file.is_file():
         pytest.skip("needs the pocket model: run `python dev.py setup`")
     return file
@@ -164,19 +165,19 @@ def pocket_edit(pocket_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
-    """A real ComfyUI with the pack, the pocket model and the example pictures, started once. Gives a dev.Host."""
+    """A real ComfyUI with the pack, the pocket model and the example pictures, started once. Gives a serving.Host."""
     comfy = os.environ.get("COMFYUI_PATH")
     if not comfy:
         pytest.skip(NO_HOST)
-    models, base = os.environ.get("PALIMPSEST_MODELS", dev.MODELS), tmp_path_factory.mktemp("base")
+    models, base = os.environ.get("PALIMPSEST_MODELS", MODELS), tmp_path_factory.mktemp("base")
     import_host()
     from text_control import teaching, writing
 
     writing.pocket_control(base / "models" / "palimpsest_text_control" / "palimpsest_pocket.safetensors")
     teaching.write(base / "input" / "palimpsest_texts" / "palimpsest_pocket", teaching.RECORDS[:1], size=(128, 128))
     try:
-        host = dev.start_host(sys.executable, comfy, base, models=models)
-    except dev.Problem as problem:
+        host = start_host(sys.executable, comfy, base, models=models)
+    except Problem as problem:
         pytest.fail(str(problem), pytrace=False)
     with host:
         yield host

@@ -14,9 +14,11 @@ import re
 import uuid
 from pathlib import Path
 
-import prepared
 from browser.editor import Editor
 from graphs import blueprints
+from workshop.browsers import prepare_browser
+from workshop.hosts import set_up
+from workshop.serving import environment, open_host
 
 SUBGRAPHS = Path(__file__).resolve().parent.parent / "subgraphs"
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -49,11 +51,10 @@ def published(workflow: dict, name: str) -> dict:
 
 
 def main() -> None:
-    dev = prepared.load_dev()
-    place, browser = dev.set_up(None), dev.prepare_browser()
-    os.environ.update(dev.environment(place, browser))
+    place, browser = set_up(None), prepare_browser()
+    os.environ.update(environment(place, browser))
     with (
-        dev.open_host(place, "blueprints", None) as host,
+        open_host(place, "blueprints", None) as host,
         Editor("blueprints.mjs", host.url, "canvas") as editor,
     ):
         for name in blueprints.BLUEPRINTS:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import prepared
 from make_pictures import EXAMPLE, THUMBNAIL, enlarged, grid, save, strip, three, thumbnail
 from PIL import Image
 
@@ -94,6 +93,7 @@ OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the number in the wo
     "11": lambda shown: split(shown["compare a"][0], shown["compare b"][0]),
     "13": lambda shown: grid(shown["With the adapter"]),
     "14": lambda shown: grid(shown["The edited clip"][::2]),
+    "32": lambda shown: grid(shown["The edited clip"][::2]),
     "16": two_insets,
     "17": lambda shown: thumbnail(shown["The pictures"][0], shown.loaded[0]),
     "26": lambda shown: enlarged(shown["The picture"][0], THUMBNAIL),
@@ -109,9 +109,10 @@ def main() -> None:
     options = parser.parse_args()
     import api
     from graphs.shipped import WORKFLOWS, pocket_form, provide_files
+    from workshop.hosts import set_up
+    from workshop.serving import open_host
 
-    dev = prepared.load_dev()
-    with dev.open_host(dev.set_up(None), "thumbnails", None) as host:
+    with open_host(set_up(None), "thumbnails", None) as host:
         client = api.ApiClient(host.url, timeout=600)
         chosen = [each for each in WORKFLOWS if re.search(options.of, each.stem)]
         for path in (each for each in chosen if each.stem[:2] not in DRAWN_ELSEWHERE):

@@ -17,8 +17,10 @@ import re
 import uuid
 from pathlib import Path
 
-import prepared
 from browser.editor import Editor
+from workshop.browsers import prepare_browser
+from workshop.hosts import set_up
+from workshop.serving import environment, open_host
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
@@ -37,14 +39,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--of", default="", help="only workflows whose names have this (a regular expression) in them")
     wanted = re.compile(parser.parse_args().of)
-    dev = prepared.load_dev()
-    place, browser = dev.set_up(None), dev.prepare_browser()
-    os.environ.update(dev.environment(place, browser))
+    place, browser = set_up(None), prepare_browser()
+    os.environ.update(environment(place, browser))
     for path in [*WORKFLOWS.glob("*.json"), *API.glob("*.json")]:
         if path.stem not in GRAPHS:
             path.unlink()
     with (
-        dev.open_host(place, "workflows", None) as host,
+        open_host(place, "workflows", None) as host,
         Editor("author_workflows.mjs", host.url) as editor,
     ):
         for name, describe in ((name, of) for name, of in GRAPHS.items() if wanted.search(name)):

@@ -58,6 +58,7 @@ TARGETS = {
     "locales": Target((("make_locales",),), ("locales/en",), kind="texts"),
     "object_info": Target((("make_object_info",),), ("tests/data/object_info.json",), kind="texts"),
     "tables": Target((("make_tables",),), ("docs",), kind="texts"),
+    "readme": Target((("make_readme",),), ("README.md",), kind="texts"),
     "examples": Target((("make_pictures", "example"),), (EXAMPLES,)),
     "logo": Target((("make_logo",),), ("docs",)),
     "workflows": Target((("make_workflows",),), WORKFLOWS, ("tests/browser", *GRAPHS, *TEXTS)),
@@ -74,7 +75,9 @@ TARGETS = {
 
 
 def imported(path: Path) -> Iterator[Path]:
-    """Files of ours that a file imports, anywhere in it."""
+    """Files of ours that a file imports, anywhere in it; nodes/extension.py imports the techniques that it finds."""
+    if path == ROOT / "nodes" / "extension.py":
+        yield from path.parent.glob("*/nodes.py")
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -35,11 +35,6 @@ def load_pack() -> ModuleType:
     return load_module("palimpsest", ROOT / "__init__.py", package=True)
 
 
-def load_dev() -> ModuleType:
-    """dev.py, as a module."""
-    return load_module("palimpsest_dev", ROOT / "dev.py")
-
-
 def main() -> None:
     """Run main() of the named module with the arguments behind it."""
     name, *arguments = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Edits by changing words of a prompt: the source's attention fused into the edit."""
+"""An edit looks where the source looked."""
 
 from __future__ import annotations
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ...kernels import attention_fusion as maths
 from .. import border
+from ..host.cancelling import Cancellable
 from ..quoting import quoted
 from ..words import ChosenWords, Word, read_words, refuse_foreign_embeddings, rows_of, select
 
 CHUNK = 77  # tokens of a prompt that CLIP encodes at once
+LONGEST = 64 * CHUNK  # tokens of a prompt that are compared: time and memory grow with the product of both lengths
 
 NEW_WORDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "their own attention": maths.kept_words,
@@ -89,6 +91,16 @@ def encode(clip: Any, text: str) -> EncodedText:
     return EncodedText(conditioning, [word for word in first if word.positions[-1] < length])
 
 
+def refuse_endless(clip: Any, text: str) -> None:
+    """Raise ValueError for a text of more tokens than two prompts are compared in."""
+    count = max(sum(map(len, chunks)) for chunks in clip.tokenize(text).values())
+    if count > LONGEST:
+        raise ValueError(
+            f"the prompt {quoted(text)} has {count} tokens, Attention Fusion compares two prompts of at most {LONGEST} "
+            "each: shorten it."
+        )
+
+
 def read_prompts(
     clip: Any,
     source_text: str,
@@ -101,13 +113,16 @@ def read_prompts(
     """Encode both prompts and compare them, word by word.
 
     emphasis multiplies the attention of words that only the edit has. Raises ValueError as `encode`, without a text
-    encoder, and for blend words that are not in the source's prompt.
+    encoder, for endless texts, and for blend words that are not in the source's prompt. A cancelled run stops within.
     """
     if clip is None:
         raise ValueError("clip is empty: this checkpoint holds no text encoder; connect one (Load CLIP).")
-    source, edit = encode(clip, source_text), encode(clip, edit_text)
-    link, own = linked(source, edit, NEW_WORDS[new_words])
-    kept = {j for _, j in maths.common(*([name for name, _ in each.counted] for each in (source, edit)))}
+    for text in (source_text, edit_text):
+        refuse_endless(clip, text)
+    with Cancellable():
+        source, edit = encode(clip, source_text), encode(clip, edit_text)
+        link, own = linked(source, edit, NEW_WORDS[new_words])
+        kept = {j for _, j in maths.common(*([name for name, _ in each.counted] for each in (source, edit)))}
     changed = [word for j, word in enumerate(edit.words) if j not in kept]
     positions = [position for word in changed for position in word.positions]
     link[:, positions] *= emphasis

@@ -1,4 +1,4 @@
-"""Attention maps: where in a picture the words of its prompt act, as heat maps, masks and a leakage figure."""
+"""Where words act: heat map, mask, leakage."""
 
 from __future__ import annotations
 

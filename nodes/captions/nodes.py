@@ -1,4 +1,4 @@
-"""The node that makes captions ready for a training."""
+"""Captions for a training."""
 
 from __future__ import annotations
 

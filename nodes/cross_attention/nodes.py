@@ -1,4 +1,4 @@
-"""Words that act in one part of the picture only."""
+"""Words act in a mask; a part of the picture has its own phrase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edit Report: what an edit kept of its source, how well it follows its text, in numbers and in one picture."""
+"""What an edit kept and followed, in numbers."""
 
 from __future__ import annotations
 

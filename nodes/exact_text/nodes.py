@@ -1,4 +1,4 @@
-"""Exact text: lines drawn into their places, told to the text encoder, and read in a picture."""
+"""Exact text for pictures, read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The node that trains a model to follow instructions."""
+"""Teaches a model to edit as you ask."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from comfy_api.latest import io
 
 from ...kernels.instruction_training import dropout_bands
 from .. import host, inputs
-from ..training import Watch, family_of, previews, states
+from ..training import family_of, states, watched
 from ..training.course import plot
-from ..training.fitting import History, Learned
+from ..training.fitting import History
 from . import files, training, triples
 from .course import sheet
 from .examples import encoded
@@ -88,11 +88,7 @@ class TrainInstruction(io.ComfyNode):
         learned, shown = training.apart(found, given)
         target.save_base()
 
-        def save(made: Learned) -> None:
-            name = target.save(made)
-            shown_text.update(f"{made.step} steps saved as {name}", now=True)
-
-        watch = Watch(previews(wide, given.steps), shown_text.update, save)
+        watch = watched(wide, given.steps, shown_text.update, target.save)
         history = training.train(wide, clip, learned, shown, parts, settings=given, watch=watch, state=state)
         report = describe(history, given, len(learned), target, time.monotonic() - began)
         drawn = sheet(wide, vae, history, shown)

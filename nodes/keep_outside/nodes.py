@@ -1,4 +1,4 @@
-"""Keep Outside: an edit goes into the untouched source, and nothing outside the mask moves by one bit."""
+"""An edit in its untouched source: bit-identical outside the mask."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -68,6 +68,7 @@ class TrainingFiles:
     names: Names
     settings: LoRASettings
     kind: str
+    written: list[str] = field(default_factory=list)
 
     @classmethod
     def new(cls, prefix: str, names: Names, settings: LoRASettings, kind: str) -> TrainingFiles:
@@ -94,7 +95,8 @@ class TrainingFiles:
             contents[f"state{end}"] = learned.state(), {"settings": json.dumps(self.settings.named())}
         told = metadata(self.settings, learned, self.kind)
         self.files.write(contents | {f"lora{end}": (content(learned.factors, self.names), told)})
-        return LORAS.name(self.files.paths[f"lora{end}"])
+        self.written.append(LORAS.name(self.files.paths[f"lora{end}"]))
+        return self.written[-1]
 
 
 FREE = {"save_every", "preview_every", "preview_prompts", "guidance", "keep_state", "checkpointing"}

@@ -1,4 +1,4 @@
-"""The node that trains a LoRA on a few pictures."""
+"""Teaches a style or a subject."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from comfy_api.latest import io
 
 from .. import host, inputs
 from ..settings import AS_SET
-from ..training import Watch, family_of, previews, states
+from ..training import family_of, states, watched
 from ..training.course import plot
-from ..training.fitting import History, Learned
+from ..training.fitting import History
 from ..training.pictures import Order
 from ..training.widgets import shared
 from . import course, files, priors, training
@@ -290,21 +290,17 @@ class TrainLoRA(io.ComfyNode):
         target = files.TrainingFiles.new(filename[0], names, settings, family_of(model))
         target.require_room(factors)
         shown.update("encoding the pictures", now=True)
-        found, written = training.examples_of(model, vae, given, settings), []
+        found = training.examples_of(model, vae, given, settings)
         found += priors.drawn(model, clip, given.class_caption, settings, shown.update)
 
-        def save(learned: Learned) -> None:
-            written.append(target.save(learned))
-            shown.update(f"{learned.step} steps saved as {written[-1]}", now=True)
-
         steps = settings.epochs * Order(found, settings).steps_per_epoch
-        watch = Watch(previews(model, steps), shown.update, save)
+        watch = watched(model, steps, shown.update, target.save)
         history = training.train(model, clip, found, factors, settings=settings, watch=watch, state=state)
-        report = describe(history, settings, written, time.monotonic() - began)
+        report = describe(history, settings, target.written, time.monotonic() - began)
         changed, read = training.with_lora(model, clip, files.content(factors, names))
         sheet = course.sheet(model, vae, history, training.prompts_to_preview(found, settings))
-        told = host.told(cls, report, saved=written)
-        return io.NodeOutput(changed, read, plot(history), sheet, report, written[-1], ui=told)
+        told = host.told(cls, report, saved=target.written)
+        return io.NodeOutput(changed, read, plot(history), sheet, report, target.written[-1], ui=told)
 
 
 def describe(history: History, settings: LoRASettings, written: list[str], seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ class TrainingFiles:
     settings: TrainSettings
     layout: Layout
     recogniser: Any
+    written: list[str] = field(default_factory=list)
 
     @classmethod
     def new(cls, prefix: str, settings: TrainSettings, layout: Layout, recogniser: Any) -> TrainingFiles:
@@ -97,4 +98,5 @@ class TrainingFiles:
         info = {"steps": learned.step, "settings": self.settings.named()}
         made = content(control.named(), embeddings.named(), self.recogniser)
         self.files.write(contents | {f"control{end}": (made, header_of(self.layout, info))})
-        return CONTROLS.name(self.files.paths[f"control{end}"])
+        self.written.append(CONTROLS.name(self.files.paths[f"control{end}"]))
+        return self.written[-1]

@@ -1,4 +1,4 @@
-"""The nodes that write exact text: AnyText's parts loaded, and applied to prompts."""
+"""Exact text in its place (AnyText)."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from ...kernels.lora import CONSTANT, SCHEDULES
 from .. import exact_text, host, inputs, sockets
 from ..exact_text import TextEmbedder
-from ..training import Watch, previews, states
+from ..training import states, watched
 from ..training.course import plot
-from ..training.fitting import History, Learned
+from ..training.fitting import History
 from ..training.widgets import shared
 from . import course, dataset, examples, files, keeping, training
 from .control import require_text_control
@@ -207,23 +207,25 @@ class TrainTextControl(io.ComfyNode):
         layout = learning[0].network.layout
         target = keeping.TrainingFiles.new(filename, settings, layout, recogniser)
         target.require_room(sum(t.numel() for each in learning for t in each.parameters()))
-        reader, written = examples.Reader(recogniser), []
+        reader = examples.Reader(recogniser)
         found = list(examples.examples(model, vae, texts, reader, settings, lambda text: shown.update(text, now=False)))
 
-        def save(learned: Learned) -> None:
-            written.append(target.save(learned))
-            shown.update(f"{learned.step} steps saved as {written[-1]}", now=True)
-
-        watch = Watch(previews(model, settings.steps), shown.update, save)
+        watch = watched(model, settings.steps, shown.update, target.save)
         more = {"settings": settings, "reader": reader, "watch": watch, "state": state}
         history = training.train(model, clip, vae, found, learning, **more)
         sheet, told = course.sheet(model, vae, history, found)
-        report = describe(history, found, told, written, time.monotonic() - began)
+        report = describe(history, found, told, target.written, time.monotonic() - began)
         parts = keeping.parts_of(dict(zip(("control", "embeddings"), learning, strict=True)), layout)
         control, projection = files.control_of(parts), parts.projection
-        shown_files = host.told(cls, report, saved=written)
+        shown_files = host.told(cls, report, saved=target.written)
         return io.NodeOutput(
-            control, TextEmbedder(recogniser, projection), plot(history), sheet, report, written[-1], ui=shown_files
+            control,
+            TextEmbedder(recogniser, projection),
+            plot(history),
+            sheet,
+            report,
+            target.written[-1],
+            ui=shown_files,
         )
 
 

@@ -18,7 +18,7 @@ from .reading import (
     told_of_memory,
 )
 from .seeds import generator, generator_at
-from .watch import Watch, kept_if_it_ends_early, nothing, previews
+from .watch import Watch, kept_if_it_ends_early, nothing, previews, watched
 
 __all__ = [
     "CLIP_NORM",
@@ -55,5 +55,6 @@ __all__ = [
     "require_finite",
     "told_of_memory",
     "unet_file",
+    "watched",
     "weighted_layers",
 ]

@@ -29,6 +29,16 @@ class Watch:
     begin: Callable[[dict[str, int]], None] = nothing
 
 
+def watched(model: Any, steps: int, tell: Callable[..., None], save: Callable[[Any], str]) -> Watch:
+    """The Watch of a node: what is drawn on its bar, and what was saved told at once by the name that `save` gives."""
+
+    def keep(learned: Any) -> None:
+        name = save(learned)
+        tell(f"{learned.step} steps saved as {name}", now=True)
+
+    return Watch(previews(model, steps), tell, keep)
+
+
 @contextmanager
 def kept_if_it_ends_early(keep: Callable[[], None]) -> Iterator[None]:
     """Call `keep` where a training is cancelled or fails within; what ended it goes on its way."""

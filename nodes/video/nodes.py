@@ -1,4 +1,4 @@
-"""Clips as batches of frames: attention across frames."""
+"""Frames look at one another."""
 
 from __future__ import annotations
 

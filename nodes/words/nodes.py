@@ -1,4 +1,4 @@
-"""Select Words: the words of a prompt that other nodes act on."""
+"""Words of a prompt for other nodes: phrases, `cat#2`, `paint*`, embeddings."""
 
 from __future__ import annotations
 

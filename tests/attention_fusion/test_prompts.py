@@ -1,7 +1,12 @@
 """Two prompts compared word by word, as the host's tokenizers read them."""
 
+import threading
+import time
+
+import comfy.model_management
 import pytest
 from attention_fusion.fusing import EDIT, SOURCE, families
+from palimpsest.nodes.attention_fusion import prompts as reading
 from palimpsest.nodes.attention_fusion.prompts import read_prompts
 
 
@@ -50,3 +55,27 @@ def test_a_blend_word_that_is_not_in_the_source_is_refused(clips):
 def test_without_a_text_encoder_it_says_so():
     with pytest.raises(ValueError, match="this checkpoint holds no text encoder"):
         read_prompts(None, SOURCE, EDIT)
+
+
+def test_a_text_without_end_is_refused_before_it_is_encoded(clips, monkeypatch):
+    monkeypatch.setattr(clips["sd15"], "encode_from_tokens_scheduled", lambda _: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match="tokens, Attention Fusion compares two prompts of at most 4928 each: shorten"):
+        read_prompts(clips["sd15"], SOURCE, "a dog " * 17_000)
+
+
+def test_comparing_the_longest_texts_stops_where_the_run_is_cancelled(clips, monkeypatch):
+    linked, asked = reading.linked, []
+
+    def cancel():
+        comfy.model_management.interrupt_current_processing()
+        asked.append(time.monotonic())
+
+    def compare(*args):
+        threading.Timer(0.2, cancel).start()
+        return linked(*args)
+
+    monkeypatch.setattr(reading, "linked", compare)
+    longest = "a dog " * 2_300
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        read_prompts(clips["sd15"], longest, "one cat " + longest)
+    assert time.monotonic() - asked[0] < 1

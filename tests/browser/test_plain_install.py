@@ -12,13 +12,14 @@ import shutil
 import sys
 from pathlib import Path
 
-import prepared
 import pytest
 from browser.editor import needs_browser
 from browser.test_workflows import ROOT, SCREENSHOTS, open_editor
 from graphs.shipped import WORKFLOWS
+from workshop.hosts import DEFAULT_RELEASE, RELEASES
+from workshop.places import PACK
+from workshop.serving import start_host
 
-dev = prepared.load_dev()
 LARGEST_ARCHIVE = 3_500_000  # bytes when packed, beside the recogniser's weights
 LARGEST_RECOGNISER = 5_500_000
 BY_HAND = "anytext_v1.1.safetensors"  # published as a pickle: a program of ours makes this file of it
@@ -40,7 +41,7 @@ def left_out(folder: str, names: list[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
     """The pack as the registry hands it out."""
-    target = tmp_path_factory.mktemp("archive") / dev.PACK
+    target = tmp_path_factory.mktemp("archive") / PACK
     shutil.copytree(ROOT, target, ignore=left_out)
     return target
 
@@ -52,7 +53,7 @@ def plain_host(archive, tmp_path_factory):
     if not comfy:
         pytest.skip("needs ComfyUI: run `python dev.py test`")
     base = tmp_path_factory.mktemp("plain")
-    with dev.start_host(sys.executable, comfy, base, pack=archive, models=None, examples=False) as host:
+    with start_host(sys.executable, comfy, base, pack=archive, models=None, examples=False) as host:
         yield host
 
 
@@ -84,8 +85,8 @@ def named_models(workflow: Path) -> list[list]:
 
 def sees_missing_files() -> bool:
     """Whether the host's editor is one whose lists of missing files we know."""
-    version = os.environ.get("PALIMPSEST_HOST_VERSION", dev.DEFAULT_RELEASE)
-    return version not in dev.RELEASES or version == dev.DEFAULT_RELEASE
+    version = os.environ.get("PALIMPSEST_HOST_VERSION", DEFAULT_RELEASE)
+    return version not in RELEASES or version == DEFAULT_RELEASE
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)

@@ -1,4 +1,7 @@
-"""A small graph for every node, in the host's API format, and the same graphs with one bad value in them."""
+"""A small graph for every node, in the host's API format, and the same graphs with one bad value in them.
+
+A node gets a good value at every socket, and the least of every number that costs time; NODES says what else it needs.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +40,21 @@ MADE = {  # what stands before a node: (node, its inputs)
     "lines": ("TextLines", {"lines": "SIGN", "image": IMAGE}),
     "mgie": ("LoadMGIE", {"folder": "mgie", "dtype": "float32"}),
 }  # fmt: skip
-NODES: dict[str, dict[str, Any]] = {
-    "Invert": WALK | {"vae": LINKS["vae"], "steps": 2, "sigmas": ["sigmas", 0]},
+GOOD = {  # what a socket of a type is linked to
+    "MODEL": MODEL, "CLIP": LINKS["clip"], "VAE": LINKS["vae"], "LATENT": LATENT, "IMAGE": IMAGE, "MASK": MASK,
+    "CONDITIONING": LINKS["positive"], "SIGMAS": ["sigmas", 0], "BOUNDING_BOX": LINKS["boxes"],
+    "CONTROL_NET": LINKS["text control"], "PALIMPSEST_TEXT_EMBEDDER": LINKS["text embedder"],
+    "PALIMPSEST_TRAJECTORY": ["walk", 0], "PALIMPSEST_KV": ["kv", 0], "PALIMPSEST_TOKENS": ["words", 0],
+    "PALIMPSEST_ATTENTION_RECORD": ["record", 0], "PALIMPSEST_BLEND_WEIGHTS": ["weights", 0],
+    "PALIMPSEST_CONTEXT_ADAPTER": ["adapter", 0], "PALIMPSEST_MULTIMODAL_ENCODER": ["encoder", 0],
+    "PALIMPSEST_MULTIMODAL_DATASET": ["dataset", 0], "PALIMPSEST_TEXT_LINES": ["lines", 0],
+}  # fmt: skip
+NODES: dict[str, dict[str, Any]] = {  # nodes whose graph is not what their sockets say
+    "Invert": WALK | {"vae": LINKS["vae"], "steps": 2, "sigmas": ["sigmas", 0], "context_adapter": ["adapter", 0]},
     "FlowEdit": {"source": LINKS["positive"], "source_negative": LINKS["negative"], "mask": MASK},
-    "FlowSampler": {"trajectory": ["walk", 0]},
     "TuneKV": TUNING | {"vae": LINKS["vae"], "inner_steps": 1, "layers": "middle", "mask": MASK},
-    "ApplyKV": {"model": MODEL, "kv": ["kv", 0], "mask": MASK, "source_mask": MASK},
     "SaveKV": {"kv": ["kv", 0], "filename": "fuzz"},
     "LoadKV": {"file": "kept_00001.safetensors"},
-    "PromptLines": {},
-    "SelectWords": {"clip": LINKS["clip"]},
-    "CrossAttentionMask": {"model": MODEL, "mask": MASK, "tokens": ["words", 0]},
-    "RegionPhrase": {"model": MODEL, "clip": LINKS["clip"], "positive": LINKS["positive"], "mask": MASK},
-    "AttentionMap": {"model": MODEL, "tokens": ["words", 0]},
     "FindWords": MADE["record"][1],
     "ReadAttentionMap": {"record": ["record", 0], "image": IMAGE, "mask": MASK},
     "FeatureBlend": {"model": MODEL, "trajectory": ["walk", 0], "positive": LINKS["positive"], "mask": MASK},
@@ -61,7 +66,6 @@ NODES: dict[str, dict[str, Any]] = {
     "SaveContextAdapter": {"context_adapter": ["adapter", 0], "filename": "fuzz"},
     "LoadContextAdapter": {"file": "kept_00001.safetensors"},
     "ContextSampler": {"context_adapter": ["adapter", 0]},
-    "VideoAttention": {"model": MODEL},
     "AttentionFusion": {"model": MODEL, "trajectory": ["walk", 0], "clip": LINKS["clip"], "source_text": TEXT,
                         "edit_text": EDIT, "mask": MASK},
     "LoadMultimodalEncoder": MADE["encoder"][1],
@@ -99,8 +103,8 @@ NODES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 COSTLY = {
     "steps", "inner_steps", "looks", "batch_size", "gradient_accumulation", "depth", "lora_rank", "tokens",
-    "inversion_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup", "epochs", "repeats", "rank",
-    "resolution", "preview_every", "accumulation", "font", "max_tokens", "averages",
+    "inversion_refinements", "context_refinements", "keyframes", "batch_steps", "auto_layers", "size", "warmup",
+    "epochs", "repeats", "rank", "resolution", "preview_every", "accumulation", "font", "max_tokens", "averages",
 }  # fmt: skip
 LONG_PRESETS = {("TrainLoRA", "preset"), ("TrainInstruction", "preset")}  # the papers' numbers of steps
 SCHEDULES = {"sigmas": 2, "many sigmas": 900, "flow sigmas": 2}
@@ -115,6 +119,7 @@ LONG = {  # what takes minutes unless it is cancelled
     "TrainInstruction": {"steps": 100000},
     "KeepOutside": {"source": ["large", 0], "edited": ["large edit", 0], "mask": ["large mask", 0], "grow": 64},
 }
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TYPE_OF_AUTOGROW = {"images": "IMAGE", "masks": "MASK", "more_masks": "MASK"}
 FIRST_OF_AUTOGROW = {"more_masks": "more_masks.mask_0"}
 
@@ -142,6 +147,19 @@ class Graphs:
 
     def __init__(self, info: dict[str, dict]):
         self.info = info
+        self.nodes = {kind.removeprefix(P): self.given(kind.removeprefix(P)) for kind in info}
+
+    def given(self, node: str) -> dict[str, Any]:
+        """What a node's graph gives it besides its defaults."""
+        if node in NODES:
+            return NODES[node]
+        made = {}
+        for name, (kind, options) in self.inputs(P + node).items():
+            if kind in GOOD:
+                made[name] = LINKS["negative"] if "negative" in name and kind == "CONDITIONING" else GOOD[kind]
+            elif kind in ("INT", "FLOAT") and name in COSTLY:
+                made[name] = options["min"]
+        return made
 
     def defaults(self, kind: str) -> dict[str, Any]:
         """What an editor sends of a node that nobody touched."""
@@ -162,7 +180,7 @@ class Graphs:
     def build(self, node: str, changes: dict[str, Any] | None = None, more: dict[str, dict] | None = None) -> dict:
         """A node's graph with some inputs changed and some nodes more, and all that stands before and behind."""
         kind = P + node
-        chosen = self.defaults(kind) | NODES[node] | (changes or {})
+        chosen = self.defaults(kind) | self.nodes[node] | (changes or {})
         graph = {"node": step(kind, **chosen), **(more or {})}
         outputs = self.info[kind]["output"]
         for number, given in enumerate(outputs):
@@ -211,7 +229,7 @@ class Graphs:
 
     def cases(self) -> Iterator[Case]:
         """Every bad value at every input of every node."""
-        for node in NODES:
+        for node in self.nodes:
             for name, (kind, options) in self.inputs(P + node).items():
                 for what, changes, more in self.bad(node, name, kind, options):
                     graph = self.build(node, changes, more)
@@ -219,7 +237,7 @@ class Graphs:
 
     def bad(self, node: str, name: str, kind: str, options: dict) -> Iterator[tuple[str, dict, dict]]:
         """(name, changed inputs, more nodes) of every bad value of an input."""
-        links = {key: key for key in NODES[node] if key == name or key.startswith(f"{name}.")}
+        links = {key: key for key in self.nodes[node] if key == name or key.startswith(f"{name}.")}
         kind = TYPE_OF_AUTOGROW.get(name, kind) if kind.startswith("COMFY_AUTOGROW") else kind
         if kind in ("INT", "FLOAT"):
             small, large = options["min"], options["max"]
@@ -240,24 +258,11 @@ class Graphs:
                 yield family, {name: ["bad", 0]}, {"bad": step("FuzzModel", family=family)}
         elif kind in values.BAD:
             link = next(iter(links), FIRST_OF_AUTOGROW.get(name, name))
-            good = NODES[node].get(link) or self.good(kind)
+            good = self.nodes[node].get(link) or GOOD[kind]
             others = {"masks": None} if name == "boxes" else {"boxes": None} if name == "masks" else {}
             for what in values.BAD[kind]:
                 bad = step("FuzzBad", value=good, socket=kind, what=what)
                 yield what, {link: ["bad", 0], **others}, {"bad": bad}
-
-    def good(self, kind: str) -> list:
-        """A good value of a socket that a node's graph leaves free."""
-        kinds = {
-            "IMAGE": IMAGE,
-            "MASK": MASK,
-            "LATENT": LATENT,
-            "SIGMAS": ["sigmas", 0],
-            "BOUNDING_BOX": LINKS["boxes"],
-        }
-        kinds |= {"PALIMPSEST_TOKENS": ["words", 0], "PALIMPSEST_BLEND_WEIGHTS": ["weights", 0]}
-        kinds |= {"PALIMPSEST_TEXT_LINES": ["lines", 0]}
-        return kinds[kind]
 
 
 def wide_prompts(graph: dict) -> dict:

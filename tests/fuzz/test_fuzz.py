@@ -17,7 +17,16 @@ def fuzz(tmp_path_factory):
 
 
 def test_every_node_has_a_graph(fuzz):
-    assert {f"Palimpsest{node}" for node in graphs.NODES} == set(fuzz.made.info)
+    """By its sockets, or where that is not enough by hand."""
+    assert {f"Palimpsest{node}" for node in fuzz.made.nodes} == set(fuzz.made.info)
+    assert fuzz.made.nodes.keys() >= graphs.NODES.keys()
+
+
+def test_a_graph_by_sockets_leaves_nothing_free_that_is_required(fuzz):
+    for node, given in fuzz.made.nodes.items():
+        required = fuzz.made.info[f"Palimpsest{node}"]["input"].get("required", {})
+        wanted = {name for name, (kind, *_) in required.items() if kind.isupper() and kind not in graphs.WIDGETS}
+        assert {name.partition(".")[0] for name in given} >= wanted - {"images"}, node
 
 
 def test_every_socket_that_carries_numbers_has_bad_values(fuzz):

@@ -13,7 +13,7 @@ PYTHON = [ROOT / "__init__.py", *sorted(NODES.rglob("*.py")), *sorted(KERNELS.rg
 SCRIPTS = [path for end in ("*.js", "*.mjs") for path in sorted((ROOT / "web").rglob(end))]
 JSONS = [path for folder in ("locales", "workflows", "subgraphs") for path in sorted((ROOT / folder).rglob("*.json"))]
 APART = {"host", "training"}  # packages of nodes/ that are no technique
-TECHNIQUES = sorted(path.parent.name for path in NODES.glob("*/__init__.py") if path.parent.name not in APART)
+TECHNIQUES = sorted(path.parent.name for path in NODES.glob("*/nodes.py"))
 
 
 @cache

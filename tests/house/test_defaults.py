@@ -2,85 +2,42 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import functools
 import importlib
 import inspect
+import textwrap
 
 import execution
 import folder_paths
 import pytest
 from palimpsest.nodes import inputs
-from palimpsest.nodes.attention_fusion.apply import FusionSettings
-from palimpsest.nodes.attention_map.finding import FindSettings
-from palimpsest.nodes.attention_map.reading import ReadSettings
-from palimpsest.nodes.attention_map.recorder import RecordSettings
-from palimpsest.nodes.captions.helping import CaptionSettings
-from palimpsest.nodes.contextdiff.fit import TrainSettings as ContextTraining
-from palimpsest.nodes.contextdiff.sampling import SamplerSettings
-from palimpsest.nodes.cross_attention.masking import MaskSettings
-from palimpsest.nodes.cross_attention.phrases import PhraseSettings
 from palimpsest.nodes.edit_report.measuring import Edit
-from palimpsest.nodes.exact_text.building import LinesSettings
-from palimpsest.nodes.exact_text.reading import ReadSettings as ReadTextSettings
 from palimpsest.nodes.extension import Palimpsest, register_folders
-from palimpsest.nodes.feature_blend.apply import BlendSettings
-from palimpsest.nodes.feature_blend.tuning import TuneSettings as BlendTuning
-from palimpsest.nodes.instruction.edit import EditSettings
-from palimpsest.nodes.instruction.express import ExpressSettings
-from palimpsest.nodes.instruction.loading import MgieSettings
-from palimpsest.nodes.instruction_training.settings import InstructionSettings
-from palimpsest.nodes.inversion.ddim import InvertSettings
-from palimpsest.nodes.inversion.flow import FlowSamplerSettings
-from palimpsest.nodes.inversion.flow_edit import FlowEditSettings
-from palimpsest.nodes.keep_outside.compositing import KeepOutsideSettings
-from palimpsest.nodes.kv.settings import ApplySettings, TuneSettings
-from palimpsest.nodes.lora.settings import LoRASettings
-from palimpsest.nodes.multimodal.dataset.building import DatasetSettings
-from palimpsest.nodes.multimodal.loading import EncoderSettings
-from palimpsest.nodes.multimodal.prompting import PromptSettings
-from palimpsest.nodes.multimodal.training.settings import TrainSettings as MultimodalTraining
-from palimpsest.nodes.text_control.applying import ApplySettings as ApplyTextSettings
-from palimpsest.nodes.text_control.settings import TrainSettings as TextControlTraining
-from palimpsest.nodes.video.attention import VideoSettings
+from palimpsest.nodes.settings import Settings
 
 import nodes as host_nodes
 
 register_folders()
 OURS = {node.GET_SCHEMA().node_id: node for node in asyncio.run(Palimpsest().get_node_list())}
-SETTINGS = {  # what a node's `chosen` fills
-    "PalimpsestInvert": InvertSettings,
-    "PalimpsestFlowEdit": FlowEditSettings,
-    "PalimpsestFlowSampler": FlowSamplerSettings,
-    "PalimpsestTuneKV": TuneSettings,
-    "PalimpsestApplyKV": ApplySettings,
-    "PalimpsestCrossAttentionMask": MaskSettings,
-    "PalimpsestRegionPhrase": PhraseSettings,
-    "PalimpsestAttentionMap": RecordSettings,
-    "PalimpsestFindWords": FindSettings,
-    "PalimpsestReadAttentionMap": ReadSettings,
-    "PalimpsestFeatureBlend": BlendSettings,
-    "PalimpsestTuneFeatureBlend": BlendTuning,
-    "PalimpsestKeepOutside": KeepOutsideSettings,
-    "PalimpsestTrainContextAdapter": ContextTraining,
-    "PalimpsestContextSampler": SamplerSettings,
-    "PalimpsestVideoAttention": VideoSettings,
-    "PalimpsestAttentionFusion": FusionSettings,
-    "PalimpsestLoadMultimodalEncoder": EncoderSettings,
-    "PalimpsestMultimodalPrompt": PromptSettings,
-    "PalimpsestBuildMultimodalDataset": DatasetSettings,
-    "PalimpsestTrainMultimodal": MultimodalTraining,
-    "PalimpsestLoadMGIE": MgieSettings,
-    "PalimpsestExpressInstruction": ExpressSettings,
-    "PalimpsestEditInstruction": EditSettings,
-    "PalimpsestCaptionHelper": CaptionSettings,
-    "PalimpsestTrainLoRA": LoRASettings,
-    "PalimpsestTextLines": LinesSettings,
-    "PalimpsestReadText": ReadTextSettings,
-    "PalimpsestApplyTextControl": ApplyTextSettings,
-    "PalimpsestTrainTextControl": TextControlTraining,
-    "PalimpsestTrainInstruction": InstructionSettings,
-    "PalimpsestEditReport": Edit,
-}
+
+
+def settings_of(function) -> type | None:
+    """The settings that `chosen` fills: named in a node's `execute`, or in what that hands `chosen` to."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    for call in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+        if isinstance(call, ast.Call) and any(getattr(part, "id", "") == "chosen" for part in ast.walk(call)):
+            first, *rest = ast.unparse(call.func).removesuffix(".of").split(".")
+            found = functools.reduce(
+                lambda value, each: getattr(value, each, None), rest, function.__globals__.get(first)
+            )
+            found = settings_of(found) if inspect.isfunction(found) else found
+            if inspect.isclass(found) and issubclass(found, Settings | Edit):
+                return found
+    return None
+
+
 SAID = {  # what only a person can say, and the host's files: the widgets that stay required
     "file": "made.safetensors",
     "folder": "made",
@@ -140,8 +97,7 @@ def test_a_widget_that_is_left_out_has_the_default_that_the_editor_shows(name):
     node = OURS[name]
     parameters = inspect.signature(node.execute).parameters
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    assert takes_any == (name in SETTINGS), "list the node's settings in SETTINGS"
-    fields = SETTINGS[name].__dataclass_fields__ if takes_any else {}
+    fields = settings_of(node.execute).__dataclass_fields__ if takes_any else {}
     for entry in widgets(node).values():
         if not entry.optional or entry.id == "preset":
             continue

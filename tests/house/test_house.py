@@ -15,6 +15,7 @@ import pytest
 from house.sources import (
     JSONS,
     KERNELS,
+    NODES,
     PYTHON,
     ROOT,
     SCRIPTS,
@@ -53,6 +54,7 @@ FORBIDDEN_ATTRIBUTES = {
 RAW_LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "LayerNorm", "GroupNorm", "Embedding"}
 
 TRITON = below(KERNELS / "triton")
+EXTENSION = NODES / "extension.py"
 
 
 # ------------------------------------------------------------------------------------------------------ the imports
@@ -115,6 +117,11 @@ def test_no_call_that_runs_text_or_unpickles():
                 yield node.lineno, f"uses {ast.unparse(node)}"
 
     check(PYTHON, find)
+
+
+def test_modules_are_found_by_their_place_only_where_techniques_are_collected():
+    named = imported(lambda module: top(module) in ("importlib", "pkgutil"))
+    check([path for path in PYTHON if path != EXTENSION], named)
 
 
 def test_scripts_keep_clear_of_what_scanners_and_readers_fear():
@@ -205,7 +212,11 @@ def test_the_archive_has_what_the_readme_links_to():
 
 
 LARGEST = 130_000  # bytes of a file that ships
-LARGER = {"nodes/exact_text/weights/pp_ocrv3_recogniser.safetensors": 5_500_000}  # what Read Text reads with
+LARGER = {
+    "nodes/exact_text/weights/pp_ocrv3_recogniser.safetensors": 5_500_000,  # what Read Text reads with
+    "locales/en/nodeDefs.json": 160_000,
+    "locales/zh/nodeDefs.json": 160_000,
+}
 
 
 def test_what_ships_is_small():

@@ -12,6 +12,11 @@ def test_a_target_is_made_from_what_its_script_imports_directly_or_not():
     assert not any("/test_" in name for name in files)
 
 
+def test_what_collects_the_techniques_is_made_from_all_of_them():
+    files = {path.relative_to(making.ROOT).as_posix() for path in making.closure(["palimpsest.nodes.extension"])}
+    assert {"nodes/kv/nodes.py", "nodes/video/attention.py", "kernels/video_attention.py"} <= files
+
+
 def test_a_key_follows_its_inputs(tmp_path, monkeypatch):
     monkeypatch.setattr(making, "TESTS", tmp_path / "tests")
     monkeypatch.setattr(making, "ROOT", tmp_path)

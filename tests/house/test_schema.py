@@ -7,9 +7,11 @@ import copy
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import make_locales
 import make_object_info
+import make_readme
 import pytest
 from comfy_api.latest import io
 from palimpsest.nodes.extension import Palimpsest, register_folders
@@ -93,6 +95,18 @@ def is_widget(item: io.Input) -> bool:
 def test_the_english_texts_are_the_schemas():
     for file, content in make_locales.english().items():
         assert make_locales.read("en", file) == content, "run `python dev.py make locales`"
+
+
+def test_the_readme_has_every_node():
+    text = make_readme.README.read_text(encoding="utf-8")
+    assert make_readme.filled(text) == text, "run `python dev.py make readme`"
+    assert make_readme.BLOCK.search(text)
+
+
+def test_a_row_of_the_readme():
+    technique = SimpleNamespace(__doc__="An edit sees *this*.\n\nMore.")
+    names = ["Tune KV", "Save KV", "Load KV", "Load Other"]
+    assert make_readme.row(technique, names) == "| Tune KV, Save, Load, Load Other | an edit sees *this* |"
 
 
 @pytest.mark.parametrize("language", make_locales.languages())

@@ -1,1 +1,0 @@
-"""Attention maps: where in a picture the words of its prompt act. Nothing in here is for other techniques."""
