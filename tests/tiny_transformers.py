@@ -144,3 +144,32 @@ def sample(model: Any, positive: list, negative: list, empty: torch.Tensor, **se
     noise = comfy.sample.prepare_noise(empty, chosen["seed"])
     given = {"cfg": chosen["cfg"], "latent_image": empty, "disable_pbar": True, "seed": chosen["seed"]}
     return sampling.sample(noise, positive, negative, **given)
+
+
+def own_run(model: Any, family: str, pictures: int = 1, seed: int = 1, tokens: int = 9, **settings: Any) -> tuple:
+    """(the trajectory of the model's own run down, what it draws): the source's levels meet an edit's exactly."""
+    from comfy.patcher_extension import WrappersMP
+    from palimpsest.nodes import host
+
+    found, given = [], {"steps": 3, "cfg": 1.0, "seed": seed} | settings
+
+    def keep(executor, x, timestep, *args, **kwargs):
+        found.append((float(timestep.flatten()[0]), x.clone()))
+        return executor(x, timestep, *args, **kwargs)
+
+    looked = model.clone()
+    looked.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "keep", keep)
+    positive = prompt(family, 1, tokens)
+    out = sample(looked, positive, prompt(family, 2), latent(family, pictures), **given)
+    latents = [x.squeeze(2) if x.ndim == 5 else x for _, x in found]
+    clean = model.model.process_latent_in(out.clone())
+    latents.append(clean.squeeze(2) if clean.ndim == 5 else clean)
+    trajectory = host.Trajectory(
+        sigmas=(*(sigma for sigma, _ in found), 0.0),
+        latents=torch.stack(latents).float(),
+        guidance=1.0,
+        prompt=host.conditioning_fingerprint(positive),
+        layout=host.layout_fingerprint(model),
+        flow=True,
+    )
+    return trajectory, out

@@ -79,7 +79,7 @@ class Applied:
 
 def check(model: Any, trajectory: host.Trajectory, mask: Tensor | None) -> None:
     """Raise ValueError for another architecture and for what is no mask."""
-    host.require_unet(model, TECHNIQUE)
+    host.require_words(model, TECHNIQUE)
     way_out = "invert the picture with this model"
     inputs.require_same_layout(model, trajectory.layout, "the trajectory was recorded", way_out)
     if mask is not None:
@@ -102,7 +102,7 @@ def blended(
     model: Any, settings: BlendSettings, weights: BlendWeights | None
 ) -> tuple[list[FeatureLayer], dict[Feature, Alpha]]:
     """The features that are blended, and the alphas of each inside and outside."""
-    present = layering.feature_layers(model)
+    present = layering.blendable(model)
     if weights is not None:
         layers = weights.on(present)
         return layers, {layer.key: (weights.alphas[str(layer)],) * 2 for layer in layers}
@@ -157,11 +157,22 @@ def apply(
         blend = BlendFeatures(source, alphas, sources, window, mask, path)
         features, how = features_of(model, blend, prompt, settings.source_features, callback)
         host.attach_source(patched, blend, features)
-        said += [f"blends {layering.written(layers)}", how]
+        said += [f"blends {layering.written(layers)}", how, *beside_tokens(model)]
         said += [f"learned weights: {weights}"] if weights is not None else []
     if settings.released_code or held is not None:
         hold_latents(patched, held or HeldLatents(source, math.inf, None, settings.released_code))
     return Applied(patched, "; ".join([*said, *held_in_words(settings, mask)]))
+
+
+def beside_tokens(model: Any) -> list[str]:
+    """What is to be said where the prompt acts beside its tokens, behind the last feature as well."""
+    family = host.family_of(model)
+    if family is None or not family.pooled:
+        return []
+    return [
+        f"{family.name} is also given its prompt as a pooled vector, which acts behind the last feature: outside of "
+        "the mask the edit is near the source, not the same"
+    ]
 
 
 def nowhere(mask: Tensor, settings: BlendSettings, alphas: Mapping[Feature, Alpha]) -> list[str]:

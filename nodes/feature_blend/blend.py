@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...kernels import feature_blend as maths
 from .. import host
-from .layers import AFTER_MIDDLE, MIDDLE, Feature, FeatureLayer, feature_layers
+from .layers import AFTER_MIDDLE, MIDDLE, Feature, FeatureLayer, blendable
 from .patches import patch_features
 from .path import Followed, Path
 
@@ -139,7 +139,7 @@ class BlendFeatures:
     def numbers(self, model: Any, sigma: float) -> int:
         """Numbers in those features of a picture."""
         size, kept = self.trajectory.latents.shape[-2:], self.kinds(sigma)
-        return sum(layer.elements(*size) for layer in feature_layers(model) if layer.key in kept)
+        return sum(layer.elements(*size) for layer in blendable(model) if layer.key in kept)
 
     def patch(self, patched: Any) -> None:
         """Meet features on a clone."""

@@ -64,10 +64,11 @@ class HeldLatents:
         return run.kept(self.name, HeldRun)
 
     def rows(self, x: Tensor, run: HeldRun) -> Tensor:
-        """The mask on the latent's grid, (B, 1, H, W)."""
+        """The mask on the latent's grid, (B, 1, H, W), of a clip of one frame (B, 1, 1, H, W)."""
         name = (tuple(x.shape), x.device)
         if name not in run.masks:
-            run.masks[name] = host.picture_rows(self.mask, len(x), *x.shape[-2:]).to(x)
+            rows = host.picture_rows(self.mask, len(x), *x.shape[-2:]).to(x)
+            run.masks[name] = host.in_dimensions_of(rows, x)
         return run.masks[name]
 
     def target(self, sigma: float, sigma_next: float) -> Tensor:
@@ -97,7 +98,8 @@ class BeginHeld:
             latent_image = rescale_to_level(latent, *run.levels[:2])
             sigmas, run.levels = sigmas[1:], run.levels[1:]
         elif held.at(run.levels[0], of_run) and denoise_mask is None:  # that mask needs the picture itself
-            mask, there = held.rows(noise, run), host.latents_at(held.trajectory, run.levels[0]).to(latent)
+            there = host.latents_at(held.trajectory, run.levels[0])
+            mask, there = held.rows(noise, run), host.in_dimensions_of(there, latent).to(latent)
             if host.is_flow_sampling(sampling := guider.inner_model.model_sampling):
                 # Such a model fades its latent out: what is outside begins by noise that leads there.
                 noise = maths.blend(noise, host.noise_to(sampling, run.levels[0], there, latent), mask)
@@ -126,10 +128,12 @@ class HoldLatents:
             return executor(x, timestep, model_options, seed, **kwargs)
         run = held.kept(of_run)
         mask = held.rows(x, run)
-        here = x if held.released_code else host.latents_at(held.trajectory, sigma).to(x)
+        here = x
+        if not held.released_code:
+            here = host.in_dimensions_of(host.latents_at(held.trajectory, sigma), x).to(x)
         denoised = executor(maths.blend(x, here, mask), timestep, model_options, seed, **kwargs)
         sigma_next = max((level for level in run.levels if level < sigma * (1 - 1e-5)), default=0.0)
-        there = held.target(sigma, sigma_next).to(x)
+        there = host.in_dimensions_of(held.target(sigma, sigma_next), x).to(x)
         return maths.blend(denoised, maths.straight_line_denoised(here, there, sigma, sigma_next), mask)
 
 

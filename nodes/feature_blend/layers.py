@@ -3,6 +3,9 @@
 A feature is the input of a block, as PFB-Diff counts: "input 8" is what input block 8 is given, "middle" what the
 middle block is given, "output 0" what the middle block returns, "output 5" what output block 4 returns (before the
 skip is joined to it), "out" what the last block returns. Skips are never blended by themselves.
+
+A transformer's features are what its blocks return for the picture, "double 5" or "single 12". It has one size of
+grid and no two halves; "input", "output" and "out" name the first half of its blocks, the second, and the last one.
 """
 
 from __future__ import annotations
@@ -61,6 +64,21 @@ def feature_layers(model: Any, technique: str = "this node") -> list[FeatureLaye
     return [*found[1:], FeatureLayer(*OUT, channels, halvings)]  # the first block's input is the latent itself
 
 
+def blendable(model: Any, technique: str = "this node") -> list[FeatureLayer]:
+    """Every feature of a U-Net or of a transformer that can be blended, in the order of a forward pass."""
+    family = host.require_words(model, technique)
+    if family is None:
+        return feature_layers(model, technique)
+    network = model.model.diffusion_model
+    channels, halvings = getattr(network, family.width), int(math.log2(host.patch_of(network)))
+    return [FeatureLayer(*block, channels, halvings) for block in host.block_outputs(model, family)]
+
+
+def of_transformer(layers: list[FeatureLayer]) -> bool:
+    """Whether these are the blocks of a transformer."""
+    return layers[0].block in ("double", "single")
+
+
 def parse(text: str, layers: list[FeatureLayer]) -> list[FeatureLayer]:
     """The features named in a text such as "input 8-11, middle, output 1-5, out"; "output" alone is all of that place.
 
@@ -76,8 +94,15 @@ def named(part: host.Part, layers: list[FeatureLayer]) -> list[FeatureLayer]:
         raise ValueError(
             f"layers: {quoted(part.text)} names a layer inside of a block; features are whole blocks' inputs."
         )
+    if of_transformer(layers) and part.first is None and part.block in HALVES:
+        return HALVES[part.block](layers)
     found = [layer for layer in layers if part.means(layer.block, layer.number)]
     if not found or (part.numbers is not None and len(found) != len(part.numbers)):
+        if of_transformer(layers):
+            raise ValueError(
+                f"layers: this transformer has no {quoted(part.text)}; its features are {written(layers)}, and input, "
+                "output and out for its first half, its second and its last block."
+            )
         present = [layer.number for layer in layers if layer.block == part.block]
         latent = " (the input of input block 0 is the latent: use blend_latents_until)" if part.block == "input" else ""
         raise ValueError(
@@ -104,10 +129,20 @@ def pfb_object(layers: list[FeatureLayer]) -> list[FeatureLayer]:
 
 
 def paper(layers: list[FeatureLayer]) -> list[FeatureLayer]:
-    """ "From the bottleneck layer towards the output layer": what the middle and every output block return."""
+    """ "From the bottleneck layer towards the output layer": what the middle and every output block return.
+
+    In a transformer, which has no bottleneck, the second half of the blocks.
+    """
+    if of_transformer(layers):
+        return HALVES["output"](layers)
     return [layer for layer in layers if layer.block in ("output", "out")]
 
 
+HALVES: dict[str, Callable[[list[FeatureLayer]], list[FeatureLayer]]] = {
+    "input": lambda layers: layers[: len(layers) // 2],
+    "output": lambda layers: layers[len(layers) // 2 :],
+    "out": lambda layers: layers[-1:],
+}
 PRESETS: dict[str, Callable[[list[FeatureLayer]], list[FeatureLayer]]] = {
     "paper": paper,
     "PFB-Diff object": pfb_object,
@@ -116,7 +151,15 @@ PRESETS: dict[str, Callable[[list[FeatureLayer]], list[FeatureLayer]]] = {
 
 
 def chosen(layers: str, present: list[FeatureLayer]) -> list[FeatureLayer]:
-    """Of a model's features those of a preset, by its name, or those that a text names."""
+    """Of a model's features those of a preset, by its name, or those that a text names.
+
+    Raises ValueError for a preset that chooses by sizes of grids where there is one size.
+    """
+    if layers in PRESETS and layers != "paper" and of_transformer(present):
+        raise ValueError(
+            f"preset {quoted(layers)} chooses features by the size of their grid, and a transformer has one: take "
+            "custom, with layers 'output, out' (the second half of its blocks) to begin with."
+        )
     return PRESETS[layers](present) if layers in PRESETS else parse(layers, present)
 
 

@@ -1,4 +1,4 @@
-"""Feature blending: the source flows back into an edit, in the U-Net's features and in the latent."""
+"""The source's features flow back in, by mask and level."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ CUSTOM = "custom"
 LAYERS_TOOLTIP = (
     "Which features are blended, named by the block whose input they are: 'input 8-11, middle, output 1-5'. "
     "'output 0' is what the middle block returns, 'out' what the last block returns; 'output' alone is all of that "
-    "place. Coarse ones (middle and its neighbours) carry layout, those near 'out' carry texture."
+    "place. Coarse ones (middle and its neighbours) carry layout, those near 'out' carry texture. In transformers what "
+    "blocks return: 'double 4-18, single'; input, output and out are their first half, second half and last one."
 )
 
 

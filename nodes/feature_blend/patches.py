@@ -74,10 +74,13 @@ class BlendBeforeOut(nn.Sequential):
 
 
 def patch_features(patched: Any, name: str, met: Iterable[Feature]) -> None:
-    """Let a node's steps meet features of a clone.
+    """Let a node's steps meet features of a clone; in a transformer they meet every block.
 
     Raises ValueError where another node has replaced the network's end.
     """
+    if (family := host.family_of(patched)) is not None:
+        host.meet_blocks(patched, family, name)
+        return
     met, network = set(met), patched.model.diffusion_model
     if any(block in ("input", "middle") for block, _ in met):
         patched.set_model_input_block_patch_after_skip(AfterInputBlock(name, len(network.input_blocks) - 1))

@@ -75,6 +75,7 @@ class Path:
             return []
         if followed.since is None:
             followed.since = sigma if self.held is None else max(sigma, self.held.above)
+        x = x.squeeze(2) if x.ndim == 5 else x  # a clip of one frame
         path = host.latents_at(self.trajectory, sigma).to(x)
         apart = [float(maths.departure(x, path, self.weight(region, x, followed)).max()) for region in where]
         farthest = maths.farthest_departure(sigma, followed.since)

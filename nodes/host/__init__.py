@@ -10,6 +10,7 @@ from .attention import (
     replace_attention,
     run_attention,
 )
+from .block_outputs import block_outputs, meet_blocks
 from .call import (
     ModelCall,
     Prompt,
@@ -27,13 +28,14 @@ from .call import (
 from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
-from .families import Family, family_of, patch_of, require_words
+from .families import Family, family_of, patch_of, require_words, thirds
 from .finite import is_finite
 from .flow import (
     DIFFUSION,
     FLOW,
     LOWEST,
     FoundNoise,
+    as_sampled,
     few_steps_only,
     in_dimensions_of,
     is_flow,
@@ -134,10 +136,12 @@ __all__ = [
     "Window",
     "acts",
     "as_encoded",
+    "as_sampled",
     "attach_source",
     "attention_dtype",
     "beyond",
     "biased_attention",
+    "block_outputs",
     "blocks",
     "call_of",
     "chosen_self_attention",
@@ -160,6 +164,7 @@ __all__ = [
     "latents_at",
     "layer_key",
     "layout_fingerprint",
+    "meet_blocks",
     "middle",
     "nearest_level",
     "node_id",
@@ -209,6 +214,7 @@ __all__ = [
     "stop_if_cancelled",
     "stretched",
     "text_width",
+    "thirds",
     "told",
     "transformer_parts",
     "uncompiled",

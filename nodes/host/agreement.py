@@ -128,6 +128,7 @@ class Recorded:
     how: "tuned" or "inverted"; sigmas: T+1 levels, descending; start(BaseModel) -> latents (B, C, H, W) at the first
     of them, in the sampler's space; apart: what other levels mean, as half a sentence. guidance: None for any.
     from_start: edits begin with `start`; else only noise on top of it is wrong. exact: fresh noise loses the picture.
+    contextual: a context adapter shifts the way, which only its sampler undoes.
     """
 
     how: str
@@ -137,10 +138,12 @@ class Recorded:
     guidance: float | None = None
     from_start: bool = True
     exact: bool = True
+    contextual: bool = False
 
     @classmethod
     def of(cls, trajectory: Trajectory, apart: str, **more: Any) -> Recorded:
         """An inverted picture."""
+        more = {"contextual": trajectory.contextual} | more
         return cls("inverted", trajectory.sigmas, lambda model: trajectory.latents[0], apart, **more)
 
     def against(self, guider: Any, sampler: Any, sigmas: Tensor, start: Start) -> list[str]:
@@ -152,6 +155,7 @@ class Recorded:
             self.other_levels(levels),
             self.other_start(start, guider.inner_model) if near(levels[0], self.sigmas[0]) else None,
             self.fresh_noise(sampler),
+            self.without_context(sampler),
             self.other_guidance(guider),
         ]
         return [sentence for sentence in found if sentence]
@@ -197,6 +201,15 @@ class Recorded:
         if self.exact and adds_noise(sampler):
             return f"sampler {sampler_name(sampler)} adds fresh noise at every step, which loses the picture: set euler"
         return None
+
+    def without_context(self, sampler: Any) -> str | None:
+        """A sampler that goes down past the bias that the latents have."""
+        if not self.contextual or getattr(getattr(sampler, "sampler_function", None), "contextual", False):
+            return None
+        return (
+            f"the picture was {self.how} with a context adapter and is sampled by {sampler_name(sampler)}: connect the "
+            "Context-Aware Sampler, with the same adapter"
+        )
 
     def other_guidance(self, guider: Any) -> str | None:
         """A guidance other than the one of the tuning; guiders with several have none to compare."""

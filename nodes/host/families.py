@@ -96,3 +96,13 @@ def joint_keys(model: Any, family: Family) -> list[tuple[str, int, int]]:
     """The layers of a transformer, (block type, number, 0), in the order of a forward pass."""
     network = model.model.diffusion_model
     return [(name, i, 0) for name, blocks in family.blocks for i in range(len(getattr(network, blocks)))]
+
+
+def thirds(model: Any, family: Family) -> dict[str, list[tuple[str, int, int]]]:
+    """The layers of a transformer in three parts of the way: encoder, middle, decoder, and all.
+
+    Transformers have one size of grid and no two halves: the names are those of a U-Net's blocks, by where they stand.
+    """
+    keys = joint_keys(model, family)
+    first, last = len(keys) // 3, len(keys) - max(1, len(keys) // 3)
+    return {"encoder": keys[:first], "middle": keys[first:last], "decoder": keys[last:], "all": keys}

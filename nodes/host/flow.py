@@ -96,6 +96,12 @@ def in_dimensions_of(x: Tensor, latent: Tensor) -> Tensor:
     return x.unsqueeze(2) if latent.ndim == x.ndim + 1 else x
 
 
+def as_sampled(model: Any, x: Tensor) -> Tensor:
+    """A picture's latent (B, C, H, W) as a host MODEL samples it: a clip of one frame where it is a model for clips."""
+    clips = model.get_model_object("latent_format").latent_dimensions == 3
+    return x.unsqueeze(2) if clips and x.ndim == 4 else x
+
+
 @dataclass(frozen=True, eq=False)
 class FoundNoise:
     """A NOISE of the host: what makes a run begin in a picture's inverted noise, on whatever latent it is given.

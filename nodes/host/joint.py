@@ -9,11 +9,13 @@ which node came first nor that others write into that place after us.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .call import NAME, EachCall, ModelCall, call_of, observe
@@ -74,6 +76,7 @@ class JointAttention:
     run: Run
     mask: Tensor | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    behind: tuple[Act, ...] = ()  # the acts that have not seen it yet
 
     @property
     def tokens(self) -> int:
@@ -101,6 +104,37 @@ class JointAttention:
         mask = None if self.mask is None else part_of_mask(self.mask, rows, queries, keys)
         return self.run(self.query[rows][:, :, queries], self.key[rows][:, :, keys], value[:, :, keys], mask, options)
 
+    def beside(self, key: Tensor, value: Tensor, bias: Tensor | None = None) -> JointAttention:
+        """The same with more keys and values (R, H, N, D) at the end; bias (R or 1, N): added to their scores."""
+        mask = self.mask
+        if mask is not None or bias is not None:
+            mask = longer_mask(mask, self.key, key.shape[2], bias)
+        return replace(self, key=torch.cat([self.key, key], 2), value=torch.cat([self.value, value], 2), mask=mask)
+
+    def with_keys(self, key: Tensor, value: Tensor) -> JointAttention:
+        """The same with other keys and values for its tokens, (R, H, M, D)."""
+        return replace(self, key=key, value=value)
+
+    def passed(self) -> JointAttention | Tensor:
+        """What the acts behind make of it: with what to go on, or what comes out, (R, T, H * D)."""
+        attention = self
+        for i, act in enumerate(self.behind):
+            attention = replace(attention, behind=self.behind[i + 1 :])
+            made = act(attention)
+            if isinstance(made, Tensor):
+                return made
+            attention = attention if made is None else made
+        return attention
+
+    def as_given(self, given: JointAttention) -> bool:
+        """Whether no act has changed what is attended to."""
+        return all(getattr(self, name) is getattr(given, name) for name in ("query", "key", "value", "mask", "run"))
+
+    def attended(self) -> Tensor:
+        """What comes out of it in the end, (R, T, H * D)."""
+        made = self.passed()
+        return made if isinstance(made, Tensor) else made.part()
+
 
 def one_chunk(options: Mapping[str, Any], chunk: int) -> dict:
     """The options of a call as they are for the rows of one of its prompts."""
@@ -118,6 +152,24 @@ def part_of_mask(mask: Tensor, rows: slice, queries: Tensor | slice, keys: Tenso
     mask = mask if mask.shape[0] == 1 else mask[rows]
     mask = mask if mask.shape[2] == 1 else mask[:, :, queries]
     return mask[..., keys]
+
+
+def longer_mask(mask: Tensor | None, key: Tensor, more: int, bias: Tensor | None) -> Tensor:
+    """A mask (of any of the host's forms) for `more` keys after those of key (R, H, M, D) -> (B, H, N, M + more).
+
+    bias (R or 1, more) is added to the scores of the new keys; without it all see them.
+    """
+    if mask is None:
+        mask = key.new_zeros(1, 1, 1, key.shape[2])
+    while mask.ndim < 4:
+        mask = mask[None] if mask.ndim == 2 else mask[:, None]
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -math.inf)
+    mask = mask.expand(*mask.shape[:3], key.shape[2])
+    rows = mask.shape[0] if bias is None else max(len(bias), mask.shape[0])
+    added = mask.new_zeros(1, more) if bias is None else bias.to(mask)
+    added = added[:, None, None].expand(rows, *mask.shape[1:3], more)
+    return torch.cat([mask.expand(rows, *mask.shape[1:]), added], 3)
 
 
 def sequence_of(family: Family, network: Any, x: Tensor, text: Tensor | None) -> Sequence:
@@ -155,7 +207,7 @@ class Override:
             return run(query, key, value, heads, *rest, **named)
         call, layer = found
         split = named.get("skip_reshape", False)
-        given = attention = JointAttention(
+        given = JointAttention(
             call=call,
             layer=layer,
             sequence=options[SEQUENCE],
@@ -165,15 +217,12 @@ class Override:
             run=partial(run_again, run, heads, rest[1:], named),
             mask=rest[0] if rest else named.get("mask"),
             options=options,
+            behind=tuple(act for _, act in self.acts),
         )
-        for _, act in self.acts:
-            made = act(attention)
-            if isinstance(made, Tensor):
-                return heads_apart(made, heads, False) if named.get("skip_output_reshape") else made
-            attention = attention if made is None else made
-        if attention is given:
+        made = given.passed()
+        if not isinstance(made, Tensor) and made.as_given(given):
             return run(query, key, value, heads, *rest, **named)
-        out = attention.part()
+        out = made if isinstance(made, Tensor) else made.part()
         return heads_apart(out, heads, False) if named.get("skip_output_reshape") else out
 
     def seen(
@@ -227,6 +276,15 @@ def run_again(
     return run(query, key, value, heads, mask, *rest, **others)
 
 
+def require_no_references(family: Family, conds: Mapping[str, Any]) -> None:
+    """Raise ValueError where reference pictures stand in front of the picture."""
+    if conds.get("ref_latents") and family.refiner:
+        raise ValueError(
+            f"reference pictures stand in front of the picture in {family.name}, where its words cannot be "
+            "told apart yet: take ReferenceLatent out."
+        )
+
+
 @dataclass(frozen=True)
 class Numbered:
     """Block replacement for networks whose attention is not told where it stands: tells it, in a copy of the options.
@@ -255,11 +313,7 @@ class Adapter(EachCall):
         if call_of(options) is None:
             return options
         network = model.diffusion_model
-        if conds.get("ref_latents") and self.family.refiner:
-            raise ValueError(
-                f"reference pictures stand in front of the picture in {self.family.name}, where its words cannot be "
-                "told apart yet: take ReferenceLatent out."
-            )
+        require_no_references(self.family, conds)
         options[SEQUENCE] = sequence_of(self.family, network, x, text)
         options[OVERRIDE] = Override(self.family, self.acts, options.get(OVERRIDE))
         if not self.family.numbered:
@@ -277,8 +331,11 @@ def numbered(family: Family, network: Any, replaced: Mapping[str, Mapping]) -> d
     return {**replaced, "dit": present}
 
 
-def replace_joint(patched: Any, family: Family, name: str, make: Callable[[Any], Act]) -> None:
-    """Put an act on every joint attention of a clone: make(the act that stands there under that name, or None)."""
+def replace_joint(patched: Any, family: Family, name: str, make: Callable[[Any], Act], adds_keys: bool = False) -> None:
+    """Put an act on every joint attention of a clone: make(the act that stands there under that name, or None).
+
+    adds_keys: it comes before those that say which keys are seen.
+    """
     from comfy.patcher_extension import WrappersMP
 
     observe(patched)
@@ -286,6 +343,8 @@ def replace_joint(patched: Any, family: Family, name: str, make: Callable[[Any],
     adapter = present[0] if present else Adapter(family)
     acts = dict(adapter.acts)
     acts[name] = make(acts.get(name))
+    if adds_keys:
+        acts = {name: acts.pop(name), **acts}
     if present:
         patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, JOINT)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, JOINT, replace(adapter, acts=tuple(acts.items())))

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from .call import Run, noise_level, observe, run_of
 from .cancelling import stop_if_cancelled
+from .families import patch_of
 from .finite import is_finite
+from .flow import as_sampled, in_dimensions_of
 from .frames import in_one_window
 from .pictures import in_words, shows_picture
-from .prompts import require_active
+from .prompts import is_unet, require_active
 from .sampling import sample
 from .streaming import PieceStream
 from .trajectory import Trajectory, latents_at, nearest_level
@@ -226,7 +228,7 @@ class SameStep:
         import comfy.samplers
 
         recorder = wanted.recorder(step.sigma)
-        x = latents_at(wanted.trajectory, step.sigma).to(step.x)
+        x = in_dimensions_of(latents_at(wanted.trajectory, step.sigma), step.x).to(step.x)
         options = in_one_window(step.options_with(wanted.name, recorder, alone=True))
         with torch.no_grad():
             level = step.timestep[:1].expand(len(x))
@@ -311,7 +313,7 @@ class RecordLevels:
             stop_if_cancelled()
             recorder = self.wanted.recorder(sigma)
             found = options | {"transformer_options": options["transformer_options"] | {self.wanted.name: recorder}}
-            here = latents_at(self.wanted.trajectory, sigma).to(x)
+            here = in_dimensions_of(latents_at(self.wanted.trajectory, sigma), x).to(x)
             denoised = model(here, here.new_full((len(here),), sigma), **extra_args | {"model_options": found})
             self.levels.append(Level.of(sigma, recorder.pieces()))
             if callback is not None:
@@ -326,7 +328,7 @@ def record(model: Any, wanted: Wanted, prompt: list, callback: Any = None) -> Ca
     """
     function, patched = RecordLevels(wanted), without_techniques(model)
     wanted.patch(patched)
-    start = model.model.process_latent_out(wanted.trajectory.latents[0].clone())
+    start = model.model.process_latent_out(as_sampled(model, wanted.trajectory.latents[0].clone()))
     levels = torch.tensor([*source_levels(wanted), 0.0])
     sample(patched, function, start, sigmas=levels, positive=source_prompt(prompt), callback=callback, unguided=True)
     return Cached(tuple(function.levels))
@@ -375,7 +377,11 @@ def chosen_source(
 
 def needs_pictures(model: Any) -> bool:
     """Whether a model is given pictures beside the latent, as those for inpainting and instructions are."""
-    return model.model.diffusion_model.in_channels > model.get_model_object("latent_format").latent_channels
+    network, channels = model.model.diffusion_model, model.get_model_object("latent_format").latent_channels
+    if is_unet(model):
+        return network.in_channels > channels
+    read = getattr(getattr(network, "img_in", None), "weight", None)
+    return read is not None and read.shape[1] > channels * patch_of(network) ** 2
 
 
 def expected_bytes(model: Any, wanted: Wanted) -> int:

@@ -25,8 +25,8 @@ class Trajectory:
 
     sigmas: T+1 noise levels, descending, the last one 0. latents (T+1, B, C, H, W) float32 on the CPU, at those
     levels, in the model's latent scale and the host's x: x_0 + sigma eps of a diffusion model, (1 - sigma) x_0 + sigma
-    eps of a flow-matching one (flow). A picture of a video model lies without its one frame's dimension. The
-    fingerprints name the prompt and the architecture.
+    eps of a flow-matching one (flow); contextual: with the bias that a context adapter gives each level. A picture of a
+    video model lies without its one frame's dimension. The fingerprints name the prompt and the architecture.
     """
 
     sigmas: tuple[float, ...]
@@ -35,6 +35,7 @@ class Trajectory:
     prompt: str
     layout: str
     flow: bool = False
+    contextual: bool = False
 
     @property
     def pictures(self) -> int:

@@ -16,6 +16,7 @@ from ..headers import Header, Tensors
 from ..quoting import quoted
 from .embeddings import LEARNED, MATRICES, SCALARS, SOURCE, KVEmbeddings, TunedLayer
 from .modes import served
+from .recorded import RecordedKV
 
 BLOCKS, SIZES = ("input", "middle", "output"), ("height", "width", "channels")
 USED = {"latent_rmse": float, "pixel_psnr": float}  # of what the tuning wrote about itself, in the report
@@ -32,8 +33,16 @@ SHELF = Shelf(
 )
 
 
-def save_kv(kv: KVEmbeddings, path: Path) -> None:
-    """Write embeddings so that the file is whole or not there. Raises OSError with a way out when that cannot be."""
+def save_kv(kv: KVEmbeddings | RecordedKV, path: Path) -> None:
+    """Write embeddings so that the file is whole or not there. Raises OSError with a way out when that cannot be.
+
+    Raises ValueError for a transformer's, which are recorded anew in a pass a step.
+    """
+    if isinstance(kv, RecordedKV):
+        raise ValueError(
+            f"keys and values of {kv.family} are not saved, they take gigabytes a step at full size: keep Tune KV in "
+            "the workflow, which records them in one pass a step."
+        )
     tensors = {
         piece_name(part, i): piece
         for part in (LEARNED, SOURCE)

@@ -1,4 +1,4 @@
-"""KV Inversion: learn a picture into the self-attention's keys and values, then redraw it by another prompt."""
+"""An edit sees the source's keys and values: a new pose, the same subject."""
 
 from __future__ import annotations
 

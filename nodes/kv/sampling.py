@@ -13,12 +13,13 @@ from ...kernels.kv_inversion import source_guidance
 from .. import host
 from ..host.streaming import PieceStream
 from .embeddings import SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer
+from .joint import HIDDEN, JointSource, apply_joint
 from .modes import MODES, Mode, Shown, served
+from .recorded import RecordedKV
 from .settings import ApplySettings, chosen_layers
 from .tokens import Tokens
 
 TECHNIQUE = "KV Inversion"
-HIDDEN = "palimpsest_kv.hidden"  # in the options of a model call: the source that is not looked at in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +233,7 @@ class SourceAttention:
 class SourceGuidance:
     """Post-CFG function: one more model row a step, with the source hidden, and a push away from what it draws."""
 
-    source: Source
+    source: Source | JointSource
     scale: float
 
     def __call__(self, args: dict) -> Tensor:
@@ -252,7 +253,7 @@ class SourceGuidance:
 
 def apply(
     model: Any,
-    kv: KVEmbeddings,
+    kv: KVEmbeddings | RecordedKV,
     settings: ApplySettings,
     mask: Tensor | None = None,
     source_mask: Tensor | None = None,
@@ -264,6 +265,10 @@ def apply(
     hear of sampling runs that do not go the tuning's way.
     Raises ValueError if the model's layers are not those the embeddings were tuned in, or an input is not usable.
     """
+    if isinstance(kv, RecordedKV):
+        require_masks(kv, mask, source_mask)
+        patched, source = apply_joint(model, kv, settings, mask, source_mask, remarks)
+        return with_guidance(patched, source, settings)
     mode = MODES[settings.mode]
     window = host.Window.of(model, settings.start_percent, settings.end_percent)
     require_masks(kv, mask, source_mask)
@@ -287,7 +292,12 @@ def apply(
     if remarks is not None:
         host.compare_runs(patched, recorded(kv, whole=mask is None), remarks)
     install(patched, source)
-    if settings.source_guidance != 1.0:
+    return with_guidance(patched, source, settings)
+
+
+def with_guidance(patched: Any, source: Source | JointSource | None, settings: ApplySettings) -> Any:
+    """A clone that also insists on the source's look, where that is set."""
+    if source is not None and settings.source_guidance != 1.0:
         patched.set_model_sampler_post_cfg_function(SourceGuidance(source, settings.source_guidance))
     return patched
 
@@ -304,8 +314,11 @@ def recorded(kv: KVEmbeddings, whole: bool) -> host.Recorded:
     )
 
 
-def how_to_sample(kv: KVEmbeddings) -> str:
+def how_to_sample(kv: KVEmbeddings | RecordedKV) -> str:
     """What the sampler should be told, in a line."""
+    if isinstance(kv, RecordedKV):
+        steps = kv.trajectory.steps
+        return f"{kv.said}; sample from inverted_noise of Invert Picture: SamplerCustomAdvanced, {steps} steps, euler"
     guidance = "" if kv.guidance is None else f", cfg {kv.guidance:g}"
     return f"sample from the picture's noise, add_noise disabled: {len(kv.sigmas) - 1} steps{guidance}, euler"
 
@@ -346,7 +359,7 @@ def require_mode(kv: KVEmbeddings, mode: str) -> None:
     )
 
 
-def require_masks(kv: KVEmbeddings, mask: Tensor | None, source_mask: Tensor | None) -> None:
+def require_masks(kv: KVEmbeddings | RecordedKV, mask: Tensor | None, source_mask: Tensor | None) -> None:
     """Raise ValueError for a mask that holds NaN or nothing, and for a source_mask that fits no picture or is black."""
     if mask is not None:
         host.picture_rows(mask, mask.reshape(-1, *mask.shape[-2:]).shape[0], 1, 1, "mask")

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from .. import host, inputs, inversion, sockets
 from ..settings import AS_SET
 from . import auto
+from .recorded import record_joint
 from .recording import record
 from .settings import CONDITIONAL, EVERYTHING, GUIDED, LAYERS, PRESET_TOOLTIP, WEIGHTS, TuneSettings
 from .tuning import tune
@@ -64,7 +65,8 @@ class TuneKV(io.ComfyNode):
                     options=list(LAYERS),
                     default="decoder",
                     tooltip="Which self-attention layers learn. decoder: the paper's best. all: nearer to the source, "
-                    "poses get stiff. encoder, middle: lose content.",
+                    "poses get stiff. encoder, middle: lose content. In transformers thirds of the blocks, decoder the "
+                    "last.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -82,7 +84,8 @@ class TuneKV(io.ComfyNode):
                     max=1000,
                     tooltip="Learning iterations at every step, at most. 5 to 30. Each costs about 3 model calls: 10 "
                     "over 20 steps take about as long as 30 ordinary samplings of 20 steps. 0 learns nothing and "
-                    "records what Apply KV's mode extend shows, in one model call a step.",
+                    "records what Apply KV's mode extend shows, in one model call a step: the only value for "
+                    "transformers (FLUX, Z-Image, Qwen-Image, SD 3).",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -222,8 +225,22 @@ class TuneKV(io.ComfyNode):
         return io.NodeOutput(kv, {"samples": rebuilt}, report, ui=host.told(cls, report))
 
     @classmethod
+    def recorded_jointly(cls, model, trajectory, positive, settings: TuneSettings) -> io.NodeOutput:
+        """Record the source on a transformer."""
+        preview = latent_preview.prepare_callback(model, len(settings.recorded(trajectory.steps)))
+        kv = record_joint(model, trajectory, positive, settings, preview)
+        clean = host.as_sampled(model, trajectory.latents[-1].clone())
+        report = (
+            f"{kv.family}: keys and values of the picture's tokens in {len(kv.layers)} layers, nothing learned, for "
+            f"modes extend and frozen; {kv.said}"
+        ) + inputs.prompt_note(trajectory, positive)
+        return io.NodeOutput(kv, {"samples": model.model.process_latent_out(clean)}, report, ui=host.told(cls, report))
+
+    @classmethod
     def recorded(cls, model, trajectory, positive, settings: TuneSettings) -> io.NodeOutput:
         """Record the source, learn nothing. Raises ValueError for auto_layers, which tries what is learned."""
+        if host.family_of(model) is not None:
+            return cls.recorded_jointly(model, trajectory, positive, settings)
         if settings.auto_layers:
             raise ValueError("auto_layers compares what is learned: set inner_steps above 0, or auto_layers off.")
         began, shown = time.monotonic(), host.ProgressText(host.node_id(cls))

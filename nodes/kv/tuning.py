@@ -11,6 +11,7 @@ from .. import host, inputs
 from ..host import gradient
 from .embeddings import HOLDS, KVEmbeddings
 from .fitting import FitTrajectory, Report
+from .recorded import require_recordable
 from .settings import TuneSettings, chosen_layers
 from .store import FinishedSteps
 from .tuned_attention import RecordInputs, TunedAttention, TuningState
@@ -69,6 +70,8 @@ def tune(
 
 def learning_layers(model: Any, settings: TuneSettings) -> list[host.AttentionLayer]:
     """The layers that learn. Raises ValueError where this model has none there."""
+    if (family := host.family_of(model)) is not None:
+        require_recordable(family, settings)
     layers = chosen_layers(host.self_attention_layers(model, TECHNIQUE), settings.layers)
     if not layers:
         raise ValueError(f"layers is {settings.layers!r}, and this model has no self-attention there: choose others.")

@@ -3,6 +3,7 @@
     python dev.py bench kv                                  the table, JSON and contact sheet of the README
     python dev.py bench kv --sweep start_percent            one setting over its range: a table and a plot
     python dev.py bench kv --paper --scenes 2               the paper's two presets: what comes back at guidance 7.5
+    python dev.py bench kv --learning --first 0 --scenes 8  learned and recorded keys together, all ways that were tried
 
 Every scene is inverted once and tuned once; each edit then samples from the same noise with the edit's caption. The
 ideal edit is known, so edits are scored by the pocket judge and the identity measure (tests/pocket/README.md).
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from benchmarks import pocket_host
 from benchmarks.scenes import Scenes, contact_sheet, defaults
+from kv import learning
 from palimpsest.nodes.inversion import ALGORITHM_1, EQUATION_4
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv import nodes as kv_nodes
@@ -113,6 +115,15 @@ def papers_presets(scenes: PoseEdits) -> dict[str, dict[str, float]]:
     return found
 
 
+def learned_together(scenes: PoseEdits, guidance: float, match: str) -> dict[str, dict[str, float]]:
+    """Scores of every way to look at what was learned and recorded whose name holds `match`."""
+    found = {}
+    for name, pictures in learning.tried(scenes, guidance, match):
+        found[name] = pose_scores(scenes, pictures)
+        print(edits_table({name: found[name]}).splitlines()[-1], flush=True)
+    return found
+
+
 def pose_scores(scenes: PoseEdits, pictures: torch.Tensor) -> dict[str, float]:
     """NUMBERS of edited pictures."""
     found = scenes.scores(pictures, scenes.poses)
@@ -187,6 +198,9 @@ def main() -> None:
     parser.add_argument("--inner-steps", type=int, default=defaults(kv_nodes.TuneKV)["inner_steps"])
     parser.add_argument("--sweep", choices=SWEEPS, nargs="*", default=[])
     parser.add_argument("--paper", action="store_true", help="only the paper's two presets")
+    parser.add_argument(
+        "--learning", nargs="?", const="", metavar="TEXT", help="only these ways to look at the learned"
+    )
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     options, output = pocket_host.parse(parser)
     with torch.inference_mode():
@@ -194,6 +208,9 @@ def main() -> None:
         if options.paper:
             found = papers_presets(scenes)
             (output / "kv_paper.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        elif options.learning is not None:
+            found = learned_together(scenes, options.guidance, options.learning)
+            (output / "kv_learning.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         elif not options.sweep:
             tuning = {"layers": options.layers, "inner_steps": options.inner_steps}
             numbers, rows = compare(scenes, options.guidance, tuning)
