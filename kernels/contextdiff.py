@@ -30,6 +30,8 @@ RELEASED_CODE_SHIFT = 0.018125  # what the authors' code multiplies r with, in p
 def bias_scale(signal: float) -> float:
     """k_t = sqrt(abar_t) (1 - sqrt(abar_t)), under eq. 1. At most 1/4 (signal 1/2), 0 for a clean picture.
 
+    On Stable Diffusion's schedule the most is at t = 520 of 0 to 999; at t = 999 it is 0.064.
+
     The paper sets k_T := 0 at its noisiest level; that is the caller's to do (k there is small, but not 0).
     """
     return signal * (1.0 - signal)

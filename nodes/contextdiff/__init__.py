@@ -1,1 +1,5 @@
 """ContextDiff (arXiv:2402.16627): a small network that shifts the path between noise and picture."""
+
+from .sampling import ContextSampling, SamplerSettings
+
+__all__ = ["ContextSampling", "SamplerSettings"]

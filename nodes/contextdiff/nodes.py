@@ -1,4 +1,4 @@
-"""Context-aware sampling (ContextDiff): the sampler, and its adapters on disk."""
+"""The prompt bends the path from noise to picture (ContextDiff)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -110,6 +110,7 @@ class ContextSampling:
 
     adapter: ContextAdapter
     settings: SamplerSettings
+    contextual: ClassVar[bool] = True  # as host.agreement asks
 
     @property
     def adds_noise(self) -> bool:

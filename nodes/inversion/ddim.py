@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ...kernels.ddim import ddim_step, predicted_noise, rescale_to_level
 from .. import host
+from ..contextdiff import ContextSampling
 from ..settings import Settings
+from .contextual import RecordContext
 from .flow import UNI_INV, FlowClimb
 from .presets import ALGORITHM_1, EQUATION_4
 
@@ -35,6 +37,8 @@ class InvertSettings(Settings):
     predict_at: str = NEXT_LEVEL
     reconstruction_guidance: float = 1.0
     flow_method: str = UNI_INV
+    context_strength: float = 1.0
+    context_refinements: int = 6
 
 
 def climb_at_next_level(predict: Callable, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
@@ -138,16 +142,19 @@ def invert(
     guidance: float = 1.0,
     predict_at: str = NEXT_LEVEL,
     flow_method: str = UNI_INV,
+    context: ContextSampling | None = None,
     callback: Any = None,
 ) -> host.Trajectory:
     """Inversion of pictures: the latents at every noise level, from the same solver that will sample them.
 
     latent (B, C, H, W) as on a LATENT socket, or (B, C, 1, H, W) of a video model; levels descending to 0. guidance 1
     costs one row a picture. predict_at: of a diffusion model; flow_method: of a flow-matching one.
+    context goes up in their place.
     """
     flow = host.is_flow(model)
     lowest = float(model.get_model_object("model_sampling").sigma_min)
-    record = RecordClimb(FlowClimb(flow_method) if flow else DiffusionClimb(predict_at, lowest))
+    climb = FlowClimb(flow_method) if flow else DiffusionClimb(predict_at, lowest)
+    record = RecordClimb(climb) if context is None else RecordContext(context)
     prompts = {"positive": positive, "negative": negative, "guidance": guidance}
     host.sample(model, record, latent, sigmas=torch.tensor(levels[::-1]), **prompts, callback=callback, unguided=True)
     latents = torch.stack(record.latents[::-1])
@@ -158,4 +165,5 @@ def invert(
         prompt=host.conditioning_fingerprint(positive),
         layout=host.layout_fingerprint(model),
         flow=flow,
+        contextual=context is not None,
     )

@@ -1,4 +1,4 @@
-"""Invert: a real picture becomes the noise that the model would turn back into it."""
+"""Finds the noise from which the model redraws your picture; on flow models too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from .. import host, inputs, sockets
 from ..settings import AS_SET_ABOVE
-from . import ddim, flow, measure
+from . import contextual, ddim, flow, measure
 from .flow_nodes import FlowEdit, FlowSampler
 
 TECHNIQUE = "Invert Picture"
@@ -125,6 +125,34 @@ class Invert(io.ComfyNode):
                     "Inversion's paper in 50 steps: Algorithm 1 inverts at guidance 7.5, which needs the negative "
                     "prompt; equation 4 at guidance 1. Take the same one in Tune KV and Apply KV.",
                 ),
+                sockets.ContextAdapter.Input(
+                    "context_adapter",
+                    optional=True,
+                    tooltip="Inverts on the path that this adapter shifts (ContextDiff), so that nodes which look at "
+                    "the source see it where the Context-Aware Sampler with the same adapter draws. predict_at and "
+                    "flow_method do not act then. Empty: the plain path.",
+                ),
+                io.Float.Input(
+                    "context_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only with context_adapter: the strength of the Context-Aware Sampler that edits, whose "
+                    "other values stay at their defaults. 0.5 to 1.5 is useful.",
+                ),
+                io.Int.Input(
+                    "context_refinements",
+                    default=6,
+                    min=0,
+                    max=40,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only with context_adapter: corrections of each step, so that the sampler undoes it "
+                    "closer. Each costs one more model call a step; 2 leaves a small error, 6 (default) nearly none.",
+                ),
             ],
             outputs=[
                 sockets.Trajectory.Output(display_name="trajectory", tooltip="The latents of every step, for Tune KV."),
@@ -149,7 +177,9 @@ class Invert(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, latent, positive, negative=None, vae=None, sigmas=None, **chosen) -> io.NodeOutput:
+    def execute(
+        cls, model, latent, positive, negative=None, vae=None, sigmas=None, context_adapter=None, **chosen
+    ) -> io.NodeOutput:
         """Invert, then sample once from the noise to measure how exact the inversion is."""
         kind = host.kind_of_path(model, TECHNIQUE)
         settings, samples = ddim.InvertSettings.of(chosen), checked_latent(model, latent)
@@ -157,6 +187,8 @@ class Invert(io.ComfyNode):
         levels = ddim.descending_schedule(model, settings.scheduler, settings.steps, sigmas)
         if kind == host.FLOW:
             host.require_flow_levels(levels)
+        context = contextual.context_sampling(context_adapter, settings)
+        contextual.require_undone(model, context, levels)
         inputs.require_active(model, levels, settings.guidance, positive=positive, negative=negative)
         if strength := settings.reconstruction_guidance:
             inputs.require_active(model, levels, strength, negative=negative)
@@ -169,17 +201,18 @@ class Invert(io.ComfyNode):
             guidance=settings.guidance,
             predict_at=settings.predict_at,
             flow_method=settings.flow_method,
+            context=context,
             callback=latent_preview.prepare_callback(model, len(levels) - 1),
         )
         start = host.in_dimensions_of(trajectory.latents[0].clone(), samples)
         noise = model.model.process_latent_out(start.clone())
         rebuilt, error, numbers = samples, "reconstruction not measured", {}
         if strength := settings.reconstruction_guidance:
-            down = flow.FlowSampling(settings.flow_method) if kind == host.FLOW else ddim.descend
+            down = context or (flow.FlowSampling(settings.flow_method) if kind == host.FLOW else ddim.descend)
             rebuilt = reconstruction(model, down, noise, positive, negative, levels=levels, guidance=strength)
             numbers = measure.reconstruction_error(rebuilt, samples, vae)
             error = f"reconstruction at guidance {strength:g}: {measure.error_in_words(numbers)}"
-        report = "; ".join([f"{trajectory.steps} steps, {error}", *remarks(model, settings, latent, numbers)])
+        report = "; ".join([f"{trajectory.steps} steps, {error}", *remarks(model, settings, latent, numbers, context)])
         report += host.unseen_picture(model, positive)
         given = host.FoundNoise(model, trajectory.latents[0], levels[0])
         if kind == host.FLOW:
@@ -197,10 +230,15 @@ def before_fading(x: torch.Tensor, sigma: float) -> torch.Tensor:
     return x / (1.0 - sigma) if sigma < 1.0 else x
 
 
-def remarks(model: Any, settings: ddim.InvertSettings, latent: dict, numbers: dict[str, float]) -> list[str]:
+def remarks(
+    model: Any, settings: ddim.InvertSettings, latent: dict, numbers: dict[str, float], context: Any = None
+) -> list[str]:
     """What a report adds to the measured error."""
     found = []
-    if host.is_flow(model):
+    if context is not None:
+        strength = f"strength {settings.context_strength:g}"
+        found.append(f"with a context adapter: edit by the Context-Aware Sampler with the same one, {strength}")
+    if host.is_flow(model) and context is None:
         fireflow = settings.flow_method == flow.FIREFLOW
         down = "Flow Inversion Sampler (FireFlow)" if fireflow else "sampler euler"
         found.append(f"to edit: SamplerCustomAdvanced, inverted_noise, {down}, the same sigmas")

@@ -12,11 +12,15 @@ pictures and drawn pictures of other held-out scenes (through the autoencoder, a
 last features on their first principal axes, as a share of their variance; that of drawn pictures of the measured
 scenes is the floor.
 
-Clips: drawn walk cycles of 8 frames, inverted with their caption and drawn by another colour or another place. A clip's
+Clips: drawn walk cycles of 8 frames, inverted with their caption and drawn by another colour, place or animal. A clip's
 adapter is trained on that clip and its caption alone (one-shot, video form). edited, followed: as the judge reads them,
-mean over frames. features: cosine similarity of the judge's features of frames in a row, as CLIP-temp. flicker: how
-much a frame's error against the ideal edit's frame changes to the next frame; 0 where only the animal's own motion is
-left. Pixels are in 0..1.
+mean over frames. pairs: the paper's CLIP-temp, the mean cosine similarity of the features of all pairs of frames, by
+the judge's features; features: of frames in a row only. flicker: how much a frame's error against the ideal edit's
+frame changes to the next frame; 0 where only the animal's own motion is left. Pixels are in 0..1. "+-": the standard
+deviation over clips. Tune-A-Video style: queries tuned on the clip (a LoRA, learned with the released code's noise,
+which the adapter shifts by 0.018 of its output), frames look at the first and the one before, plain inversion and
+sampling. FateZero style: frames look at the middle one in all but the finest layers, attention fused over [0.5 T, T].
+"+ Attention Fusion" and "+ context adapter": ours without and with the adapter's path, up and down.
 """
 
 from __future__ import annotations
@@ -75,10 +79,22 @@ REFERENCE = 192  # drawn pictures that the distance is measured to
 AXES = 32  # principal axes of the Frechet distance
 PICTURE_COLUMNS = {"all": "all right", **{name: name for name in world.CAPTIONED}, "mean": "attributes",
                    "distance": "distance"}  # fmt: skip
-CLIP_COLUMNS = {"edited": "edited", "followed": "prompt followed", "features": "features", "flicker": "flicker",
-                "ideal": "PSNR to ideal", "background": "background dB", "seconds": "s"}  # fmt: skip
-DIGITS = {"distance": 3, "features": 4, "flicker": 4, "ideal": 2, "background": 1, "seconds": 0}
-CLIP_STEPS, CLIP_GUIDANCE, KINDS = 12, 3.0, ("colour", "place")
+CLIP_COLUMNS = {"edited": "edited", "followed": "prompt followed", "followed +-": "+-", "pairs": "CLIP-temp, all pairs",
+                "pairs +-": "+-", "features": "features", "flicker": "flicker", "ideal": "PSNR to ideal",
+                "ideal +-": "+-", "background": "background dB", "seconds": "s"}  # fmt: skip
+SPREAD = ("followed", "pairs", "ideal")  # numbers whose deviation over clips is told
+DIGITS = {
+    "distance": 3,
+    "features": 4,
+    "pairs": 4,
+    "pairs +-": 4,
+    "ideal +-": 2,
+    "flicker": 4,
+    "ideal": 2,
+    "background": 1,
+    "seconds": 0,
+}
+CLIP_STEPS, CLIP_GUIDANCE, KINDS = 20, 3.0, ("colour", "place", "species")  # T = 20 as the paper
 SHOWN = 8  # pictures in a row of the contact sheet
 COLOURS = [(120, 120, 120), (66, 120, 190), (200, 80, 50), (70, 150, 80), (150, 90, 170)]
 
@@ -276,7 +292,7 @@ class Job:
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
-    """Walk cycles of held-out scenes in which the animal stands, each with another colour and with another place."""
+    """Walk cycles of held-out scenes in which the animal stands, each with another colour, place and animal."""
     standing = [s for s in world.held_out_scenes(400)[options.first :] if s.pose == "standing"][: options.clips]
     found = []
     for i, source in enumerate(standing):
@@ -294,7 +310,7 @@ class ClipEditor:
 
     pocket: Pocket
     job: Job
-    adapters: dict[tuple, Any]  # of this clip, by the model they were trained with
+    adapters: dict[tuple, tuple]  # of every clip, by name: what `trained` gave
 
     @cached_property
     def latent(self) -> dict:
@@ -313,9 +329,9 @@ class ClipEditor:
     def prompt(self, text: str) -> list:
         return self.pocket.encode([text])
 
-    def inverted(self, model: Any) -> tuple[Any, dict]:
-        """(trajectory, noise) by Invert Picture."""
-        chosen = defaults(Invert) | {"steps": CLIP_STEPS, "reconstruction_guidance": 0.0}
+    def inverted(self, model: Any, adapter: Any = None) -> tuple[Any, dict]:
+        """(trajectory, noise) by Invert Picture, on the adapter's path where there is one."""
+        chosen = defaults(Invert) | {"steps": CLIP_STEPS, "reconstruction_guidance": 0.0, "context_adapter": adapter}
         return Invert.execute(model, self.latent, self.prompt(self.texts[0]), **chosen).args[:2]
 
     def sampled(self, model: Any, positive: list, noise: dict, sampler: Any = None) -> torch.Tensor:
@@ -323,10 +339,10 @@ class ClipEditor:
         sampler = sampler or plain_ddim()
         return self.pocket.sample(sampler, positive, CLIP_GUIDANCE, levels, noise, model=model)["samples"]
 
-    def fused(self, trajectory: Any) -> tuple[Any, list]:
+    def fused(self, trajectory: Any, model: Any = None) -> tuple[Any, list]:
         """(model, edit's prompt) with Attention Fusion after Video Attention."""
         chosen = defaults(AttentionFusion) | {"source_text": self.texts[0], "edit_text": self.texts[1]}
-        return AttentionFusion.execute(self.across, trajectory, self.pocket.clip, **chosen).args[:2]
+        return AttentionFusion.execute(model or self.across, trajectory, self.pocket.clip, **chosen).args[:2]
 
     def per_frame(self) -> torch.Tensor:
         """Invert, and draw the new prompt; every frame by itself."""
@@ -341,34 +357,69 @@ class ClipEditor:
         trajectory, noise = self.inverted(self.across)
         return self.sampled(*self.fused(trajectory), noise)
 
-    def by_context(self, model: Any, editing: Any, positive: list) -> torch.Tensor:
-        """Inverted and drawn by the context-aware sampler, with an adapter trained on the clip."""
-        key = self.job.source, model is self.pocket.model
+    def tune_a_video(self) -> torch.Tensor:
+        """Queries tuned on the clip, frames that look at the first and the previous one; no fusion."""
+        across = self.looking_at("first and previous")
+        *_, lora = self.learned("queries", across, train_unet="LoRA on to_q", formula="released code")
+        tuned = comfy.sd.load_lora_for_models(across, None, lora, 1.0, 0.0)[0]
+        return self.sampled(tuned, self.prompt(self.texts[1]), self.inverted(tuned)[1])
+
+    def fatezero(self) -> torch.Tensor:
+        """Frames that look at the middle one, attention fused."""
+        across = self.looking_at("middle", layers="all but the finest")
+        trajectory, noise = self.inverted(across)
+        return self.sampled(*self.fused(trajectory, across), noise)
+
+    def looking_at(self, frames: str, **settings: Any) -> Any:
+        """The model with another Video Attention."""
+        chosen = defaults(VideoAttention) | {"look_at": frames} | settings
+        return VideoAttention.execute(self.pocket.model, **chosen).args[0]
+
+    def learned(self, name: str, model: Any, **changes: Any) -> tuple:
+        """What Train Context Adapter gives for this clip, once for all edits of it."""
+        key = self.job.source, name
         if key not in self.adapters:
-            self.adapters[key], report, *_ = trained(self.pocket, self.job.pictures, [self.texts[0]], model, **ONE_SHOT)
-            print(f"adapter of {self.texts[0]!r}: {report}", flush=True)
-        adapter = self.adapters[key]
-        sampler, upward = context_aware(adapter), self.pocket.levels(CLIP_STEPS).flip(0)
-        noise = self.pocket.sample(sampler, self.prompt(self.texts[0]), 1.0, upward, self.latent, model=model)
-        return self.sampled(editing, positive, noise, sampler)
+            self.adapters[key] = trained(self.pocket, self.job.pictures, [self.texts[0]], model, **ONE_SHOT | changes)
+            print(f"{name} of {self.texts[0]!r}: {self.adapters[key][1]}", flush=True)
+        return self.adapters[key]
 
     def context(self) -> torch.Tensor:
-        """And the context adapter."""
-        model, positive = self.fused(self.inverted(self.across)[0])
-        return self.by_context(self.across, model, positive)
+        """And the context adapter, on whose path the source is recorded and the edit drawn."""
+        adapter, *_ = self.learned("adapter", self.across)
+        trajectory, noise = self.inverted(self.across, adapter)
+        return self.sampled(*self.fused(trajectory), noise, context_aware(adapter))
 
     def context_alone(self) -> torch.Tensor:
         """Per frame, with the context adapter."""
-        return self.by_context(self.pocket.model, self.pocket.model, self.prompt(self.texts[1]))
+        model = self.pocket.model
+        adapter, *_ = self.learned("adapter, per frame", model)
+        noise = self.inverted(model, adapter)[1]
+        return self.sampled(model, self.prompt(self.texts[1]), noise, context_aware(adapter))
 
 
 CLIP_METHODS: dict[str, Callable[[ClipEditor], torch.Tensor]] = {
     "per frame": ClipEditor.per_frame,
+    "Tune-A-Video style": ClipEditor.tune_a_video,
+    "FateZero style": ClipEditor.fatezero,
     "+ Video Attention": ClipEditor.attention,
     "+ Attention Fusion": ClipEditor.fusion,
     "+ context adapter": ClipEditor.context,
     "per frame, context adapter alone": ClipEditor.context_alone,
 }
+
+
+def all_pairs(features: torch.Tensor) -> float:
+    """Mean cosine similarity of all pairs of frames, features (F, C): the paper's CLIP-temp (section 4.2)."""
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    first, second = torch.triu_indices(len(unit), len(unit), 1)
+    return float((unit @ unit.T)[first, second].mean())
+
+
+def over_clips(several: list[dict[str, float]]) -> dict[str, float]:
+    """Means over clips, and the deviations of some."""
+    numbers = {key: sum(one[key] for one in several) / len(several) for key in several[0]}
+    spread = {key: float(np.std([one[key] for one in several])) for key in SPREAD}
+    return numbers | {f"{key} +-": value for key, value in spread.items()}
 
 
 def clip_scores(pocket: Pocket, frames: torch.Tensor, job: Job) -> dict[str, float]:
@@ -380,6 +431,7 @@ def clip_scores(pocket: Pocket, frames: torch.Tensor, job: Job) -> dict[str, flo
     return {
         "edited": told[job.kind],
         "followed": sum(told[name] for name in world.CAPTIONED) / len(world.CAPTIONED),
+        "pairs": all_pairs(features),
         "features": float(torch.cosine_similarity(features[1:], features[:-1]).mean()),
         "flicker": float((error[1:] - error[:-1]).abs().mean()),
         "ideal": float(metrics.psnr(frames, job.ideal).mean()),
@@ -407,7 +459,7 @@ def bench_clips(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
                 shown.setdefault(f"source, {job.kind}", job.pictures)
                 shown[f"{name}\n{job.kind}"] = frames
     for (kind, name), several in found.items():
-        rows[kind][name] = {key: sum(one[key] for one in several) / len(several) for key in CLIP_COLUMNS}
+        rows[kind][name] = over_clips(several)
     return {"rows": rows, "shown": shown}
 
 
@@ -489,7 +541,7 @@ def main() -> None:
     parser.add_argument("--adapters", default="", metavar="FOLDER", help="keep trained adapters, and use those kept")
     parser.add_argument("--variants", choices=VARIANTS, nargs="*", default=list(VARIANTS))
     parser.add_argument("--sweep", action="store_true", help="more adapters and strengths")
-    parser.add_argument("--clips", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     options, output = pocket_host.parse(parser, threads=1)
     with torch.inference_mode():

@@ -30,6 +30,7 @@ CLIP_SOURCE = "a video of a red cup of coffee on a wooden table"
 CLIP_EDIT = "a video of a blue cup of coffee on a wooden table"
 ADAPTER = "palimpsest_example"  # Save Context Adapter adds _00001.safetensors
 SIDE = 512
+PAPERS_STEPS = 20
 
 START_ALIGN = """## Align a picture with its prompt
 
@@ -71,20 +72,40 @@ VALUES_CLIP = """## Not right yet?
 
 Steps and scheduler must agree between Invert Picture and the sampler."""
 
+START_CONTEXT = """## Edit a clip by text, with context
 
-def schedule() -> dict:
+ContextDiff's own use, in its order and with its numbers: 20 steps, attention fused over the first half.
+
+1. **Load Checkpoint**, **Load Image** (an animated picture), two texts: as in *14 Edit a clip by text*.
+2. Queue.
+
+**Train Context Adapter** learns on your clip what its prompt means there. **Invert Picture** goes up with the adapter,
+so that **Attention Fusion** sees the source on the path on which the **Context-Aware Sampler** draws the edit."""
+
+VALUES_CONTEXT = """## Not right yet?
+
+- **The edit does not show**: both *..._until* in Attention Fusion down to 0.3; guidance (cfg) up.
+- **The clip itself does not come back**: *context_refinements* 10 in Invert Picture.
+- **Odd colours**: *strength* 0.5 in the Context-Aware Sampler **and** *context_strength* 0.5 in Invert Picture; or
+  fewer training steps.
+
+Both nodes take the same adapter, the same strength and the same noise levels."""
+
+
+def schedule(steps: int = STEPS) -> dict:
     return {"type": "BasicScheduler", "size": [380, 110],
-            "widgets": {"scheduler": SCHEDULER, "steps": STEPS, "denoise": 1.0},
+            "widgets": {"scheduler": SCHEDULER, "steps": steps, "denoise": 1.0},
             "inputs": {"model": "checkpoint.MODEL"}}  # fmt: skip
 
 
 def sampler_custom(
     title: str, positive: str, sampler: str, sigmas: str, latent: str, *, cfg: float = GUIDANCE, noise: bool = False,
+    model: str = "checkpoint.MODEL",
 ) -> dict:  # fmt: skip
     return {
         "type": "SamplerCustom", "title": title, "size": [380, 260],
         "widgets": {"add_noise": noise, "noise_seed": 0, "control_after_generate": "fixed", "cfg": cfg},
-        "inputs": {"model": "checkpoint.MODEL", "positive": positive, "negative": "negative.CONDITIONING",
+        "inputs": {"model": model, "positive": positive, "negative": "negative.CONDITIONING",
                    "sampler": sampler, "sigmas": sigmas, "latent_image": latent},
     }  # fmt: skip
 
@@ -222,8 +243,75 @@ def edit_clip() -> dict:
     )  # fmt: skip
 
 
+def edit_clip_with_context() -> dict:
+    inverted = invert()["inputs"] | {"model": "video.MODEL", "context_adapter": "train.context_adapter",
+                                     "sigmas": "levels.SIGMAS"}  # fmt: skip
+    return graph(
+        {"start": note("Start here", START_CONTEXT, 330), "values": note("Not right yet?", VALUES_CONTEXT, 290)},
+        group(
+            "1 Your clip, as it is",
+            "yours",
+            {
+                "checkpoint": checkpoint(),
+                "image": load_image(CLIP, "Your clip"),
+                "encode": encode(),
+                "source": text("The clip as it is", CLIP_SOURCE),
+                "negative": negative(),
+            },
+        ),
+        group(
+            "2 Learn it, and go up to its noise",
+            "learned",
+            {
+                "video": {"type": "PalimpsestVideoAttention", "size": [380, 140],
+                          "inputs": {"model": "checkpoint.MODEL"}},
+                "train": {"type": "PalimpsestTrainContextAdapter", "size": [380, 460],
+                          "widgets": {"steps": 200, "validate_every": 50, "batch_size": 8, "video": True,
+                                      "control_after_generate": "fixed"},
+                          "inputs": {"model": "video.MODEL", "latent": "encode.LATENT",
+                                     "positive": "source.CONDITIONING"}},
+                "levels": schedule(PAPERS_STEPS),
+            },
+            {
+                "invert": {**invert(), "widgets": invert()["widgets"] | {"steps": PAPERS_STEPS}, "inputs": inverted},
+                "plot": preview("What was learned", "train.plot"),
+            },
+        ),
+        group(
+            "3 Edit it",
+            "edit",
+            {
+                "fusion": {"type": "PalimpsestAttentionFusion", "size": [380, 480],
+                           "widgets": {"source_text": CLIP_SOURCE, "edit_text": CLIP_EDIT, "self_attention_until": 0.5,
+                                       "cross_attention_until": 0.5},
+                           "inputs": {"model": "video.MODEL", "trajectory": "invert.trajectory",
+                                      "clip": "checkpoint.CLIP"}},
+                "context": {"type": "PalimpsestContextSampler", "size": [380, 180],
+                            "inputs": {"context_adapter": "train.context_adapter"}},
+            },
+            {
+                "sample": sampler_custom("Down to the edit", "fusion.positive", "context.sampler", "levels.SIGMAS",
+                                         "invert.noise", model="fusion.MODEL"),
+                "decode": decode("sample.output"),
+            },
+            {
+                "save": {"type": "SaveAnimatedWEBP", "title": "The edited clip", "size": [380, 440],
+                         "widgets": {"filename_prefix": "palimpsest_clip", "fps": 8.0, "lossless": True, "quality": 90,
+                                     "method": "default"}, "inputs": {"images": "decode.IMAGE"}},
+                "compare": compare(),
+            },
+            {
+                "report": {"type": "PalimpsestEditReport", "size": [380, 470],
+                           "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "is_clip": True},
+                           "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE"}},
+            },
+        ),
+    )  # fmt: skip
+
+
 GRAPHS = {
     "12 Align a picture with its prompt (Context)": align,
     "13 Draw with a saved context adapter (Context)": draw,
     "14 Edit a clip by text (Context)": edit_clip,
+    "32 Edit a clip by text, with context (ContextDiff)": edit_clip_with_context,
 }

@@ -9,9 +9,9 @@ import pytest
 import tiny_models
 import torch
 from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider, DualCFGGuider, SamplerCustom
+from contextdiff.acting import adapter, flow
 from palimpsest.kernels import contextdiff
 from palimpsest.nodes.contextdiff.adapter import ContextAdapter
-from palimpsest.nodes.contextdiff.network import AdapterConfig, closed
 from palimpsest.nodes.contextdiff.nodes import ContextSampler
 from palimpsest.nodes.contextdiff.sampling import ContextSampling, SamplerSettings, prompts_of
 
@@ -21,17 +21,6 @@ STEPS, GUIDANCE = 4, 3.0
 WIDTH = tiny_models.SD15["context_dim"]
 
 pytestmark = pytest.mark.usefixtures("inference")
-
-
-def adapter(model, random=0.3, info=None, **config):
-    """An adapter that acts: an untrained one with a random last layer of this size. 0: untrained."""
-    settings = {"width": 32, "depth": 1, "heads": 4} | config
-    made = ContextAdapter.new(AdapterConfig.for_model(model, WIDTH, **settings))
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in made.patcher.model.named_parameters():
-        if closed(name.removesuffix(".weight")):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * random)
-    return ContextAdapter(made.config, made.patcher, info or {})
 
 
 def sampler(model, random=0.3, **settings):
@@ -463,16 +452,6 @@ def test_a_lora_a_controlnet_and_attention_patches_stay_active():
 
 
 # ---- flow-matching models
-
-
-def flow(model):
-    """The tiny U-Net with the sampling of a flow-matching model."""
-    model = model.clone()
-    kind = type(
-        "Flow", (comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {}
-    )  # as the host's ModelSampling nodes do
-    model.add_object_patch("model_sampling", kind(model.model.model_config))
-    return model
 
 
 def test_a_flow_model_takes_its_own_form_of_the_bias():

@@ -29,6 +29,8 @@ SETTINGS = {
     "predict_at": inversion.CURRENT_LEVEL,
     "reconstruction_guidance": 3.0,
     "flow_method": flow.FIREFLOW,
+    "context_strength": 0.5,
+    "context_refinements": 3,
 }
 
 
