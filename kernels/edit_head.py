@@ -47,8 +47,8 @@ class EditMapper(nn.Module):
 
     prompt = hid2feat(decoder(query, encoder(llm2hid(states + embeddings))))          Apple's ml-mgie, EditMapper
 
-    Both halves are torch's own layers, norm first, with a norm at each end and without dropout. Layers
-    come from `operations`: torch.nn, or a set with its names such as the host's.
+    Both halves are torch's own layers: norm first, ReLU in the feed-forward, a LayerNorm behind the last layer of
+    either half, no dropout. Layers come from `operations`: torch.nn, or a set with its names such as the host's.
     """
 
     def __init__(self, config: EditHeadConfig, operations: Any, dtype: Any = None, device: Any = None):

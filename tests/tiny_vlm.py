@@ -20,8 +20,10 @@ SPECIAL = {
 }
 SPECIAL["smolvlm"] = SPECIAL["idefics3"]
 SPECIAL["qwen2_5_vl"] = ["<unk>", "<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+SPECIAL["qwen3_vl"] = SPECIAL["qwen2_5_vl"]
 KINDS = list(SPECIAL)
-IMAGE = {"qwen2_5_vl": "<|image_pad|>"}
+QWENS = ("qwen2_5_vl", "qwen3_vl")
+IMAGE = dict.fromkeys(QWENS, "<|image_pad|>")
 VISION_TOWER = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -55,7 +57,7 @@ def tokenizer(kind: str):
         first = ("<s>", vocabulary["<s>"])
         core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[first])
     ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
-    if kind == "qwen2_5_vl":
+    if kind in QWENS:
         ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     made = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **ends)
     made.add_special_tokens({"additional_special_tokens": SPECIAL[kind][3:]})
@@ -89,6 +91,15 @@ def config(kind: str, tokenizer):
         return transformers.Qwen2_5_VLConfig(
             text_config=text | {"rope_scaling": turns}, vision_config=vision_tower, image_token_id=image
         )
+    if kind == "qwen3_vl":
+        vision_tower = {
+            "depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 7,
+            "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1], "out_hidden_size": TEXT["hidden_size"],
+        }  # fmt: skip
+        turns = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+        return transformers.Qwen3VLConfig(
+            text_config=text | {"rope_scaling": turns, "head_dim": 8}, vision_config=vision_tower, image_token_id=image
+        )
     family = transformers.Idefics3Config if kind == "idefics3" else transformers.SmolVLMConfig
     return family(text_config=text | {"model_type": "llama"}, scale_factor=2, pad_token_id=0, **common)
 
@@ -99,7 +110,13 @@ def write(folder: Path, kind: str = "idefics2", seed: int = 0) -> Path:
 
     made = tokenizer(kind)
     torch.manual_seed(seed)
-    classes = {"idefics2": "Idefics2", "idefics3": "Idefics3", "smolvlm": "SmolVLM", "qwen2_5_vl": "Qwen2_5_VL"}
+    classes = {
+        "idefics2": "Idefics2",
+        "idefics3": "Idefics3",
+        "smolvlm": "SmolVLM",
+        "qwen2_5_vl": "Qwen2_5_VL",
+        "qwen3_vl": "Qwen3VL",
+    }
     model = getattr(transformers, f"{classes[kind]}ForConditionalGeneration")(config(kind, made))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

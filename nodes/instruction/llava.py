@@ -138,7 +138,7 @@ class MgieModel:
             embedded = self.embedded(ids, pixels)
         written, states = decode(
             language.model,
-            embedded,
+            {"inputs_embeds": embedded},
             ids,
             embed=lambda tokens: table(tokens).to(embedded.dtype),
             speak=language.lm_head,

@@ -1,4 +1,4 @@
-"""Instruction editing (MGIE, arXiv:2309.17102): a language model says what the edit means, a U-Net makes it."""
+"""A language model says what an instruction means here (MGIE)."""
 
 from __future__ import annotations
 

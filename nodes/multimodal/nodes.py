@@ -1,4 +1,4 @@
-"""Multimodal prompts (MUMU): pictures in the place of words, through a vision-language model."""
+"""Pictures as words of a prompt (MUMU), and their training."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class LoadMultimodalEncoder(io.ComfyNode):
             node_id="PalimpsestLoadMultimodalEncoder",
             display_name="Load Multimodal Encoder",
             category="palimpsest/multimodal",
-            description="Loads a vision-language model (Idefics2, Idefics3, SmolVLM, Qwen2.5-VL) from a folder on "
-            "this machine, and the trained connector that makes prompts for SD 1.5 or SDXL of what it sees and reads.",
+            description="Loads a vision-language model (Idefics2, Idefics3, SmolVLM, Qwen2.5-VL, Qwen3-VL) from a "
+            "folder on this machine, and the trained connector that makes prompts for SD 1.5 or SDXL of what it "
+            "sees and reads.",
             search_aliases=["mumu", "idefics2", "smolvlm", "qwen", "vlm", "image prompt", "multimodal"],
             inputs=[
                 io.Combo.Input(
@@ -130,7 +131,7 @@ class MultimodalPrompt(io.ComfyNode):
             display_name="Multimodal Prompt",
             category="palimpsest/multimodal",
             description="Makes a prompt of words and pictures: 'a <image1> dog in the snow' draws that dog, in the "
-            "snow. Sample with all three outputs.",
+            "snow. Sample with its model, positive and negative.",
             search_aliases=[
                 "mumu",
                 "image prompt",
@@ -235,6 +236,11 @@ class MultimodalPrompt(io.ComfyNode):
                     display_name="report",
                     tooltip="Which tokens are text and which are pictures, and how many the model can read.",
                 ),
+                io.Image.Output(
+                    display_name="seen",
+                    tooltip="For Preview Image: both prompts as the encoder is given them, token by token; every "
+                    "picture cut, padded and resized as it is seen, under the grid of its tokens.",
+                ),
             ],
             hidden=inputs.unique_id(),
         )
@@ -245,7 +251,8 @@ class MultimodalPrompt(io.ComfyNode):
         masks = inputs.grown(chosen, "masks", "mask", masks)
         settings = prompting.PromptSettings.of(chosen)
         made = prompting.prompt(model, multimodal_encoder, images, masks, settings, clip)
-        return io.NodeOutput(made.model, made.positive, made.negative, made.report, ui=host.told(cls, made.report))
+        given = (made.model, made.positive, made.negative, made.report, made.seen)
+        return io.NodeOutput(*given, ui=host.told(cls, made.report))
 
 
 SHELVES = [files.SHELF, files.ENCODERS, *dataset_nodes.SHELVES, *training_nodes.SHELVES]

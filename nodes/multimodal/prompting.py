@@ -14,6 +14,7 @@ from ..settings import Settings
 from .context_cache import Padded, cache_context
 from .encoder import POOLED_WIDTH, Connector, MultimodalEncoder, context_width
 from .interleaved import Prompt, fill, numbered, with_tokens, words_only
+from .seen import layout_picture
 from .vlm import Span
 
 AS_TRAINED = "as trained"
@@ -125,12 +126,16 @@ POOLED = {"auto": automatic, "zeros": zeros, "CLIP text": clip_text, "learned": 
 
 @dataclass(frozen=True, eq=False)
 class Prompted:
-    """What Multimodal Prompt gives: the model with its cache, two CONDITIONINGs of one length, what they hold."""
+    """What Multimodal Prompt gives: the model with its cache, two CONDITIONINGs of one length, what they hold.
+
+    seen: both prompts as the encoder is given them, an IMAGE.
+    """
 
     model: Any
     positive: list
     negative: list
     report: str
+    seen: Tensor
 
 
 def prompt(
@@ -150,7 +155,8 @@ def prompt(
     connector = encoder.require_connector()
     refuse_mismatch(model, connector)
     tokens = settings.tokens(connector.reads.tokens)
-    encoded = encode(encoder, [with_tokens(each, tokens) for each in prompts.values()])
+    prompts = {name: with_tokens(each, tokens) for name, each in prompts.items()}
+    encoded = encode(encoder, list(prompts.values()))
     length = max(each.tokens for each in encoded)
     make_pooled = POOLED[settings.pooled_output]
     conditioning = [
@@ -158,7 +164,8 @@ def prompt(
         for each, text in zip(encoded, settings.texts.values(), strict=True)
     ]
     padded = tuple(filter(None, (each.filled(length) for each in encoded)))
-    return Prompted(cache_context(model, padded), *conditioning, describe_prompt(encoder, encoded, length))
+    report, seen = describe_prompt(encoder, encoded, length), layout_picture(encoder.vlm, prompts, length)
+    return Prompted(cache_context(model, padded), *conditioning, report, seen)
 
 
 def refuse_mismatch(model: Any, connector: Connector) -> None:

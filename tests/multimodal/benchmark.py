@@ -228,7 +228,7 @@ def prompted(pocket: Pocket, text: str, images: dict, masks: dict, tokens: int, 
     chosen = defaults(MultimodalPrompt) | {
         "text": text, "images": images, "masks": masks, "tokens_per_picture": str(tokens),
     }  # fmt: skip
-    model, positive, negative, _ = MultimodalPrompt.execute(pocket.model, encoder, **chosen).args
+    model, positive, negative, *_ = MultimodalPrompt.execute(pocket.model, encoder, **chosen).args
     return model, positive, negative, positive[0][0].shape[1]
 
 

@@ -100,6 +100,10 @@ def prompt(text: str, title: str = "Multimodal Prompt", **inputs: str) -> dict:
             "widgets": {"text": text}, "inputs": given}  # fmt: skip
 
 
+def seen() -> dict:
+    return preview("What the encoder sees", "prompt.seen")
+
+
 def new_picture(source: str = "prompt") -> dict:
     return {
         "type": "KSampler", "size": [380, 290],
@@ -135,7 +139,7 @@ def sentence() -> dict:
         group(
             "3 The sentence",
             "edit",
-            {"prompt": prompt(SENTENCE, **both), "sample": new_picture()},
+            {"prompt": prompt(SENTENCE, **both), "seen": seen(), "sample": new_picture()},
             {"decode": decode(), "save": save("The pictures", height=440)},
         ),
     )
@@ -149,7 +153,7 @@ def style() -> dict:
         group(
             "3 Drawn with them",
             "edit",
-            {"prompt": prompt(STYLE), "sample": new_picture()},
+            {"prompt": prompt(STYLE), "seen": seen(), "sample": new_picture()},
             {"decode": decode(), "save": save("The pictures", height=440)},
         ),
     )

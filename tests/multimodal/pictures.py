@@ -11,7 +11,9 @@ import torch
 from benchmarks import pocket_host
 from make_pictures import CELL, ROOT, panels, save
 from multimodal import benchmark as bench
-from palimpsest.nodes.multimodal.interleaved import cut_out, squared
+from palimpsest.nodes import plots
+from palimpsest.nodes.multimodal.interleaved import cut_out, fill, numbered, squared, with_tokens
+from palimpsest.nodes.multimodal.seen import layout_picture
 from PIL import Image, ImageDraw
 from pocket import world
 
@@ -48,10 +50,28 @@ def at(picture: torch.Tensor, tokens: int) -> Image.Image:
     return to_image(squared(picture, math.isqrt(tokens) * PATCH))
 
 
-def animals() -> Image.Image:
+def load() -> bench.Pocket:
+    """The pocket model and its encoder."""
+    with torch.inference_mode():
+        return bench.load(ROOT / "tests" / "pocket" / "models", *pocket_host.load_pocket(narrow=False))
+
+
+def seen(pocket: bench.Pocket) -> Image.Image:
+    """A prompt of two pictures as the pocket encoder is given it, the second one weakened."""
+    picture, mask = drawn()
+    words, images = (
+        "a <image1> cat sitting in the <image2:0.5> park",
+        {"image1": picture[None], "image2": picture[None, :, :200]},
+    )
+    prompts = fill({"text": words, "negative_text": ""}, numbered(images, {"mask1": mask}, remove=True))
+    prompts = {name: with_tokens(prompt, 64) for name, prompt in prompts.items()}
+    vlm = pocket.encoder.vlm
+    return plots.to_image(layout_picture(vlm, prompts, len(vlm.tokenised(prompts["text"])[0]))[0])
+
+
+def animals(pocket: bench.Pocket) -> Image.Image:
     """Held-out animals in another pose, at another side and place than in their pictures, by the pocket encoder."""
     with torch.inference_mode():
-        pocket = bench.load(ROOT / "tests" / "pocket" / "models", *pocket_host.load_pocket(narrow=False))
         asked = bench.questions(bench.FIRST, max(ANIMALS) + 1)
         cells = []
         for question in (asked[i] for i in ANIMALS):
@@ -78,4 +98,6 @@ def main() -> None:
         path = ROOT / "web" / "docs" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         print(save(panels(pictures), path))
-    print(save(animals(), ROOT / "web" / "docs" / "PalimpsestMultimodalPrompt" / "animals.jpg"))
+    pocket, folder = load(), ROOT / "web" / "docs" / "PalimpsestMultimodalPrompt"
+    print(save(seen(pocket), folder / "seen.jpg"))
+    print(save(animals(pocket), folder / "animals.jpg"))

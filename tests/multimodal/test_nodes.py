@@ -28,7 +28,7 @@ def picture(height=30, width=50, seed=0):
 
 
 def prompt(encoder, text="a <image1> dog", pictures=1, **settings):
-    """(model, positive, negative, report)."""
+    """(model, positive, negative, report, seen)."""
     images = {f"image{i + 1}": picture(seed=i) for i in range(pictures)}
     inputs = {"model": tiny_models.unet(), "multimodal_encoder": encoder, "text": text, "images": images}
     return tiny_models.execute(MultimodalPrompt, **inputs | settings)
@@ -81,7 +81,7 @@ def test_a_lora_of_the_vision_language_model_acts_and_one_of_another_model_is_re
 
 
 def test_a_prompt_becomes_two_conditionings_of_one_length(encoder):
-    _, positive, negative, report = prompt(encoder)
+    _, positive, negative, report, _ = prompt(encoder)
     (context, extra), (other, extra_too) = positive[0], negative[0]
     assert context.shape == other.shape == (1, 21, WIDTH)  # <s> a, 2 marks and 16 tokens, dog
     assert context.dtype is torch.float32
@@ -112,13 +112,13 @@ def sample(model, positive, negative):
 
 def test_it_samples_the_same_with_and_without_the_returned_model(encoder):
     plain = tiny_models.unet()
-    model, positive, negative, _ = prompt(encoder, model=plain)
+    model, positive, negative, *_ = prompt(encoder, model=plain)
     assert torch.equal(sample(model, positive, negative), sample(plain, positive, negative))
 
 
 def test_a_written_negative_prompt_counts_as_its_own_tokens(encoder):
     """Whatever it was repeated to: as if it were sampled alone, at its own length."""
-    model, positive, negative, report = prompt(encoder, negative_text="bad blurry picture")
+    model, positive, negative, report, _ = prompt(encoder, negative_text="bad blurry picture")
     assert "negative 4 tokens, both brought to 21" in report
     short = [[negative[0][0][:, :4], negative[0][1]]]
     wanted = sample(tiny_models.unet(), positive, short)
@@ -128,7 +128,7 @@ def test_a_written_negative_prompt_counts_as_its_own_tokens(encoder):
 def test_sdxl_samples(loaded):
     unet = tiny_models.unet("sdxl")
     made = join(loaded(), tiny_vlm.connector(loaded(), pooled=1280))
-    model, positive, negative, _ = prompt(made, model=unet)
+    model, positive, negative, *_ = prompt(made, model=unet)
     assert torch.isfinite(sample(model, positive, negative)).all()
 
 
@@ -146,7 +146,7 @@ def test_pooled_output_is_as_chosen(loaded):
     )
 
     def pooled(made, **settings):
-        _, positive, negative, _ = prompt(made, **settings)
+        _, positive, negative, *_ = prompt(made, **settings)
         return positive[0][1]["pooled_output"], negative[0][1]["pooled_output"]
 
     assert torch.count_nonzero(torch.cat(pooled(plain))) == 0
@@ -174,7 +174,7 @@ def test_a_weight_moves_only_the_pictures_tokens(encoder):
 
 
 def test_tokens_are_chosen_for_all_and_for_one(encoder):
-    _, positive, _, report = prompt(encoder, "<image1> <image2, tokens=4>", 2, tokens_per_picture="64")
+    _, positive, _, report, _ = prompt(encoder, "<image1> <image2, tokens=4>", 2, tokens_per_picture="64")
     assert "image1 66 (56 px) | image2 6 (14 px)" in report
     assert positive[0][0].shape[1] == 1 + 66 + 6
 

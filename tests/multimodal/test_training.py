@@ -185,7 +185,7 @@ def loud(model):
                 parameter.mul_(4)
 
 
-@pytest.mark.parametrize("kind", ["idefics2", "smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", ["idefics2", "smolvlm", *tiny_vlm.QWENS])
 def test_all_three_parts_learn_and_the_files_say_the_same(vlms, dataset, folder, kind):
     model, vlm = tiny_models.unet(), vlms(kind)
     encoder, changed, samples, plot, report = train(vlm, dataset, model=model, train_unet=True, train_language=True)

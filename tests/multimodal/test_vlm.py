@@ -14,7 +14,9 @@ from palimpsest.nodes.multimodal.interleaved import Picture
 from palimpsest.nodes.multimodal.vlm import FAMILIES, VisionLanguage, load_vlm
 from safetensors.torch import load_file, save_file
 
-SIDE = {"idefics2": 28, "idefics3": 56, "smolvlm": 56, "qwen2_5_vl": 56}  # pixels of 16 tokens
+SIDE = {"idefics2": 28, "idefics3": 56, "smolvlm": 56, "qwen2_5_vl": 56, "qwen3_vl": 56}  # pixels of 16 tokens
+
+HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # as Qwen3-VL's own processor normalises
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -54,7 +56,10 @@ def drop_a_weight(folder):
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
         (lambda f: set_config(f, auto_map={"AutoModel": "code.Model"}), "program code of its own"),
-        (lambda f: set_config(f, model_type="llama"), "type 'llama'.*Idefics2, Idefics3, SmolVLM and Qwen2.5-VL"),
+        (
+            lambda f: set_config(f, model_type="llama"),
+            "type 'llama'.*Idefics2, Idefics3, SmolVLM, Qwen2.5-VL and Qwen3-VL",
+        ),
         (to_pickle, "pytorch_model.bin, a format that can run code"),
         (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
         (drop_a_weight, "incomplete, 1 of its weights.*gate_proj"),
@@ -70,7 +75,9 @@ def test_a_folder_that_is_no_such_model_is_refused(encoder_folders, tmp_path, ch
 
 def test_folders_are_listed_by_name_also_one_deeper(encoder_folders):
     tiny_vlm.write(encoder_folders / "models" / "maker" / "small", "smolvlm")
-    assert multimodal_files.encoder_folders() == ["idefics2", "idefics3", "maker/small", "qwen2_5_vl", "smolvlm"]
+    assert multimodal_files.encoder_folders() == [
+        "idefics2", "idefics3", "maker/small", "qwen2_5_vl", "qwen3_vl", "smolvlm"
+    ]  # fmt: skip
     assert multimodal_files.ENCODERS.path("maker/small") == encoder_folders / "models" / "maker" / "small"
     with pytest.raises(ValueError, match=r"has no model folder '../idefics2'"):
         multimodal_files.ENCODERS.path("../idefics2")
@@ -96,6 +103,20 @@ def test_qwens_published_layout_of_weights_is_read(encoder_folders, loaded, tmp_
     wanted = loaded("qwen2_5_vl").patcher.model.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_transformers_that_does_not_read_a_family_is_named_with_the_one_that_does(encoder_folders, monkeypatch):
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    class Older(dict):
+        """Of the release before."""
+
+    older = Older({kind: CONFIG_MAPPING[kind] for kind in ("qwen2_5_vl", "idefics2")})
+    monkeypatch.setattr("transformers.models.auto.configuration_auto.CONFIG_MAPPING", older)
+    monkeypatch.setattr(transformers, "__version__", "4.56.2")
+    with pytest.raises(ValueError, match=r"Qwen3-VL needs transformers 4\.57 or later, here is 4\.56\.2: update it"):
+        load_vlm(encoder_folders / "models" / "qwen3_vl", "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -145,21 +166,24 @@ def test_hidden_states_are_those_of_transformers_own_forward(encoder_folders, lo
 
 
 @pytest.mark.parametrize("sides", [(4, 2), (2,), ()])
-def test_qwens_hidden_states_are_those_of_its_own_processor_and_forward(encoder_folders, loaded, sides):
+@pytest.mark.parametrize(("kind", "normalised"), [("qwen2_5_vl", {}), ("qwen3_vl", HALVES)])
+def test_qwens_hidden_states_are_those_of_its_own_processor_and_forward(
+    encoder_folders, loaded, kind, normalised, sides
+):
     """Pictures of several sizes among words, in 4 x 4 and 2 x 2 tokens, normalised and cut up by transformers."""
     import inspect
 
     import transformers
 
-    vlm = loaded("qwen2_5_vl")
+    vlm = loaded(kind)
     shown = [Picture(picture(seed=i)[0], side**2) for i, side in enumerate(sides)]
     parts = [part for each in shown for part in ("a ", each, " dog")]
     ids, _ = vlm.tokenised((*parts, " in the snow"))
-    model = transformers.AutoModel.from_pretrained(encoder_folders / "models" / "qwen2_5_vl").float()
+    model = transformers.AutoModel.from_pretrained(encoder_folders / "models" / kind).float()
     given = {"input_ids": torch.tensor([ids])}
     if shown:
         squares = [interleaved.squared(each.pixels, vlm.side(each.tokens))[0] / 2 + 0.5 for each in shown]
-        processor = transformers.Qwen2VLImageProcessor(patch_size=7, min_pixels=1, do_rescale=False)
+        processor = transformers.Qwen2VLImageProcessor(patch_size=7, min_pixels=1, do_rescale=False, **normalised)
         given |= dict(processor(squares, return_tensors="pt", input_data_format="channels_first"))
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
         given["mm_token_type_ids"] = (given["input_ids"] == model.config.image_token_id).int()
@@ -182,7 +206,7 @@ def test_a_layout_names_every_token(loaded, kind):
     assert spans[1].side == SIDE[kind]
 
 
-@pytest.mark.parametrize("kind", ["idefics2", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", ["idefics2", *tiny_vlm.QWENS])
 def test_prompts_in_one_batch_are_those_one_by_one(loaded, kind):
     vlm, shown = loaded(kind), Picture(picture()[0], 16)
     prompts = [("a ", shown, " dog"), ("a red cat sitting",), (), ("a ", Picture(picture(seed=2)[0], 4), " man")]

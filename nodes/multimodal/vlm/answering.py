@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -100,9 +101,11 @@ def answer(
     comfy.model_management.load_models_gpu([vlm.patcher, head])
     rows, mask = vlm.batch([ids], len(ids))
     table, speak = vlm.model.get_input_embeddings(), head.model.model
+    with torch.no_grad():
+        given = vlm.embedded(rows, mask, [spans])
     written, _ = decode(
         vlm.text,
-        vlm.embedded(rows, mask, [spans]).detach(),
+        given,
         ids,
         embed=lambda tokens: table(tokens).to(vlm.dtype),
         speak=speak,

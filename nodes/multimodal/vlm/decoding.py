@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ...host.cancelling import Cancellable
 
 def decode(
     language: Any,
-    embedded: Tensor,
+    given: Mapping[str, Any],
     ids: Sequence[int],
     *,
     embed: Callable[[Tensor], Tensor],
@@ -26,19 +26,20 @@ def decode(
 ) -> tuple[list[int], Tensor]:
     """(tokens, states (N, D)) that a language model without its head goes on with; see greedy_decoding.go_on.
 
-    embedded (1, L, D): the text so far, of tokens ids. embed: tokens (1, n) as the model is given them; positions
+    given: the text so far, of tokens ids, by the names of the model's inputs: inputs_embeds (1, L, D) and what belongs
+    to it. embed: tokens (1, n) as the model is given them; positions
     (axes, 1, L) where it does not count them itself. A cancelled run ends between two operations.
     """
-    kept = cache_of(language)
+    kept, device = cache_of(language), given["inputs_embeds"].device
 
     def read(token: int | None) -> Tensor:
         if token is None:
-            given, where = embedded, positions
+            now, where = given, positions
         else:
-            given = embed(torch.tensor([[token]]).to(embedded.device))
+            now = {"inputs_embeds": embed(torch.tensor([[token]]).to(device))}
             where = None if positions is None else next_positions(positions, kept)
-        more = {} if where is None else {"position_ids": where.to(embedded.device)}
-        return language(inputs_embeds=given, use_cache=True, **kept, **more).last_hidden_state[0]
+        more = {} if where is None else {"position_ids": where.to(device)}
+        return language(**now, use_cache=True, **kept, **more).last_hidden_state[0]
 
     with torch.no_grad(), Cancellable():
         return go_on(read, speak, ids, limits, heard)

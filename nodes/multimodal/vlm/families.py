@@ -40,7 +40,26 @@ def shuffled(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
 
 
 def merged(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
-    """Qwen2.5-VL: merge x merge patches become one token; a still picture is a film of equal ones, a patch deep."""
+    """Qwen's: merge x merge patches become one token; a still picture is a film of equal ones, a patch deep."""
+    found = towered(model, pixels)
+    found = getattr(found, "pooler_output", found)  # until transformers 4 it is given back as it is
+    return found.reshape(len(pixels), -1, found.shape[-1])
+
+
+def stacked(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
+    """Qwen3-VL (n, tokens, (1 + levels) D): as `merged`, with what its tower saw at some earlier levels behind it.
+
+    Its language model adds those to a picture's tokens behind its first layers, one level a layer (DeepStack,
+    arXiv:2406.04334).
+    """
+    found = towered(model, pixels)
+    top, levels = found if isinstance(found, tuple) else (found.pooler_output, found.deepstack_features)
+    found = torch.cat([top, *levels], dim=-1)  # until transformers 4 both are given back as they are
+    return found.reshape(len(pixels), -1, found.shape[-1])
+
+
+def towered(model: Any, pixels: Tensor) -> Any:
+    """What a vision tower of Qwen's gives for pictures, cut into its patches in the order of its tokens."""
     vision_tower = model.config.vision_config
     patch, merge, count = vision_tower.patch_size, vision_tower.spatial_merge_size, len(pixels)
     rows = pixels.shape[-1] // patch
@@ -49,13 +68,11 @@ def merged(model: Any, pixels: Tensor, perceiver: bool) -> Tensor:
     parts = parts.permute(order)[..., None, :, :]
     depth = vision_tower.temporal_patch_size
     films = parts.expand(*parts.shape[:-3], depth, patch, patch).reshape(count * rows**2, -1)
-    found = model.visual(films, grid_thw=torch.tensor([[1, rows, rows]] * count, device=pixels.device))
-    found = getattr(found, "pooler_output", found)  # until transformers 4 it is given back as it is
-    return found.reshape(count, (rows // merge) ** 2, -1)
+    return model.visual(films, grid_thw=torch.tensor([[1, rows, rows]] * count, device=pixels.device))
 
 
 def as_siglip(pixels: Tensor) -> Tensor:
-    """Pictures in -1..1, as SigLIP was trained on them."""
+    """Pictures in -1..1, as SigLIP and Qwen3-VL were trained on them."""
     return pixels
 
 
@@ -74,7 +91,7 @@ def positions_in_line(layouts: Sequence[Sequence[Span]], length: int) -> None:
 
 
 def positions_in_pictures(layouts: Sequence[Sequence[Span]], length: int) -> Tensor:
-    """Qwen2.5-VL: positions in time, row and column (3, prompts, length) of tokens.
+    """Qwen's: positions in time, row and column (3, prompts, length) of tokens.
 
     They rise together, but for a picture's tokens, which have one time, and their own row and column from there on;
     what follows goes on behind its last row.
@@ -109,12 +126,13 @@ class Family:
 
     kind: its model_type. parts: the model_types that those of its parts may have that transformers reads any of; the
     first where a folder says none. before, after: what its text says around a picture's tokens, each of which is
-    `image`. look: (model, pictures (n, 3, side, side), perceiver) -> (n, tokens, hidden width). scale: patches along
-    the side of a token, of its configuration. has_perceiver: it may be left out. tokens: a picture where nothing else
-    is said, None: max_tokens; max_tokens: None: as many as its vision tower was trained on. normalised: pictures in
-    -1..1 as its vision tower wants them. text: the name of its language model. positions: of prompts' tokens, as that
-    counts them. turn: what stands before a question and behind it, where the model is to answer; ends: tokens that end
-    its answer, beside the tokenizer's own.
+    `image`. look: (model, pictures (n, 3, side, side), perceiver) -> (n, tokens, hidden width, or several times that
+    where the language model is given more levels of what was seen). since: the transformers that first reads it. scale:
+    patches along the side of a token, of its configuration. has_perceiver: it may be left out. tokens: a picture where
+    nothing else is said, None: max_tokens; max_tokens: None: as many as its vision tower was trained on. normalised:
+    pictures in -1..1 as its vision tower wants them. text: the name of its language model. positions: of prompts'
+    tokens, as that counts them. turn: what stands before a question and behind it, where the model is to answer; ends:
+    tokens that end its answer, beside the tokenizer's own.
     """
 
     name: str
@@ -123,6 +141,7 @@ class Family:
     after: str
     look: Callable[[Any, Tensor, bool], Tensor]
     scale: Callable[[Any], int]
+    since: str = "4.52"
     has_perceiver: bool = False
     tokens: int | None = None
     max_tokens: int | None = None
@@ -160,22 +179,29 @@ FAMILIES = {
         )
         for kind, name, start in (("idefics3", "Idefics3", ""), ("smolvlm", "SmolVLM", "<|im_start|>"))
     },
-    "qwen2_5_vl": Family(
-        name="Qwen2.5-VL",
-        kind="qwen2_5_vl",
-        before="<|vision_start|>",
-        after="<|vision_end|>",
-        look=merged,
-        scale=lambda config: config.vision_config.spatial_merge_size,
-        tokens=324,
-        max_tokens=16384,  # of its own processor's largest picture
-        image="<|image_pad|>",
-        text="language_model",
-        normalised=as_clip,
-        positions=positions_in_pictures,
-        turn=("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
-        ends=("<|im_end|>",),
-    ),
+    **{
+        kind: Family(
+            name=name,
+            kind=kind,
+            before="<|vision_start|>",
+            after="<|vision_end|>",
+            look=look,
+            scale=lambda config: config.vision_config.spatial_merge_size,
+            since=since,
+            tokens=324,
+            max_tokens=16384,  # of its own processor's largest picture
+            image="<|image_pad|>",
+            text="language_model",
+            normalised=normalised,
+            positions=positions_in_pictures,
+            turn=("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+            ends=("<|im_end|>",),
+        )
+        for kind, name, look, since, normalised in (
+            ("qwen2_5_vl", "Qwen2.5-VL", merged, "4.52", as_clip),
+            ("qwen3_vl", "Qwen3-VL", stacked, "4.57", as_siglip),
+        )
+    },
 }
 
 

@@ -45,10 +45,20 @@ def load_vlm(folder: Path, dtype: str = "auto", perceiver: bool = False) -> Visi
     with torch.inference_mode(False), torch.no_grad():
         model, tokenizer = read(folder, family, DTYPES[dtype]())
         if not hasattr(model, family.text):
-            raise ValueError(f"{family.name} needs transformers 4.52 or later: update it.")
+            raise ValueError(too_old(family))
         patcher = managed(hosted(model))
     require_tokens(tokenizer, family, model.get_input_embeddings().num_embeddings, name)
     return VisionLanguage(name, family, patcher, tokenizer, perceiver and family.has_perceiver, folder)
+
+
+def too_old(family: Family) -> str:
+    """What to do where the transformers of this machine does not read a family."""
+    import transformers
+
+    return (
+        f"{family.name} needs transformers {family.since} or later, here is {transformers.__version__}: update it, or "
+        "take a model of another family."
+    )
 
 
 def require_tokens(tokenizer: Any, family: Family, known: int, name: str) -> None:
@@ -78,7 +88,10 @@ def family_of(folder: Path) -> Family:
 def read(folder: Path, family: Family, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """(model without its word-predicting head, tokenizer) by transformers, of what a folder may say."""
     import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    if family.kind not in CONFIG_MAPPING:
+        raise ValueError(too_old(family))
     files = allowed_weights(folder, f"a model that transformers itself knows: {family_names()}")
     config = configuration(folder, family.kind, family.parts)
     require_sides(config, name_of(folder))

@@ -199,8 +199,8 @@ class VisionLanguage:
         with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), Cancellable():
             if torch.is_grad_enabled():
                 make_ordinary(self.model)
-            embedded = self.embedded(ids, mask, layouts)
-            text = self.text(inputs_embeds=embedded, attention_mask=token_mask, use_cache=False, **where)
+            given = self.embedded(ids, mask, layouts)
+            text = self.text(**given, attention_mask=token_mask, use_cache=False, **where)
         return Hidden(text.last_hidden_state, mask, layouts)
 
     def load(self, tokens: int) -> None:
@@ -224,19 +224,26 @@ class VisionLanguage:
         mask = torch.tensor([[i < len(row) for i in range(length)] for row in rows], device=device)
         return ids, mask
 
-    def embedded(self, ids: Tensor, mask: Tensor, layouts: Sequence[Sequence[Span]]) -> Tensor:
-        """(B, L, hidden width) tokens as the language model is given them, the pictures' being what was seen."""
+    def embedded(self, ids: Tensor, mask: Tensor, layouts: Sequence[Sequence[Span]]) -> dict[str, Any]:
+        """What the language model is given, by the names of its inputs.
+
+        inputs_embeds (B, L, hidden width): the tokens, the pictures' being what was seen; where a family shows further
+        levels of it, which tokens those belong to (B, L), and each level (picture tokens, hidden width).
+        """
+        levels: dict[str, Any] = {}
         found = self.model.get_input_embeddings()(ids).to(self.dtype)
         looked = self.look([(span.picture, span.side) for spans in layouts for span in spans if span.picture])
         if looked:
             image = mask & (ids == self.tokenizer.convert_tokens_to_ids(self.family.image))
-            found = found.masked_scatter(image[..., None], torch.cat(looked).to(found))
+            top, *more = torch.cat(looked).to(found).split(self.width, dim=-1)
+            found = found.masked_scatter(image[..., None], top)
+            levels = {"visual_pos_masks": image, "deepstack_visual_embeds": more} if more else {}
         if torch.is_grad_enabled() and not found.requires_grad:  # gradient checkpointing follows nothing else
             found = found.detach().requires_grad_(True)
-        return found
+        return {"inputs_embeds": found, **levels}
 
     def look(self, pictures: Sequence[tuple[Picture, int]]) -> list[Tensor]:
-        """What stands for pictures in the language model, in their order: (tokens, hidden width) each."""
+        """What stands for pictures in the language model, in their order: what its family's `look` gives of each."""
         family, device, found = self.family, self.patcher.load_device, {}
         for side in sorted({side for _, side in pictures}):
             which = [i for i, (_, other) in enumerate(pictures) if other == side]
