@@ -40,6 +40,10 @@ class Column:
                 for s, b in zip(shown, best, strict=True)]  # fmt: skip
         return " / ".join(bold) + self.unit
 
+    def has(self, row: dict) -> bool:
+        """Whether a row has a number for it."""
+        return any(at(row, path) is not None for path in self.paths)
+
     def best_of(self, rows: list[dict]) -> tuple[float | None, ...]:
         """The best number at each path."""
         if self.best is None:
@@ -50,7 +54,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file of results: `rows` gives each its label, `inside` leads to them."""
+    """Rows of a file of results: `rows` gives each its label, `inside` leads to them.
+
+    incomplete: rows that the file does not have, and columns of which no row has a number, are left out.
+    """
 
     source: str
     inside: Path_
@@ -59,17 +66,21 @@ class Table:
     head: str = ""
     turned: bool = False  # the file has a kind of edit first, then the rows
     bounds: Path_ = ()  # where the rows that are no methods stand; their scores have no costs beside them
+    incomplete: bool = False
 
     def lines(self, results: Path = RESULTS) -> Iterator[str]:
         """Markdown, line by line."""
         data = json.loads((results / self.source).read_text(encoding="utf-8"))
-        chosen = {label: self._row(data, name) for name, label in self.rows.items()}
+        known = {**at(data, self.inside), **(at(data, self.bounds) if self.bounds else {})}
+        wanted = {name: label for name, label in self.rows.items() if not self.incomplete or name in known}
+        chosen = {label: self._row(data, name) for name, label in wanted.items()}
         measured = [row for label, row in chosen.items() if not label.startswith(BEYOND)]
-        best = [column.best_of(measured) for column in self.columns]
-        yield f"| {self.head} | " + " | ".join(column.title for column in self.columns) + " |"
-        yield "|---" * (len(self.columns) + 1) + "|"
+        columns = [column for column in self.columns if not self.incomplete or any(map(column.has, measured))]
+        best = [column.best_of(measured) for column in columns]
+        yield f"| {self.head} | " + " | ".join(column.title for column in columns) + " |"
+        yield "|---" * (len(columns) + 1) + "|"
         for label, row in chosen.items():
-            yield f"| {label} | " + " | ".join(map(Column.cell, self.columns, [row] * len(best), best)) + " |"
+            yield f"| {label} | " + " | ".join(map(Column.cell, columns, [row] * len(best), best)) + " |"
 
     def _row(self, data: dict, name: str) -> dict:
         rows, bounds = at(data, self.inside), at(data, self.bounds) if self.bounds else {}
@@ -117,9 +128,16 @@ RIVALS = {
     "direct inversion + MasaCtrl": "direct inversion + MasaCtrl",
     "direct inversion + plug-and-play": "direct inversion + plug-and-play",
     "direct + plug-and-play, tuned here": "the same, attention only",
+    "DDIM + Prompt-to-Prompt": "DDIM inversion + Prompt-to-Prompt",
+    "direct inversion + Prompt-to-Prompt": "direct inversion + Prompt-to-Prompt",
     "KV Inversion": "KV Inversion, as the nodes stand",
+    "KV Inversion, recorded only": "recorded only",
     "KV Inversion, source guidance 1": "the same, *source_guidance* 1",
+    "KV Inversion, source guidance 1, recorded only": "recorded only, *source_guidance* 1",
     "KV Inversion, source mask": "the same, *source_mask* on the animal",
+    "KV Inversion, source mask, recorded only": "recorded only, *source_mask* on the animal",
+    "KV Inversion, frozen": "mode *frozen*",
+    "KV Inversion, recompute": "mode *recompute*",
     "ideal edit through the autoencoder": BEYOND,
 }
 REGIONS = {
@@ -181,11 +199,14 @@ TABLES = {
                 for title in ("pose", "colour", "place", "species")
             ),
             Column("once, passes", (("costs", "passes once"),), 0),
+            Column("first edit, passes", (("costs", "passes first"),), 0),
             Column("each, passes", (("costs", "passes each"),), 0),
+            Column("first edit, s", (("costs", "seconds first"),), 1),
             Column("kept", (("costs", "kept"),), 1, unit=" MB"),
         ),
         "method",
         bounds=("references",),
+        incomplete=True,
     ),
     "regions": Table(
         "regions.json",

@@ -11,15 +11,16 @@ scaled to the steps and layers at hand. The sweep (scenes 0 to 3, poses) moves i
 keeps the old pose as published; of the settings that reach the new one, attention alone is best (0.45): the row "tuned
 here".
 
-KV Inversion runs as the nodes stand. Its second row may look only at the source's animal, by its drawn mask, as one
+KV Inversion runs as the nodes stand, in every mode; *extend* also "recorded only", with nothing learned, which
+the other modes refuse. The rows "source mask" may look only at the source's animal, by its drawn mask, as one
 would have it where the surroundings change; the other rows know no mask.
 
 Costs are per picture, of a batch of all scenes. "once" is what a picture needs before its first edit (inversion and
-tuning), "each" what every edit adds. Passes are rows through the U-Net; a row with a gradient counts three, one forward
-and two backward, also where a method spares itself a part of the network. "kept" are the bytes that must stay between
-the steps and edits: latents, embeddings, keys and values. On CUDA "peak" is the most memory that was allocated at once,
-model included. A rebuilt picture is what the source's prompt gives at the editing guidance, or the source's own branch
-where a method has one.
+tuning), "each" what every edit adds, "first edit" both together. Passes are rows through the U-Net; a row with a
+gradient counts three, one forward and two backward, also where a method spares itself a part of the network. "kept" are
+the bytes that must stay between the steps and edits: latents, embeddings, keys and values. On CUDA "peak" is the most
+memory that was allocated at once, model included. A rebuilt picture is what the source's prompt gives at the editing
+guidance, or the source's own branch where a method has one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from benchmarks import pocket_host
 from benchmarks.scenes import KINDS, Edit, Scenes, contact_sheet, defaults
 from comfy.patcher_extension import WrappersMP
 from palimpsest.nodes.kv import nodes as kv_nodes
-from rivals import masactrl, null_text, plug_and_play
+from rivals import masactrl, null_text, plug_and_play, prompt_to_prompt
 
 SCORES = {
     "attribute": "edited", "followed": "prompt followed", "identity": "identity", "texture": "texture",
@@ -51,8 +52,9 @@ SCORES = {
 }  # fmt: skip
 DECIBELS = ("background", "inside", "ideal")
 COSTS = {
-    "rebuilt": "rebuilt dB", "seconds once": "s once", "seconds each": "s each", "passes once": "passes once",
-    "passes each": "passes each", "kept": "kept MB", "peak": "peak MB",
+    "rebuilt": "rebuilt dB", "seconds once": "s once", "seconds first": "s first edit", "seconds each": "s each",
+    "passes once": "passes once", "passes first": "passes first edit", "passes each": "passes each", "kept": "kept MB",
+    "peak": "peak MB",
 }  # fmt: skip
 SHOWN = 4  # scenes of each kind on the contact sheet
 IDEAL, UNEDITED = "ideal edit through the autoencoder", "source, not edited"
@@ -103,9 +105,22 @@ def beside_source(rival: Any, exact: bool, scenes: Scenes, guidance: float, **se
     return Prepared(draw, lambda: scenes.sample(scenes.model, scenes.was, 1.0), size(scenes.noise["samples"]))
 
 
-def ours(scenes: Scenes, guidance: float, subject: bool = False, **editing: Any) -> Prepared:
-    """KV Inversion as the nodes stand except `editing`; `subject`: only the source's animal may be looked at."""
-    chosen = defaults(kv_nodes.TuneKV) | {"guidance": guidance}
+def words_beside_source(exact: bool, scenes: Scenes, guidance: float) -> Prepared:
+    """Prompt-to-Prompt, the source's branch free or exact; its patch is made anew for every edit's words."""
+
+    def draw(prompt: list) -> torch.Tensor:
+        model = prompt_to_prompt.apply(scenes.model, scenes.trajectory, (scenes.was, prompt), exact)
+        return scenes.sample(model, prompt, guidance)
+
+    return replace(beside_source(masactrl, exact, scenes, guidance), draw=draw)  # the same branch, kept and rebuilt
+
+
+def ours(scenes: Scenes, guidance: float, subject: bool = False, recorded: bool = False, **editing: Any) -> Prepared:
+    """KV Inversion as the nodes stand except `editing`.
+
+    subject: only the source's animal may be looked at; recorded: nothing is learned.
+    """
+    chosen = defaults(kv_nodes.TuneKV) | {"guidance": guidance} | ({"inner_steps": 0} if recorded else {})
     kv, rebuilt, _ = kv_nodes.TuneKV.execute(
         scenes.model, scenes.trajectory, scenes.was, negative=scenes.nothing, **chosen
     ).args
@@ -126,9 +141,18 @@ METHODS: dict[str, tuple[str, Callable[[Scenes, float], Prepared]]] = {
         "direct + plug-and-play, tuned here",
         partial(beside_source, plug_and_play, True, features_end=0.0, attention_end=0.5),
     ),
+    "p2p": ("DDIM + Prompt-to-Prompt", partial(words_beside_source, False)),
+    "direct-p2p": ("direct inversion + Prompt-to-Prompt", partial(words_beside_source, True)),
     "ours": ("KV Inversion", ours),
+    "ours-recorded": ("KV Inversion, recorded only", partial(ours, recorded=True)),
     "ours-soft": ("KV Inversion, source guidance 1", partial(ours, source_guidance=1.0)),
+    "ours-soft-recorded": (
+        "KV Inversion, source guidance 1, recorded only",
+        partial(ours, recorded=True, source_guidance=1.0),
+    ),
     "ours-subject": ("KV Inversion, source mask", partial(ours, subject=True)),
+    "ours-subject-recorded": ("KV Inversion, source mask, recorded only", partial(ours, subject=True, recorded=True)),
+    **{f"ours-{mode}": (f"KV Inversion, {mode}", partial(ours, mode=mode)) for mode in ("frozen", "recompute")},
 }
 
 SWEEP: dict[str, Callable[[Scenes, float], Prepared]] = {
@@ -212,6 +236,8 @@ def measure(
         "seconds each": sum(cost.seconds for cost in each) / len(edits),
         "passes once": inversion.passes + once.passes,
         "passes each": sum(cost.passes for cost in each) / len(edits),
+        "seconds first": inversion.seconds + once.seconds + each[0].seconds,
+        "passes first": inversion.passes + once.passes + each[0].passes,
         "kept": prepared.kept / meter.pictures / 1e6,
         "peak": max(cost.peak for cost in (once, *each)) / 1e6,
     }
@@ -243,7 +269,7 @@ def score_table(rows: dict[str, dict[str, float]]) -> str:
 
 def cost_table(found: dict[str, dict]) -> str:
     """A table of COSTS."""
-    digits = {"rebuilt": 2, "passes once": 0, "passes each": 0, "kept": 3, "peak": 0}
+    digits = {"rebuilt": 2, "passes once": 0, "passes first": 0, "passes each": 0, "kept": 3, "peak": 0}
     return table(COSTS, {k: v["costs"] for k, v in found.items()}, lambda column: digits.get(column, 1))
 
 
