@@ -109,6 +109,7 @@ NUMBERS = {
 }  # fmt: skip
 SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name, value in values.items()} | {
     "PalimpsestContextSampler.inversion_refinements": 0,
+    "PalimpsestInvert.context_refinements": 2,
     "PalimpsestLoadKV.file": SAVED,
     "PalimpsestLoadContextAdapter.file": SAVED,
     "PalimpsestLoadBlendWeights.file": SAVED,
@@ -170,6 +171,7 @@ ONLY = {  # what is another in one workflow, by the number in its name: so that 
     "25": {"strings": {COFFEE: SECOND_PICTURE}},
     "16": {"strings": {MASKED_CAT: PLACE_PICTURE}},
     "19": {"settings": SMALL_TRAINING},
+    "32": {"strings": {CLIP_EDIT: "a red dog standing on the left in the park"}},
     "26": {"numbers": SMALL},
     "27": {"numbers": SMALL},
 }
