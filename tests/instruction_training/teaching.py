@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import folder_paths
 import tiny_models
-import torch
-from lora_training.teaching import SmallVAE
+from lora_training import teaching
+from lora_training.teaching import SmallVAE, execute_on_lists
 from palimpsest.nodes.instruction_training import files
 from palimpsest.nodes.instruction_training.nodes import TrainInstruction
 
@@ -24,23 +24,15 @@ def pictures(first: int = 0):
 
 
 def teach(model, clip, **changes):
-    """Run the node as the host does, on lists: (model, plot, sheet, report, file)."""
-    schema = TrainInstruction.define_schema().inputs
-    values = {i.id: i.options[0] if getattr(i, "options", None) else getattr(i, "default", None) for i in schema}
-    values |= {"model": model, "clip": clip, "vae": SmallVAE()}
+    """(model, plot, sheet, report, file)."""
+    values = {"model": model, "clip": clip, "vae": SmallVAE()}
     values |= {"pictures": pictures(), "results": pictures(20), "instructions": list(INSTRUCTIONS)}
-    values |= SHORT | changes
-    given = {name: value if name in LISTS else [value] for name, value in values.items() if value is not None}
-    with torch.inference_mode():
-        return TrainInstruction.execute(**given).args
+    return execute_on_lists(TrainInstruction, LISTS, values | SHORT | changes)
 
 
 def use_folders(monkeypatch, folder):
     """Let what is written go to a folder of the test."""
-    for name in FOLDERS:
-        (folder / name).mkdir()
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(folder / name)], {".safetensors"}))
+    teaching.use_folders(monkeypatch, folder, FOLDERS)
     for name in ("output", "input"):
         (folder / name).mkdir()
         monkeypatch.setattr(folder_paths, f"{name}_directory", str(folder / name))
-    folder_paths.filename_list_cache.clear()

@@ -47,20 +47,24 @@ def pictures():
     return [*(tiny_models.picture(seed=i) for i in range(3)), tiny_models.picture(height=64, width=150, seed=9)]
 
 
-def teach(model, clip, **changes):
-    """Run the node as the host does, on lists: (model, clip, plot, sheet, report, file)."""
-    schema = TrainLoRA.define_schema().inputs
-    values = {i.id: i.options[0] if getattr(i, "options", None) else getattr(i, "default", None) for i in schema}
-    values |= {"model": model, "clip": clip, "vae": SmallVAE(), "images": pictures(), "captions": list(CAPTIONS)}
-    values |= SHORT | changes
-    given = {name: value if name in LISTS else [value] for name, value in values.items() if value is not None}
+def execute_on_lists(node, lists, values):
+    """Run a node as the host does, on lists: what is in `lists` as it is, the rest as lists of one."""
+    schema = node.define_schema().inputs
+    usual = {i.id: i.options[0] if getattr(i, "options", None) else getattr(i, "default", None) for i in schema}
+    chosen = {name: value for name, value in (usual | values).items() if value is not None}
     with torch.inference_mode():
-        return TrainLoRA.execute(**given).args
+        return node.execute(**{name: value if name in lists else [value] for name, value in chosen.items()}).args
 
 
-def use_folders(monkeypatch, folder):
-    """Let LoRAs and states go to a folder of the test."""
-    for name in ("loras", files.STATES.folder):
+def teach(model, clip, **changes):
+    """(model, clip, plot, sheet, report, file)."""
+    values = {"model": model, "clip": clip, "vae": SmallVAE(), "images": pictures(), "captions": list(CAPTIONS)}
+    return execute_on_lists(TrainLoRA, LISTS, values | SHORT | changes)
+
+
+def use_folders(monkeypatch, folder, names=("loras", files.STATES.folder)):
+    """Let LoRAs and states, or the files of other shelves, go to a folder of the test."""
+    for name in names:
         (folder / name).mkdir()
         monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(folder / name)], {".safetensors"}))
     folder_paths.filename_list_cache.clear()

@@ -7,7 +7,7 @@ import json
 import folder_paths
 import tiny_models
 import torch
-from lora_training.teaching import SmallVAE, text_encoder
+from lora_training.teaching import SmallVAE, text_encoder, use_folders
 from palimpsest.nodes.text_control import dataset, files, keeping
 from palimpsest.nodes.text_control.train_node import TrainTextControl
 from PIL import Image
@@ -28,13 +28,11 @@ RECORDS = (
 
 def folders(monkeypatch, root):
     """Let the host's folders lie in one of the test, with a small folder of pictures."""
-    for name in ("input", "output", files.CONTROLS.folder, keeping.STATES.folder):
+    for name in ("input", "output"):
         (root / name).mkdir()
     monkeypatch.setattr(folder_paths, "input_directory", str(root / "input"))
     monkeypatch.setattr(folder_paths, "output_directory", str(root / "output"))
-    for name in (files.CONTROLS.folder, keeping.STATES.folder):
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(root / name)], {".safetensors"}))
-    folder_paths.filename_list_cache.clear()
+    use_folders(monkeypatch, root, (files.CONTROLS.folder, keeping.STATES.folder))
     return write(root / "input" / dataset.FOLDER / NAME)
 
 
