@@ -37,6 +37,7 @@ from benchmarks.multimodal_pocket import (
     write_trained,
 )
 from palimpsest.kernels.connector import ConnectorConfig, attend
+from palimpsest.kernels.token_alignment import token_error
 from palimpsest.nodes import training
 from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.encoder import Connector, Reads
@@ -148,7 +149,8 @@ class Trainer:
             hidden, target, counts = self.dictated(lesson_)
             with autocast():
                 context, _ = self.network(hidden.states.float(), hidden.mask)
-            return ((context.float() - target).pow(2).mean(-1) * counts).sum() / counts.sum()
+            said, wanted = (tensor.flatten(0, 1)[None] for tensor in (context, target))  # one mean over all prompts
+            return token_error(said, wanted, counts.flatten()[None])[0]
 
         recipe = self.recipe
         self.learn("say", {"connector.": recipe.say_rate}, SAY, recipe.say_batch, loss, tell)

@@ -3,6 +3,7 @@
     python dev.py bench multimodal --trained tests/pocket/models    table, JSON and contact sheet of the shipped weights
     python dev.py bench multimodal                                  train others first: 110 minutes
     python dev.py bench multimodal --minutes 5 --count 8            some of it
+    python dev.py bench multimodal --by-node 4000 2000 3000         by the lessons of Train Multimodal Encoder alone
 
 A tiny vision-language model of Idefics2's layout, a connector and a LoRA on the U-Net learn from drawn scenes, each
 with a prompt that holds the animal cut out of that very picture (and, one time in three, an edge of it in place of the
@@ -40,6 +41,7 @@ from typing import Any
 import comfy.sd
 import numpy as np
 import torch
+from benchmarks import multimodal_by_node as by_node
 from benchmarks import multimodal_pocket as learning
 from benchmarks import pocket_host
 from benchmarks.multimodal_learning import KINDS, Trainer
@@ -48,6 +50,7 @@ from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.encoder import MultimodalEncoder, join
 from palimpsest.nodes.multimodal.interleaved import cut_out, squared
 from palimpsest.nodes.multimodal.nodes import MultimodalPrompt
+from palimpsest.nodes.multimodal.training.saying import Speaker
 from palimpsest.nodes.multimodal.vlm import load_vlm
 from PIL import Image, ImageDraw, ImageFont
 from pocket import judge as judging
@@ -82,7 +85,7 @@ class Pocket:
     vae: Any
     judge: Any
     encoder: MultimodalEncoder
-    dictionary: learning.Dictionary
+    dictionary: learning.Dictionary | by_node.Phrases
 
 
 def train(options: argparse.Namespace, work: Path, model: Any, vae: Any) -> dict[str, Any]:
@@ -105,6 +108,18 @@ def train(options: argparse.Namespace, work: Path, model: Any, vae: Any) -> dict
     steps = {name: vars(progress) for name, progress in trainer.progress.items()}
     return {**vars(recipe), "processor seconds": time.process_time() - began, "taken": steps,
             "losses": thinned(trainer.losses)}  # fmt: skip
+
+
+def train_by_node(options: argparse.Namespace, work: Path, model: Any, clip: Any, vae: Any) -> dict[str, Any]:
+    """The same by the node's lessons."""
+    began, parts = time.process_time(), {"model": model, "clip": clip, "vae": vae}
+
+    def tell(text: str) -> None:
+        print(f"{time.process_time() - began:.0f} s: {text}", flush=True)
+
+    with torch.inference_mode():  # as a node is run
+        taken = by_node.train(tuple(options.by_node), options.scenes, options.seed, work, tell=tell, **parts)
+    return taken | {"processor seconds": time.process_time() - began}
 
 
 def thinned(losses: list[tuple[str, float]], parts: int = 12) -> dict[str, list[float]]:
@@ -365,6 +380,13 @@ def main() -> None:
         metavar="FOLDER",
         help="measure it, train nothing: tests/pocket/models, or --work of an earlier run",
     )
+    begun.add_argument(
+        "--by-node",
+        type=int,
+        nargs=3,
+        metavar=("ALIGN", "READ", "DRAW"),
+        help="train by the node's lessons alone, of so many steps; goes on where it stopped",
+    )
     begun.add_argument("--adapt", metavar="FOLDER", help="train on from what was trained for another U-Net")
     parser.add_argument("--work", metavar="FOLDER", help="for the training, which goes on where it stopped")
     parser.add_argument("--minutes", type=float, default=110.0, help="of training")
@@ -380,10 +402,14 @@ def main() -> None:
     work = Path(options.trained or options.work or output / "multimodal_training")
     trained = {}
     if not options.trained:
-        model, _, vae = pocket_host.load_pocket()
-        trained = train(options, work, model, vae)
+        model, clip, vae = pocket_host.load_pocket()
+        trained = (
+            train_by_node(options, work, model, clip, vae) if options.by_node else train(options, work, model, vae)
+        )
     with torch.inference_mode():
         pocket = load(work, *pocket_host.load_pocket(narrow=False))  # as users load it
+        if (work / by_node.STATE).exists():
+            pocket = replace(pocket, dictionary=by_node.Phrases(Speaker(pocket.plain, pocket.clip), pocket.encoder.vlm))
         asked = questions(options.first, options.count)
         rows, shown = measure(pocket, options, asked)
     text = table(COLUMNS, rows, lambda column: 0 if column == "tokens" else 2)

@@ -78,7 +78,8 @@ nobody has published such a connector for SD 1.5 or SDXL.
 2. **Load Image-Text Dataset from Folder** in place of the example: some hundred captioned pictures.
 3. **Build Multimodal Dataset**: choose a *detector* (a GroundingDINO folder in models/palimpsest_detectors), or connect
    masks as here. Look at the contact sheet: do the words fit the crops?
-4. **Train Multimodal Encoder** writes the connector, and the U-Net's LoRA with *train_unet*, as files.
+4. **Train Multimodal Encoder** writes the connector and the U-Net's LoRA as files. *preset* *in lessons* teaches the
+   text encoder's words first, then drawing; *paper* is MUMU's training.
 
 The paper trained 300,000 steps on five million pictures."""
 
@@ -226,9 +227,11 @@ def train() -> dict:
             "edit",
             {
                 "train": {"type": "PalimpsestTrainMultimodal", "size": [380, 640],
-                          "widgets": {"control_after_generate": "fixed", "name": "palimpsest_example"},
+                          "widgets": {"control_after_generate": "fixed", "name": "palimpsest_example",
+                                      "preset": "in lessons"},
                           "inputs": {"model": "checkpoint.MODEL", "vae": "checkpoint.VAE",
-                                     "multimodal_encoder": "encoder.multimodal_encoder", "dataset": "build.dataset"}},
+                                     "multimodal_encoder": "encoder.multimodal_encoder", "dataset": "build.dataset",
+                                     "clip": "checkpoint.CLIP"}},
             },
             {
                 "plot": preview("The loss", "train.plot"),

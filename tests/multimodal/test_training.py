@@ -471,6 +471,10 @@ CHOSEN = {
     "checkpointing": False,
     "preview_every": 23,
     "save_every": 24,
+    "align_steps": 26,
+    "read_steps": 27,
+    "align_rate": 0.028,
+    "read_rate": 0.029,
 }
 
 
@@ -491,7 +495,9 @@ def test_every_input_arrives_in_its_field(monkeypatch):
     assert (given["clip"], given["state"]) == ("a clip", None)
     assert given["sockets"][4].named() == CHOSEN
     assert all(value != getattr(TrainSettings(), name) for name, value in CHOSEN.items())
-    assert {entry.id for entry in TrainMultimodal.define_schema().inputs} == {*CHOSEN, *others, *files, "model"}
+    assert {entry.id for entry in TrainMultimodal.define_schema().inputs} == {
+        *CHOSEN, *others, *files, "model", "preset",
+    }  # fmt: skip
 
 
 # ---- cancelling, NaN, what is refused

@@ -152,7 +152,9 @@ def main() -> None:
     files.STATES.register()
     settings = TrainSettings(**{field.name: getattr(chosen, field.name) for field in fields(TrainSettings)})
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
-        str(chosen.checkpoint), output_vae=True, output_clip=settings.pooled_output == CLIP_TEXT
+        str(chosen.checkpoint),
+        output_vae=True,
+        output_clip=settings.pooled_output == CLIP_TEXT or settings.course.before_drawing > 0,
     )
     vlm = load_vlm(chosen.encoder, chosen.dtype, chosen.perceiver)
     encoder = join(vlm, multimodal_files.load_connector(str(chosen.connector)) if chosen.connector else None)

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import host
 from ..dataset import Dataset
 from ..encoder import POOLED_WIDTH
 from ..interleaved import Prompt
 from ..vlm import Hidden, VisionLanguage
+from .course import ALIGN, DRAW, READ
 from .lessons import Lesson
+from .saying import Speaker
 from .settings import CLIP_TEXT, LEARNED, ZEROS
 
 
@@ -37,6 +40,7 @@ class Encoders:
     dataset: Dataset
     pooled_output: str
     language_learns: bool
+    speaker: Speaker
     latents: dict[int, Tensor] = field(default_factory=dict)
     pooled_texts: dict[str, Tensor] = field(default_factory=dict)
 
@@ -71,12 +75,25 @@ class Encoders:
         for prompt in prompts if self.pooled_output == CLIP_TEXT else ():
             self.pooled_text(prompt)
 
-    def ahead(self, lesson: Lesson) -> Lesson:
-        """A lesson with everything encoded that can be."""
-        for record in lesson.records:
-            self.latent(record)
-        self.read_words(lesson.prompts)
-        return lesson if self.language_learns else replace(lesson, hidden=self.hidden(lesson.prompts))
+    def ahead(self, steps: Sequence[Sequence[Lesson]], kind: str) -> list[list[Lesson]]:
+        """The lessons of some steps of one kind with everything encoded that can be; the text encoder reads first."""
+        if kind != DRAW:
+            steps = [
+                [replace(each, said=self.speaker.say_all(self.vlm, each.prompts, each.wholes)) for each in lessons]
+                for lessons in steps
+            ]
+        return [[self.seen(lesson, kind) for lesson in lessons] for lessons in steps]
+
+    def seen(self, lesson: Lesson, kind: str) -> Lesson:
+        """A lesson of a kind with what VAE and language model make of it."""
+        host.stop_if_cancelled()
+        if kind != ALIGN:
+            for record in lesson.records:
+                self.latent(record)
+            self.read_words(lesson.prompts)
+        if kind == READ or self.language_learns:
+            return lesson
+        return replace(lesson, hidden=self.hidden(lesson.prompts))
 
 
 def no_pooled(encoders: Encoders, learned: Tensor | None, prompts: Sequence[Prompt]) -> Tensor:

@@ -44,6 +44,8 @@ def from_file(header: Header, tensors: Tensors) -> dict[str, Tensor]:
     """A training's state from a file's header and tensors; raises ValueError where it is nonsense."""
     header.info(steps=int)
     tensors.require("steps", kinds=("I64", "I32"))
+    if "lessons" in tensors:
+        tensors.require("lessons", 2, kinds=("I64", "I32"))
     for name in tensors:
         of, _, word = name.partition("|")
         if word and (of not in tensors or word not in WORDS):
@@ -53,6 +55,8 @@ def from_file(header: Header, tensors: Tensors) -> dict[str, Tensor]:
     found = dict(tensors)
     if int(found["steps"]) < 0:
         raise ValueError(f"it has taken {int(found['steps'])} steps")
+    if "lessons" in found and int(found["lessons"].min()) < 0:
+        raise ValueError(f"its lessons have {found['lessons'].tolist()} steps")
     if not all(torch.isfinite(tensor).all() for tensor in found.values() if tensor.is_floating_point()):
         raise ValueError("it holds NaN or infinite values")
     return found

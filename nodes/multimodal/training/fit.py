@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ....kernels.token_alignment import token_error
 from ... import host, training
 from ...host.gradient import LateReader
 from ..dataset import STAGES, Dataset
 from ..encoder import POOLED_WIDTH, MultimodalEncoder
 from ..interleaved import Prompt
 from ..vlm import Hidden
+from . import saying
+from .course import ALIGN, DRAW, READ, Course
 from .drawing import ddim, sample_prompts
 from .encoding import Encoders
 from .gradient import TECHNIQUE, UNet
@@ -30,9 +33,24 @@ NAN_STEPS = 3  # steps in a row that may fail before the training stops; their g
 
 @dataclass
 class History(training.History):
-    """What a training was like. failed: the last steps, whose losses were no numbers."""
+    """What a training was like. failed: the last steps, whose losses were no numbers. course: which lesson each was."""
 
     failed: int = 0
+    course: Course = field(default_factory=Course)
+
+    def by_lesson(self) -> dict[str, training.History]:
+        """The losses of each lesson that steps were taken of; `before` are the steps before it."""
+        found: dict[str, training.History] = {}
+        for part in self.course.parts(self.before, self.before + len(self.losses), max(1, len(self.losses))):
+            losses = self.losses[part.start - self.before : part.stop - self.before]
+            found[self.course.lesson(part.start)] = training.History(losses, before=part.start, kept=len(losses))
+        return found
+
+    def recent(self) -> float:
+        """Mean loss of the last tenth of the steps of the present lesson."""
+        if not self.course.before_drawing:
+            return super().recent()
+        return next(reversed(self.by_lesson().values()), training.History()).recent()
 
 
 class Fit:
@@ -70,8 +88,12 @@ class Fit:
             dataset=dataset,
             pooled_output=settings.pooled_output,
             language_learns=self.learner.language is not None,
+            speaker=saying.Speaker(self.unet.host_model, clip),
         )
-        self.history, self.late, self.ready = History(), LateReader(), False
+        self.course = settings.course
+        self.history, self.late, self.ready = History(course=self.course), LateReader(), False
+        self.loss_of: dict[str, Callable[[Lesson], Tensor]]
+        self.loss_of = {ALIGN: self.alignment, READ: self.reading, DRAW: self.losses}
         self.waiting: list[tuple[int, Tensor]] = []
         self.samples: list[Tensor] = []
         self.unsaved = ""
@@ -92,15 +114,15 @@ class Fit:
     @property
     def end(self) -> int:
         """The number of the step behind the last."""
-        return self.history.before + self.settings.steps
+        return self.course.end(self.history.before, self.settings.steps)
 
     def ahead(self, steps: Sequence[int]) -> list[tuple[int, list[Lesson]]]:
-        """Some steps and their lessons, with everything encoded that other models than the U-Net encode."""
-
-        prepared = []
+        """Some steps of one lesson, with everything encoded that other models than the U-Net encode."""
+        lessons = []
         for step in steps:
             host.stop_if_cancelled()
-            prepared.append((step, [self.encoders.ahead(lesson) for lesson in self.lessons.of_step(step)]))
+            lessons.append(list(self.lessons.of_step(step)))
+        prepared = list(zip(steps, self.encoders.ahead(lessons, self.course.lesson(steps[0])), strict=True))
         if self.end - 1 in steps:
             self.encoders.read_words([prompt for _, prompt in self.shown])
         return prepared
@@ -115,36 +137,47 @@ class Fit:
             training.added_by(language, self.vlm.model),
             language_checkpointing(self.vlm.text, language is not None and self.settings.checkpointing),
         ):
-            for begin in range(self.history.before, self.end, READ_AHEAD):
-                self.prepared = self.ahead(range(begin, min(begin + READ_AHEAD, self.end)))
-                record = self.prepared[0][1][0].records[0]
-                start = self.encoders.latent(record)[None].repeat(self.settings.batch_size, 1, 1, 1)
-                nothing = {"pooled_output": torch.zeros(1, POOLED_WIDTH)}
-                positive = [[torch.zeros(1, 1, self.learner.config.context_width), nothing]]
-                levels = torch.tensor([float(self.sigmas[-1]), 0.0])
-                host.sample(self.unet.patched(), self, start, sigmas=levels, positive=positive)
+            for part in self.course.parts(self.history.before, self.end, READ_AHEAD):
+                self.prepared = self.ahead(part)
+                if self.course.lesson(part.start) == ALIGN:
+                    self.take_steps()
+                else:
+                    self.run_in_sampler()
                 if self.history.stopped:
                     break
+
+    def run_in_sampler(self) -> None:
+        """Take the steps that are prepared where the host samples, with the U-Net."""
+        record = self.prepared[0][1][0].records[0]
+        start = self.encoders.latent(record)[None].repeat(self.settings.batch_size, 1, 1, 1)
+        nothing = {"pooled_output": torch.zeros(1, POOLED_WIDTH)}
+        positive = [[torch.zeros(1, 1, self.learner.config.context_width), nothing]]
+        levels = torch.tensor([float(self.sigmas[-1]), 0.0])
+        host.sample(self.unet.patched(), self, start, sigmas=levels, positive=positive)
 
     def __call__(
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
     ) -> Tensor:
         """x gives the device and is returned unchanged."""
-
         self.unet.running(model, extra_args or {})
         self.device = x.device
+        self.take_steps()
+        return x
+
+    def take_steps(self) -> None:
+        """The steps that are prepared."""
         for step, lessons in self.prepared:
             host.stop_if_cancelled()
             self.step(step, lessons)
             self.look_back(step)
             if self.history.stopped:
                 break
-        return x
 
     def look_back(self, step: int) -> None:
         """What is due after a step: a preview, files, and at the end the samples."""
         settings, last = self.settings, step == self.end - 1
-        due = settings.preview_every and (step + 1) % settings.preview_every == 0
+        drawn = self.course.lesson(step) != ALIGN  # which has no U-Net at hand
+        due = drawn and settings.preview_every and (step + 1) % settings.preview_every == 0
         self.watch.show(step - self.history.before, self.drawn(0) if due else None)
         if self.history.stopped:
             return
@@ -164,7 +197,12 @@ class Fit:
             self.unsaved = f"; {error}"
 
     def read(self, hidden: Hidden | None, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
-        """(context (B, L, C), token_mask (B, L), pooled (B, P)) of prompts, with a gradient.
+        """(context (B, L, C), token_mask (B, L), pooled (B, P)) of prompts, with a gradient; see tokens."""
+        context, token_mask, learned = self.tokens(hidden, prompts)
+        return context, token_mask, self.encoders.pooled(learned, prompts).to(self.device)
+
+    def tokens(self, hidden: Hidden | None, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(context (B, L, C), token_mask (B, L), learned pooled (B, P) or None) of prompts, with a gradient.
 
         hidden: what the language model made of them; None: it is asked now, for it learns, too.
         """
@@ -172,27 +210,43 @@ class Fit:
             hidden = self.vlm.hidden_states(prompts, gradient=True)
         token_mask = hidden.mask.to(self.device)
         context, learned = self.learner.network(hidden.states.to(self.device, torch.float32), token_mask)
-        return context, token_mask, self.encoders.pooled(learned, prompts).to(self.device)
+        return context, token_mask, learned
+
+    def alignment(self, lesson: Lesson) -> Tensor:
+        """How far the connector's tokens are from what the text encoder says, of each prompt of a lesson, (B,)."""
+        wanted, _, weight = (tensor.to(self.device) for tensor in saying.batch(lesson.said))
+        context, token_mask, _ = self.tokens(lesson.hidden, lesson.prompts)
+        return token_error(context, wanted, weight * token_mask)
+
+    def reading(self, lesson: Lesson) -> Tensor:
+        """The loss of each picture of a lesson, (B,), whose tokens are what a connector would say without mistakes."""
+        wanted, token_mask, _ = (tensor.to(self.device) for tensor in saying.batch(lesson.said))
+        unlearned = torch.zeros(len(wanted), POOLED_WIDTH)
+        return self.denoising(lesson, wanted, token_mask, self.encoders.pooled(unlearned, lesson.prompts))
 
     def losses(self, lesson: Lesson) -> Tensor:
-        """The loss of each picture of a lesson, (B,)."""
+        """The loss of each picture of a lesson, (B,), whose tokens are the connector's."""
+        return self.denoising(lesson, *self.read(lesson.hidden, lesson.prompts))
+
+    def denoising(self, lesson: Lesson, context: Tensor, token_mask: Tensor, pooled: Tensor) -> Tensor:
+        """The denoising loss of each picture of a lesson under its prompt's tokens, (B,)."""
         clean = torch.stack([self.encoders.latent(record) for record in lesson.records])
         noise = torch.stack([torch.randn(c.shape, generator=g) for c, g in zip(clean, lesson.generators, strict=True)])
         clean, noise = clean.to(self.device), noise.to(self.device)
         place = ((1.0 - lesson.shares) * len(self.sigmas)).long().clamp(0, len(self.sigmas) - 1)
         sigma = self.sigmas[place].to(self.device)
         noised = clean + sigma[:, None, None, None] * noise
-        denoised = self.unet.predict(noised, sigma, *self.read(lesson.hidden, lesson.prompts))
+        denoised = self.unet.predict(noised, sigma, context, token_mask, pooled.to(self.device))
         return self.error(denoised, clean, sigma)
 
     def step(self, step: int, lessons: Sequence[Lesson]) -> None:
         """One step of the optimisers over all lessons of it. A gradient that is no number changes nothing."""
         self.learner.begin(step)
         # By the number of elements and back: half-precision gradients within the U-Net stay clear of underflow.
-        scale = math.prod(self.encoders.latent(lessons[0].records[0]).shape)
-        found = []
+        kind, found = self.course.lesson(step), []
+        scale = 1 if kind == ALIGN else math.prod(self.encoders.latent(lessons[0].records[0]).shape)
         for lesson in lessons:
-            losses = self.losses(lesson)
+            losses = self.loss_of[kind](lesson)
             self.learner.process.backward(losses.mean() * (scale / len(lessons)))
             found.append(losses.detach())
         self.learner.finish(scale)
@@ -210,10 +264,19 @@ class Fit:
         (step, shares), history = self.waiting.pop(0), self.history
         finite = math.isfinite(history.note(step, shares.tolist(), losses))
         history.failed = 0 if finite else history.failed + 1
-        self.watch.tell(f"step {step + 1} of {self.end}, loss {history.recent():.4f}{self.unsaved}")
+        self.watch.tell(f"{self.told_lesson(step)}loss {history.recent():.4f}{self.unsaved}")
         if history.failed >= NAN_STEPS:
             self.require_finite()
             history.stopped = f"the loss was no number for {NAN_STEPS} steps: the weights before them are kept"
+
+    def told_lesson(self, step: int) -> str:
+        """Where a training is, for a line that grows with it."""
+        whole = f"step {step + 1} of {self.end}, "
+        if not self.course.before_drawing:
+            return whole
+        begin, lesson = self.course.begin(step), self.course.lesson(step)
+        last = {ALIGN: self.course.align, READ: self.course.read, DRAW: self.end - begin}[lesson]
+        return f"{lesson} {step - begin + 1} of {last} ({whole.removesuffix(', ')}), "
 
     def require_finite(self) -> None:
         """Raise ValueError where no loss was a number."""
@@ -248,4 +311,5 @@ class Fit:
                 "seed": self.settings.seed,
                 "dataset": self.lessons.dataset.folder.name,
             }
+            | self.course.named()
         )

@@ -15,6 +15,7 @@ from ....kernels.connector import ConnectorConfig, ConnectorNetwork
 from ...host.checkpointing import checkpointed
 from ...training import adamw, clip_gradients, divide_gradients, unet_file
 from ..encoder import POOLED_WIDTH, Connector, MultimodalEncoder, Reads, build, context_width
+from .course import ALIGN, LEARNERS, READ
 from .lora import language_factors, language_file, unet_factors
 from .settings import LEARNED, TrainSettings
 
@@ -91,6 +92,22 @@ def starting_connector(model: Any, encoder: MultimodalEncoder, tokens: int, sett
     return connector
 
 
+def require_course(settings: TrainSettings, state: dict[str, Tensor] | None) -> None:
+    """Raise ValueError for lessons that cannot be taken, or are others than those of the training that goes on."""
+    if settings.read_steps and not settings.train_unet:
+        raise ValueError(
+            f"read_steps is {settings.read_steps}: that lesson trains the U-Net's LoRA alone, and train_unet is off: "
+            "switch it on, or set read_steps to 0."
+        )
+    here = [settings.align_steps, settings.read_steps]
+    there = here if state is None else state.get("lessons", torch.zeros(2)).int().tolist()
+    if here != there:
+        raise ValueError(
+            f"the training to go on with began with align_steps {there[0]} and read_steps {there[1]}, here they are "
+            f"{here[0]} and {here[1]}: set them as they were (preset as well), or choose (new)."
+        )
+
+
 # ---- all that learns ------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +134,8 @@ class Learner:
         process: Process,
         state: dict[str, Tensor] | None = None,
     ):
-        self.settings, self.process, self.state = settings, process, state
+        self.settings, self.process, self.state, self.course = settings, process, state, settings.course
+        require_course(settings, state)
         connector = starting_connector(model, encoder, tokens, settings)
         self.reads, self.earlier = Reads.of(encoder.vlm, tokens), connector.info
         self.config, self.network = connector.config, connector.trainable()
@@ -126,6 +144,7 @@ class Learner:
         self.language = language_factors(encoder.vlm.model, rank, seed + 1) if settings.train_language else None
         parts = [("unet", self.unet, settings.unet_rate), ("language", self.language, settings.language_rate)]
         self.loras = [(name, factors, rate) for name, factors, rate in parts if factors is not None]
+        self.learning: tuple[str, ...] = ()  # the parts that the present lesson changes
 
     def start(self, device: torch.device) -> int:
         """Put everything on the device, and go on from an earlier state; returns the steps before this training."""
@@ -150,15 +169,26 @@ class Learner:
     # ---- a step
 
     def begin(self, step: int) -> None:
-        """Forget the gradients of the step before, and set this step's learning rates."""
-        for _, optimiser, rate in self.optimisers:
+        """Forget the gradients of the step before, and set this step's learning rates.
+
+        A lesson begins with new optimisers, as it has another loss, and with its own warm-up.
+        """
+        lesson, first = self.course.lesson(step), self.course.begin(step)
+        self.learning = LEARNERS[lesson]
+        special = {"network": self.settings.align_rate} if lesson == ALIGN else {}
+        special |= {"unet": self.settings.read_rate} if lesson == READ else {}
+        for name, optimiser, rate in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
+            if step == first:
+                optimiser.state.clear()
             for group in optimiser.param_groups:
-                group["lr"] = rate * min(1.0, (step + 1) / max(self.settings.warmup, 1))
+                group["lr"] = special.get(name, rate) * min(1.0, (step - first + 1) / max(self.settings.warmup, 1))
 
     def finish(self, scale: float) -> None:
         """Learn from the gradients, divided by `scale`; one that is no number changes nothing."""
         for name, optimiser, _ in self.optimisers:
+            if name not in self.learning:
+                continue
             learned = [t for group in optimiser.param_groups for t in group["params"] if t.grad is not None]
             divide_gradients(learned, scale)
             if name != "network":
@@ -187,6 +217,8 @@ class Learner:
         for name, factors, _ in self.loras:
             state |= {f"{name}.{key}": tensor.detach().cpu().clone() for key, tensor in factors.named().items()}
         state["steps"] = torch.tensor(info["steps"])
+        if self.course.before_drawing:
+            state["lessons"] = torch.tensor([self.course.align, self.course.read])
         return Snapshot(
             Connector.of(network, self.reads, info),
             unet_file(self.unet) if self.unet else {},
@@ -217,7 +249,7 @@ class Learner:
         for name, factors, _ in self.loras:
             here |= {f"{name}.{key}": tensor for key, tensor in factors.named().items()}
         odd = [name for name, tensor in here.items() if name not in state or state[name].shape != tensor.shape]
-        left = [n for n in state if "|" not in n and n != "steps" and n not in here]
+        left = [n for n in state if "|" not in n and n not in ("steps", "lessons", *here)]
         if odd or left:
             raise ValueError(
                 f"the training to go on with is another one ({len(odd) + len(left)} of its tensors differ, "

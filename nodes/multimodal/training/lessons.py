@@ -19,6 +19,7 @@ from ...training import generator_at
 from ..dataset import STAGES, Dataset
 from ..interleaved import Prompt
 from ..vlm import Hidden
+from .saying import Said, leaving_out
 from .settings import TrainSettings
 
 
@@ -26,7 +27,8 @@ from .settings import TrainSettings
 class Lesson:
     """Pictures of one size with a prompt, a share of the schedule (0 noise to 1 clean) and a generator of noise each.
 
-    records: their numbers in the dataset; hidden: what the language model makes of the prompts, if it was asked before.
+    records: their numbers in the dataset; hidden: what the language model makes of the prompts, if it was asked before;
+    wholes: the prompts with the words that these leave out; said: what the text encoder says, where that is learned.
     """
 
     records: tuple[int, ...]
@@ -34,6 +36,8 @@ class Lesson:
     shares: Tensor
     generators: tuple[torch.Generator, ...]
     hidden: Hidden | None = None
+    wholes: tuple[Prompt, ...] = ()
+    said: tuple[Said, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +101,11 @@ class Lessons:
         rows = torch.arange(place * batch, (place + 1) * batch)
         generators = tuple(generator_at(seed, "row", step, int(row)) for row in rows)
         draws = torch.stack([torch.rand((), generator=generator) for generator in generators])
-        prompts = tuple(self.prompt(*each) for each in zip(records, generators, strict=True))
-        return Lesson(records, prompts, spread_levels(draws, rows, batch * self.per_step), generators)
+        prompts = wholes = tuple(self.prompt(*each) for each in zip(records, generators, strict=True))
+        if self.settings.course.before_drawing:
+            prompts = tuple(leaving_out(*each) for each in zip(wholes, generators, strict=True))
+        shares = spread_levels(draws, rows, batch * self.per_step)
+        return Lesson(records, prompts, shares, generators, wholes=wholes)
 
     def prompt(self, record: int, generator: torch.Generator) -> Prompt:
         """A prompt for a picture, or now and then none, so that guidance has something to lead away from."""

@@ -8,6 +8,7 @@ from functools import partial
 from comfy_api.latest import io
 
 from ... import host, inputs, saving, sockets
+from ...settings import AS_SET_ABOVE
 from ...training import Watch, previews
 from ..dataset import STAGES, read_dataset
 from ..dataset import files as dataset_files
@@ -57,8 +58,8 @@ class TrainMultimodal(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Only for pooled_output CLIP text: the model's text encoder, which reads the words of "
-                    "each prompt.",
+                    tooltip="For align_steps and read_steps, and for pooled_output CLIP text: the model's own text "
+                    "encoder, which reads the words of each prompt.",
                 ),
                 io.Combo.Input(
                     "folder",
@@ -77,8 +78,8 @@ class TrainMultimodal(io.ComfyNode):
                     default=1000,
                     min=1,
                     max=10000000,
-                    tooltip="Steps to train now; a training that is gone on with adds them. The paper took about "
-                    "300,000 on eight GPUs.",
+                    tooltip="Steps to train now, behind those of align_steps and read_steps; a training that is gone "
+                    "on with adds them. The paper took about 300,000 on eight GPUs.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -242,6 +243,55 @@ class TrainMultimodal(io.ComfyNode):
                     tooltip="Keep what resume needs in models/palimpsest_trainings, three times the size of what is "
                     "trained: 10 GB for SDXL at depth 16.",
                 ),
+                io.Int.Input(
+                    "align_steps",
+                    default=0,
+                    min=0,
+                    max=10000000,
+                    advanced=True,
+                    tooltip="Steps in which a new connector first learns to say what the text encoder says of the "
+                    "words, and of each picture what it says of the words it is bound to; needs clip, not the U-Net. "
+                    "0 (default): none. 1000 and more, until its error no longer falls.",
+                ),
+                io.Int.Input(
+                    "read_steps",
+                    default=0,
+                    min=0,
+                    max=10000000,
+                    advanced=True,
+                    tooltip="Steps in which the U-Net's LoRA alone then learns to draw from many tokens a picture, as "
+                    "a connector would say them that made no mistake; needs clip and train_unet. 0 (default): none. "
+                    "Half of align_steps for a start.",
+                ),
+                io.Float.Input(
+                    "align_rate",
+                    default=0.0003,
+                    min=0.0000001,
+                    max=0.1,
+                    step=0.0001,
+                    round=False,
+                    advanced=True,
+                    tooltip="Learning rate of the connector in align_steps. 0.0003 (default) for 16 blocks; 0.001 "
+                    "where depth is 1 or 2. The language model's LoRA keeps its own rate.",
+                ),
+                io.Float.Input(
+                    "read_rate",
+                    default=0.0001,
+                    min=0.0000001,
+                    max=0.1,
+                    step=0.0001,
+                    round=False,
+                    advanced=True,
+                    tooltip="Learning rate of the U-Net's LoRA in read_steps. 0.0001 (default) is usual for LoRA.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[AS_SET_ABOVE, *TrainSettings.PRESETS],
+                    advanced=True,
+                    tooltip="as set above (default): every value as you set it. in lessons: 1000 steps of align, 500 "
+                    "of read, then draw, faster rates and train_unet, for small sets of pictures. paper: MUMU's rates, "
+                    "rank and depth, both LoRAs, no lessons before the last; train stage 1, then 2.",
+                ),
             ],
             outputs=[
                 sockets.MultimodalEncoder.Output(
@@ -296,14 +346,16 @@ class TrainMultimodal(io.ComfyNode):
             dataset = read_dataset(dataset_files.dataset_path(folder))
         state = None if resume == files.NEW else files.load_state(files.STATES.path(resume))
         learns = {"unet": settings.train_unet, "language": settings.train_language}
+        begun = 0 if state is None else int(state["steps"])
+        steps = settings.course.end(begun, settings.steps) - begun
         kept, shown = files.TrainingFiles.new(name, keep_state, **learns), host.ProgressText(host.node_id(cls))
 
         def save(snapshot) -> None:
             written[:] = kept.save(snapshot)
             shown.update(f"{snapshot.info['steps']} steps saved as {kept.connector.name}", now=True)
 
-        room = partial(kept.require_room, again=0 < settings.save_every < settings.steps)
-        watch = Watch(previews(model, settings.steps), shown.update, save, room)
+        room = partial(kept.require_room, again=0 < settings.save_every < steps)
+        watch = Watch(previews(model, steps), shown.update, save, room)
         trained = train(model, vae, multimodal_encoder, dataset, settings, clip=clip, state=state, watch=watch)
         lora = trained.snapshot.unet_lora
         changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...settings import Settings
 from ..dataset import STAGES
 from ..vlm import VisionLanguage
+from .course import Course
 
 ZEROS, LEARNED, CLIP_TEXT = "zeros", "learned", "CLIP text"
+IN_LESSONS, PAPER = "in lessons", "paper"
 
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
-    """How an encoder is trained; see PalimpsestTrainMultimodal for what each does. tokens 0: as the stage says."""
+    """How an encoder is trained; see PalimpsestTrainMultimodal for what each does. tokens 0: as the stage says.
+
+    PRESETS: "paper" is table 1 of arXiv:2406.18790, from which it departs in what the paper does not say (the
+    connector's width, empty prompts, warm-up); its two stages are trained one after the other, by stage. "in lessons"
+    begins with what the paper's models knew: ours.
+    """
+
+    PRESETS: ClassVar = {
+        IN_LESSONS: {"align_steps": 1000, "read_steps": 500, "align_rate": 3e-4, "read_rate": 1e-4,
+                     "connector_rate": 1e-4, "train_unet": True, "unet_rate": 1e-4},
+        PAPER: {"align_steps": 0, "read_steps": 0, "connector_rate": 1e-5, "train_unet": True, "unet_rate": 5e-6,
+                "train_language": True, "language_rate": 3e-6, "lora_rank": 8, "depth": 16, "tokens": 0,
+                "pooled_output": ZEROS},
+    }  # fmt: skip
 
     stage: str = next(iter(STAGES))
     steps: int = 1000
@@ -34,6 +50,15 @@ class TrainSettings(Settings):
     checkpointing: bool = True
     preview_every: int = 100
     save_every: int = 500
+    align_steps: int = 0
+    read_steps: int = 0
+    align_rate: float = 3e-4
+    read_rate: float = 1e-4
+
+    @property
+    def course(self) -> Course:
+        """Which lesson each step is."""
+        return Course(self.align_steps, self.read_steps)
 
 
 def stage_tokens(vlm: VisionLanguage, settings: TrainSettings) -> int:

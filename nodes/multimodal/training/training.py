@@ -17,6 +17,7 @@ from ...training import Watch
 from ..dataset import Dataset
 from ..encoder import MultimodalEncoder, join
 from ..vlm import with_lora
+from .course import ALIGN
 from .drawing import sample_sheet
 from .fit import Fit, History
 from .gradient import TECHNIQUE
@@ -57,6 +58,11 @@ def train(
     host.require_text_to_image(model, TECHNIQUE, "connect the text-to-image checkpoint of its family")
     if settings.pooled_output == CLIP_TEXT and clip is None:
         raise ValueError("pooled_output 'CLIP text' needs a text encoder: connect clip, or choose 'zeros'.")
+    if settings.course.before_drawing and clip is None:
+        raise ValueError(
+            f"align_steps is {settings.align_steps} and read_steps {settings.read_steps}: these lessons are taught by "
+            "the text encoder that the model was trained with: connect clip, or set both to 0."
+        )
     watch = watch or Watch()
     with torch.inference_mode(False):
         parts = {"clip": clip, "state": state, "process": process or Process(), "watch": watch}
@@ -83,12 +89,22 @@ def result(fit: Fit, snapshot: Snapshot, model: Any, vae: Any) -> Trained:
     return Trained(snapshot, join(vlm, snapshot.connector), fit.history, samples)
 
 
+def fallen(history: History) -> str:
+    """From where to where the loss of each lesson went."""
+    lessons = history.by_lesson() if history.course.before_drawing else {"": history}
+    told = []
+    for name, part in lessons.items():
+        what = f"{name} {len(part.losses)}: " if name else ""
+        error = "error of the tokens" if name == ALIGN else "loss"
+        told.append(f"{what}{error} {part.early():.4f} at first, {part.recent():.4f} at last")
+    return "; ".join(told)
+
+
 def describe(trained: Trained) -> str:
     """What was trained and how it went, in one line."""
     info, history = trained.snapshot.info, trained.history
     parts = [
-        f"{len(history.losses)} steps ({history.steps} in all), loss {history.early():.4f} at first, "
-        f"{history.recent():.4f} at last",
+        f"{len(history.losses)} steps ({history.steps} in all), {fallen(history)}",
         f"stage {info['stage']}, {info['tokens']} tokens a picture, pooled output {info['pooled']}",
         f"connector {trained.snapshot.connector.parameters / 1e6:.1f} M",
     ]
