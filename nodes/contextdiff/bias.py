@@ -12,6 +12,7 @@ from torch import Tensor
 from ...kernels.contextdiff import bias_level, flow_bias_level, flow_noise_angle, noise_angle
 from .. import host
 from .adapter import ContextAdapter
+from .condition import told
 
 PAPER, RELEASED_CODE = "paper", "released code"
 
@@ -63,12 +64,13 @@ def limited(context: Tensor, limit: float) -> Tensor:
 class TrajectoryBias:
     """b(sigma) = g(sigma) B(sigma) r_phi(x0_hat, c, sigma) in one sampling run.
 
-    prompts: the positive conds as the host has resolved them; with several, each one's r acts where the prompt does.
-    level: B. angle: the level as r_phi is given it. strength g acts within the window, and is 0 from `top` upwards (the
-    paper's k_T := 0). limit caps r (0: no cap).
+    model: the host's, in whose scale latents are. prompts: the positive conds as the host has resolved them; with
+    several, each one's r acts where the prompt does. level: B. angle: the level as r_phi is given it. strength g acts
+    within the window, and is 0 from `top` upwards (the paper's k_T := 0). limit caps r (0: no cap).
     """
 
     adapter: ContextAdapter
+    model: Any
     prompts: tuple[dict, ...]
     level: Callable[[float], float]
     angle: Callable[[float], float]
@@ -82,14 +84,14 @@ class TrajectoryBias:
         inside = self.window.always or sigma in self.window
         return self.strength * self.level(sigma) if inside and sigma < self.top else 0.0
 
-    def context(self, clean: Tensor, sigma: float, prompts: tuple[dict, ...]) -> Tensor:
-        """r_phi of a picture, by the prompts that act at this level."""
+    def context(self, clean: Tensor, picture: Tensor | None, sigma: float, prompts: tuple[dict, ...]) -> Tensor:
+        """r_phi of a latent and what is seen of it, by the prompts that act at this level."""
         from comfy.utils import repeat_to_batch_size
 
         found = []
         for cond in prompts:
-            text = repeat_to_batch_size(cond["cross_attn"], len(clean))
-            found.append(limited(self.adapter(clean, text, self.angle(sigma)), self.limit))
+            text = repeat_to_batch_size(told(self.adapter.config, cond), len(clean))
+            found.append(limited(self.adapter(clean, text, self.angle(sigma), picture), self.limit))
         if len(found) == 1 and not {"area", "mask"} & set(prompts[0]):
             return found[0]
         weights = [weight(cond, clean) for cond in prompts]
@@ -98,6 +100,7 @@ class TrajectoryBias:
     def pair(self, clean: Tensor, *sigmas: float) -> tuple[Tensor | float, ...]:
         """The biases of several levels for one x0_hat; r_phi runs once for levels at which it cannot differ."""
         known: dict[tuple, Tensor] = {}
+        seen: list[Tensor | None] = []
 
         def at(sigma: float) -> Tensor | float:
             scale = self.scale(sigma)
@@ -106,7 +109,8 @@ class TrajectoryBias:
                 return 0.0
             key = (sigma if self.adapter.config.timestep else None, *map(id, prompts))
             if key not in known:
-                known[key] = self.context(clean, sigma, prompts)
+                seen[:] = seen or [self.adapter.seen(clean, self.model)]
+                known[key] = self.context(clean, seen[0], sigma, prompts)
             return scale * known[key]
 
         return tuple(at(sigma) for sigma in sigmas)

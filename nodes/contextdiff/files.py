@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,9 @@ from ..quoting import quoted
 from ..training import Content, FileSet, lora_shelf
 from .adapter import ContextAdapter
 from .bias import FORMULAS, PAPER
-from .network import AdapterConfig, build
+from .config import AdapterConfig
+from .network import build
+from .sight import sight_for
 
 SHELF = Shelf(
     folder="palimpsest_context",
@@ -31,7 +34,7 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
 def content(adapter: ContextAdapter, precision: str = "float32") -> Content:
     """Tensors and header of an adapter's file."""
-    header = {"config": json.dumps(asdict(adapter.config)), "info": json.dumps(adapter.info)}
+    header = {"config": json.dumps(adapter.config.header()), "info": json.dumps(adapter.info)}
     return adapter.weights(PRECISIONS[precision]), header
 
 
@@ -48,6 +51,14 @@ def rescue_files(name: str, with_lora: bool) -> FileSet:
 def load_adapter(path: str) -> ContextAdapter:
     """Read an adapter. Raises ValueError that says what is wrong with a foreign, newer, cut-off or damaged file."""
     return SHELF.read(path, from_file)
+
+
+def seeing(adapter: ContextAdapter, clip_vision: Any = None, vae: Any = None, source: Any = None) -> ContextAdapter:
+    """An adapter with what its kind sees with. Raises ValueError for what is missing, or of another width."""
+    sight = sight_for(adapter.config.kind, clip_vision, vae, source)
+    if sight is not None and sight.source is not None:
+        adapter.config.refuse_vision(sight.source.shape[-1])
+    return replace(adapter, sight=sight)
 
 
 def from_file(header: Header, tensors: Tensors) -> ContextAdapter:

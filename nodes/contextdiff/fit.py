@@ -9,18 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels.contextdiff import noise_angle
 from .. import host, training
 from ..settings import Settings
 from .adapter import ContextAdapter
 from .bias import PAPER
-from .network import ContextNetwork
+from .condition import told
+from .config import LATENT
 from .objective import PREDICTED, SEEN, Objective, PickRows
+from .sight import Sight
 from .validation import Validation, Validator
 
 FROZEN, JOINT = "frozen", "LoRA on to_q"
+QUERIES, ALL_ATTENTION = "queries", "all attention"
 SLOWEST = 0.01  # share of the learning rate that is left at the end
 
 
@@ -41,6 +44,8 @@ class TrainSettings(Settings):
     validate_every: int = 50
     min_snr_gamma: float = 5.0
     checkpointing: bool = False
+    adapter: str = LATENT
+    trained_with: str = QUERIES
 
 
 @dataclass
@@ -67,13 +72,15 @@ class FitAdapter:
 
     def __init__(
         self,
-        network: ContextNetwork,
+        network: nn.Module,
         latents: Tensor,
         pick: PickRows,
         lora: training.Factors | None,
         settings: TrainSettings,
         watch: training.Watch,
+        sight: Sight | None = None,
     ):
+        self.sight = sight
         self.network, self.latents, self.pick, self.lora = network, latents, pick, lora
         self.settings, self.watch = settings, watch
         self.history = History()
@@ -100,7 +107,7 @@ class FitAdapter:
         self.network.to(x.device)
         if self.lora is not None:
             self.lora.to(x.device)
-        text = model.inner_model.conds["positive"][0]["cross_attn"].to(x.device, torch.float32).clone()
+        text = told(self.network.config, model.inner_model.conds["positive"][0]).to(x.device, torch.float32).clone()
         return Objective(
             network=self.network,
             latents=self.latents,
@@ -110,6 +117,7 @@ class FitAdapter:
             pick=self.pick,
             formula=self.settings.formula,
             min_snr_gamma=self.settings.min_snr_gamma,
+            sight=self.sight,
         )
 
     def learned(self) -> list[Tensor]:
@@ -202,6 +210,7 @@ class FitAdapter:
             "learning_rate": settings.learning_rate,
             "loss": history.recent(),
             "train_unet": settings.train_unet,
+            **({"trained_with": settings.trained_with} if settings.trained_with != QUERIES else {}),
             "seed": settings.seed,
         }
         if history.validations:
@@ -209,4 +218,4 @@ class FitAdapter:
             info |= {"loss_x0": last.clean, "loss_x0_hat": last.predicted, "sampled": last.sampled}
         network = copy.deepcopy(self.network).cpu()
         lora = training.unet_file(self.lora) if self.lora else {}
-        return Trained(ContextAdapter.of(network, info), lora, history)
+        return Trained(ContextAdapter.of(network, info, sight=self.sight), lora, history)

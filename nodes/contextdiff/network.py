@@ -3,11 +3,11 @@
 Queries are patches of the latent, keys and values are the prompt's tokens; the output has the latent's shape and starts
 at exactly zero. The video form adds attention within a frame and to the frames before. The paper reads picture and
 text through CLIP; here the picture is the latent itself, so that r_phi(x0_hat, c, t) costs no VAE pass in sampling.
+`cross_modal` has the paper's network, `released` the one of the authors' program.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,144 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..training import generator
-
-SIZES = {"small": (256, 2), "medium": (384, 3), "large": (512, 4)}  # width, depth; large is nearest to the paper's CLIP
-FINEST_ANGLE = 64.0  # the fastest wave of a position, in half turns over the picture
-FRAMES_AT_FINEST = 64.0  # frames over which a frame's position runs from 0 to 1
-LIMITS = {"latent_channels": 256, "text_width": 16384, "width": 4096, "depth": 64, "heads": 64, "patch": 32}
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """What an adapter is built for and how large it is. Raises ValueError for sizes that cannot be built.
-
-    latent_format: the host's name of the latent space ("SD15", "SDXL", ...). text_width: channels of a prompt's token
-    (768 for SD 1.5, 2048 for SDXL). patch: latent pixels along a token's side. video: a batch is the frames of one
-    clip. timestep: r depends on the noise level; without, one evaluation serves both levels of a step.
-    """
-
-    latent_format: str
-    latent_channels: int
-    text_width: int
-    width: int = 256
-    depth: int = 2
-    heads: int = 8
-    patch: int = 2
-    video: bool = False
-    timestep: bool = True
-
-    def __post_init__(self) -> None:
-        for name, limit in LIMITS.items():
-            if not 1 <= getattr(self, name) <= limit:
-                raise ValueError(f"a context adapter's {name} must be from 1 to {limit}, it is {getattr(self, name)}.")
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(
-                f"a context adapter's width must divide by 4 and by its {self.heads} heads, it is {self.width}."
-            )
-
-    @classmethod
-    def for_model(cls, model: Any, text_width: int, size: str = "small", **changes: Any) -> AdapterConfig:
-        """The config that fits a host MODEL and prompts of this width: a size of SIZES, patches that keep SDXL cheap.
-
-        A latent of 64 x 64 (SD 1.5, 512 px) and one of 128 x 128 (SDXL, 1024 px) both become 1024 tokens.
-        """
-        latent_format = model.get_model_object("latent_format")
-        width, depth = SIZES[size]
-        settings = {"width": width, "depth": depth, "patch": 4 if text_width > 1024 else 2} | changes
-        return cls(type(latent_format).__name__, latent_format.latent_channels, text_width, **settings)
-
-    def refuse_text(self, width: int) -> None:
-        """Raise ValueError for prompts of another width."""
-        if width != self.text_width:
-            raise ValueError(
-                f"the context adapter was trained with prompts of {self.text_width} channels, this prompt has {width}: "
-                "connect the CLIP of the model family it was trained with."
-            )
-
-
-def waves(values: Tensor, width: int) -> Tensor:
-    """Numbers in 0..1 as sines and cosines of `width` / 2 speeds, from half a turn to 64: (...) -> (..., width)."""
-    speeds = torch.logspace(0, 1, width // 2, base=FINEST_ANGLE, device=values.device, dtype=values.dtype) * torch.pi
-    turns = values[..., None] * speeds
-    return torch.cat([turns.sin(), turns.cos()], -1)
-
-
-def positions(rows: int, columns: int, width: int, like: Tensor) -> Tensor:
-    """Where each patch lies in the picture, (rows * columns, width): independent of the picture's size."""
-    y, x = ((torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n for n in (rows, columns))
-    grid = waves(y, width // 2)[:, None].expand(-1, columns, -1), waves(x, width // 2)[None].expand(rows, -1, -1)
-    return torch.cat(grid, -1).flatten(0, 1)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V by the host's PyTorch attention, which has a gradient whatever attention is chosen."""
-    from comfy.ldm.modules.attention import attention_pytorch
-
-    return attention_pytorch(query, key, value, heads, mask=mask)
-
-
-class Attention(nn.Module):
-    """Multi-head attention from tokens (B, N, width) to a context (B, M, width)."""
-
-    def __init__(self, width: int, heads: int, operations: Any, **where: Any):
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.out = (operations.Linear(width, width, **where) for _ in range(4))
-
-    def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, N, width), (B, M, width), mask (N, M) True where a token may look -> (B, N, width)."""
-        found = attend(self.query(tokens), self.key(context), self.value(context), self.heads, mask)
-        return self.out(found)
-
-
-class Block(nn.Module):
-    """Attention to the prompt and an MLP, both pre-norm and residual, their inputs scaled and shifted by the level.
-
-    Video: before them, attention within each frame, and from each patch to itself in this and earlier frames.
-    """
-
-    def __init__(self, config: AdapterConfig, operations: Any, **where: Any):
-        super().__init__()
-        width = config.width
-
-        def norm() -> nn.Module:
-            return operations.LayerNorm(width, **where)
-
-        self.norm_cross, self.norm_mlp = norm(), norm()
-        self.cross = Attention(width, config.heads, operations, **where)
-        self.widen, self.narrow = (
-            operations.Linear(a, b, **where) for a, b in ((width, 2 * width), (2 * width, width))
-        )
-        self.film = operations.Linear(width, 4 * width, **where) if config.timestep else None
-        self.norm_spatial, self.norm_temporal = (norm() if config.video else None for _ in range(2))
-        self.spatial, self.temporal = (
-            Attention(width, config.heads, operations, **where) if config.video else None for _ in range(2)
-        )
-
-    def forward(self, tokens: Tensor, text: Tensor, level: Tensor | None, frames: int) -> Tensor:
-        """tokens (B, N, width), text (B, L, width), level (B, width), B = clips * frames -> (B, N, width)."""
-        if self.spatial is not None:
-            within = self.norm_spatial(tokens)
-            tokens = tokens + self.spatial(within, within)
-            tokens = tokens + self.through_time(self.norm_temporal(tokens), frames)
-        shift_cross, scale_cross, shift_mlp, scale_mlp = self.modulation(level)
-        asking = self.norm_cross(tokens) * (1.0 + scale_cross) + shift_cross
-        tokens = tokens + self.cross(asking, text)
-        inner = self.norm_mlp(tokens) * (1.0 + scale_mlp) + shift_mlp
-        return tokens + self.narrow(F.gelu(self.widen(inner)))
-
-    def modulation(self, level: Tensor | None) -> tuple[Tensor | float, ...]:
-        """Shift and scale of the two inputs, (B, 1, width) each (FiLM, arXiv:1709.07871); zeros without a level."""
-        return (0.0,) * 4 if self.film is None else self.film(level)[:, None].chunk(4, -1)
-
-    def through_time(self, tokens: Tensor, frames: int) -> Tensor:
-        """Temporal causal attention: frame f of a clip looks at frames 0..f, each patch at its own place."""
-        count, width = tokens.shape[1:]
-        clips = tokens.unflatten(0, (-1, frames)).movedim(1, 2).flatten(0, 1)  # (clips * N, frames, width)
-        when = waves(torch.arange(frames, device=clips.device, dtype=clips.dtype) / FRAMES_AT_FINEST, width)
-        before = torch.ones(frames, frames, device=clips.device, dtype=torch.bool).tril()
-        found = self.temporal(clips + when, clips + when, before)
-        return found.unflatten(0, (-1, count)).movedim(1, 2).flatten(0, 1)
+from .condition_network import text_layers, words_of
+from .config import LATENT, RELEASED, AdapterConfig
+from .cross_modal import CrossModalNetwork
+from .layers import Block, latent_of, level_layers, positions, told_level
+from .released import ReleasedNetwork
 
 
 class ContextNetwork(nn.Module):
@@ -164,22 +31,21 @@ class ContextNetwork(nn.Module):
         width, where = config.width, {"dtype": dtype, "device": device}
         numbers = config.latent_channels * config.patch**2
         self.patches = operations.Linear(numbers, width, **where)
-        self.norm_text = operations.LayerNorm(config.text_width, **where)
-        self.text = operations.Linear(config.text_width, width, **where)
-        self.level = None
-        if config.timestep:
-            first, second = (operations.Linear(width, width, **where) for _ in range(2))
-            self.level = nn.Sequential(first, nn.SiLU(), second)
+        for name, layer in text_layers(config, operations, **where).items():
+            self.add_module(name, layer)
+        self.level = level_layers(config, operations, **where)
         self.blocks = nn.ModuleList(Block(config, operations, **where) for _ in range(config.depth))
         self.norm_out = operations.LayerNorm(width, **where)
         self.out = operations.Linear(width, numbers, **where)
 
-    def forward(self, clean: Tensor, text: Tensor, angle: Tensor, frames: int = 1) -> Tensor:
-        """r for latents, prompts and noise levels.
+    def forward(
+        self, clean: Tensor, text: Tensor, angle: Tensor, frames: int = 1, picture: Tensor | None = None
+    ) -> Tensor:
+        """r for latents, prompts and noise levels; picture: what other kinds see, None for this one.
 
-        clean x_0 (B, C, H, W) in the model's own latent scale, text (B, L, text_width), angle (B,) from `noise_angle`;
-        B = clips * frames for a video adapter. Returns (B, C, H, W) in clean's dtype. Any H, W: the last patches are
-        filled up by repeating the border.
+        clean x_0 (B, C, H, W) in the model's own latent scale, text (B, L, text_width) or the map (B, labels, rows,
+        columns) of a class or layout, angle (B,) from `noise_angle`; B = clips * frames for a video adapter. Returns
+        (B, C, H, W) in clean's dtype. Any H, W: the last patches are filled up by repeating the border.
         """
         height, width = clean.shape[-2:]
         patch = self.config.patch
@@ -188,12 +54,14 @@ class ContextNetwork(nn.Module):
         rows, columns = cut.shape[-2:]
         tokens = self.patches(cut.flatten(2).mT)
         tokens = tokens + positions(rows, columns, tokens.shape[-1], tokens)
-        text = self.text(self.norm_text(text))
-        level = None if self.level is None else F.silu(self.level(waves(angle.to(tokens), tokens.shape[-1])))
+        text = words_of(self, text)
+        level = told_level(self.level, angle, tokens)
         for block in self.blocks:
             tokens = block(tokens, text, level, frames)
-        put = self.out(self.norm_out(tokens)).mT.unflatten(2, (rows, columns))
-        return F.pixel_shuffle(put, patch)[..., :height, :width]
+        return latent_of(self.out(self.norm_out(tokens)), rows, patch)[..., :height, :width]
+
+
+NETWORKS = {LATENT: ContextNetwork, RELEASED: ReleasedNetwork}  # the kinds that see through CLIP share one
 
 
 def closed(name: str) -> bool:
@@ -201,8 +69,8 @@ def closed(name: str) -> bool:
     return name == "out" or name.endswith((".spatial.out", ".temporal.out", ".film"))
 
 
-def initialise(network: ContextNetwork, seed: int) -> None:
-    """Untrained weights: the output is exactly zero, and the video form equals the image form.
+def initialise(network: nn.Module, seed: int) -> None:
+    """Untrained weights: the output is exactly zero (but the released code's), the video form equals the image form.
 
     The host's layers are allocated empty. The same seed gives the same weights on every device.
     """
@@ -222,8 +90,8 @@ def initialise(network: ContextNetwork, seed: int) -> None:
                 bias.zero_()
 
 
-def build(config: AdapterConfig, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> ContextNetwork:
+def build(config: AdapterConfig, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> nn.Module:
     """An r_phi with empty weights, of layers that the host casts and moves as it does its own."""
     import comfy.ops
 
-    return ContextNetwork(config, comfy.ops.manual_cast, dtype, device)
+    return NETWORKS.get(config.kind, CrossModalNetwork)(config, comfy.ops.manual_cast, dtype, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import comfy.samplers
 from comfy_api.latest import io
 
@@ -9,6 +11,7 @@ from .. import inputs, saving, sockets
 from . import files
 from .adapter import describe
 from .bias import FORMULAS
+from .condition_node import ContextCondition
 from .sampling import AS_TRAINED, MODES, ContextSampling, SamplerSettings
 from .train_node import TrainContextAdapter
 
@@ -138,7 +141,7 @@ class SaveContextAdapter(io.ComfyNode):
             description="Saves a trained context adapter as a .safetensors file in models/palimpsest_context, for Load "
             "Context Adapter.",
             search_aliases=["contextdiff", "save adapter", "context aware adapter"],
-            extra=(
+            more_inputs=(
                 io.Combo.Input(
                     "precision",
                     options=list(files.PRECISIONS),
@@ -167,6 +170,26 @@ class LoadContextAdapter(io.ComfyNode):
             description="Loads a context adapter that Save Context Adapter wrote, for the Context-Aware Sampler or to "
             "train it on.",
             search_aliases=["contextdiff", "load adapter", "context aware adapter"],
+            more_inputs=(
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Only for an adapter that sees pictures through CLIP's image encoder: the encoder that it "
+                    "was trained with.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Only for an adapter of the kind CLIP of x0_hat: the checkpoint's VAE. Sampling decodes "
+                    "the picture so far at every step, which costs a VAE Decode and a CLIP Vision Encode each time.",
+                ),
+                io.Image.Input(
+                    "source",
+                    optional=True,
+                    tooltip="Only for an adapter of the kind CLIP of source: the picture that it looks at while "
+                    "sampling, or one for each picture that is sampled. Read once; sampling then costs no VAE pass.",
+                ),
+            ),
         )
 
     @classmethod
@@ -175,9 +198,10 @@ class LoadContextAdapter(io.ComfyNode):
         return files.SHELF.fingerprint(file)
 
     @classmethod
-    def execute(cls, file) -> io.NodeOutput:
-        return saving.load(cls, ADAPTERS, file)
+    def execute(cls, file, clip_vision=None, vae=None, source=None) -> io.NodeOutput:
+        seeing = partial(files.seeing, clip_vision=clip_vision, vae=vae, source=source)
+        return saving.load(cls, ADAPTERS, file, made=seeing)
 
 
 SHELVES = [files.SHELF]
-NODES = [TrainContextAdapter, SaveContextAdapter, LoadContextAdapter, ContextSampler]
+NODES = [TrainContextAdapter, SaveContextAdapter, LoadContextAdapter, ContextSampler, ContextCondition]

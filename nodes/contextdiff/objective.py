@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels.contextdiff import bias_level, context_loss, contextual_noised, noise_angle, shifted_noise, snr_weight
 from .bias import PAPER, RELEASED_CODE, noisiest
-from .network import ContextNetwork
+from .sight import Sight
 
 CLEAN, PREDICTED = "x0", "x0_hat"
 
@@ -102,11 +102,12 @@ class PickRows:
 class Objective:
     """Eq. 6 of a network r_phi, within one run of the host's sampling.
 
-    latents (N, C, H, W) in the model's own scale, on the CPU; text (1 or N, L, D) on the device. model and arguments
-    are what the host calls a sampler function with.
+    latents (N, C, H, W) in the model's own scale, on the CPU; text (1 or N, L, D), or the maps of a class or layout, on
+    the device. model and arguments are what the host calls a sampler function with. sight: what a network that sees
+    through CLIP sees with.
     """
 
-    network: ContextNetwork
+    network: nn.Module
     latents: Tensor
     text: Tensor
     model: Any
@@ -114,6 +115,7 @@ class Objective:
     pick: PickRows
     formula: str
     min_snr_gamma: float
+    sight: Sight | None = None
 
     @property
     def sampling(self) -> Any:
@@ -134,7 +136,7 @@ class Objective:
         """A Draw for some pictures at these shares of the schedule."""
         clean = self.latents[rows].to(self.text)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
-        text = self.text[rows] if len(self.text) > 1 else self.text.expand(len(rows), -1, -1)
+        text = self.text[rows] if len(self.text) > 1 else self.text.expand(len(rows), *self.text.shape[1:])
         return Draw(rows, clean, text, tuple(map(self.sigma, shares)), noise)
 
     def predict(self, draw: Draw, x: Tensor) -> Tensor:
@@ -145,8 +147,15 @@ class Objective:
     def losses(self, draw: Draw, seen: Tensor) -> tuple[Tensor, Tensor]:
         """(loss of each picture, prediction) with r evaluated at `seen`.                                       eq. 6"""
         angle = draw.column(noise_angle)[:, 0, 0, 0]
-        r = self.network(seen, draw.text, angle, len(draw.rows) if self.network.config.video else 1)
+        frames = len(draw.rows) if self.network.config.video else 1
+        r = self.network(seen, draw.text, angle, frames, self.picture(draw, seen))
         return self.weighted(draw, FORWARD[self.formula](draw, r, self.top))
+
+    def picture(self, draw: Draw, seen: Tensor) -> Tensor | None:
+        """What the network sees of a draw's pictures through CLIP, if it does."""
+        if self.sight is None:
+            return None
+        return self.sight.of_rows(draw.rows).seen(seen, self.model.inner_model.inner_model.process_latent_out)
 
     def weighted(self, draw: Draw, x: Tensor) -> tuple[Tensor, Tensor]:
         """(lambda_t |f(x) - x_0|^2 of each picture, prediction)."""

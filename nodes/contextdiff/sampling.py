@@ -161,6 +161,7 @@ class ContextSampling:
         level = FORMULAS[trained if settings.formula == AS_TRAINED else settings.formula][flow]
         bias = TrajectoryBias(
             adapter=self.adapter,
+            model=guider.inner_model,
             prompts=(),
             level=level,
             angle=ANGLES[flow],
@@ -177,6 +178,7 @@ class ContextSampling:
                 f"has {x.ndim} dimensions: give a clip as a batch of frames to a picture model."
             )
         self.adapter.refuse_mismatch(guider.inner_model)
+        self.adapter.require_sight()
         self.adapter.load()
         prompts = prompts_of(guider)
         if len(prompts) > 1 and host.windows_part_prompts(guider.model_options, len(x)):

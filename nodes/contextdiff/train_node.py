@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from .. import host, inputs, saving, sockets
 from ..training import FileSet, Watch, nothing
 from . import files, plot
-from .fit import FROZEN, JOINT, Trained, TrainSettings
-from .network import SIZES
+from .config import KINDS, SIZES
+from .fit import ALL_ATTENTION, FROZEN, JOINT, QUERIES, Trained, TrainSettings
 from .objective import FORWARD, SEEN
 from .training import describe, train
 
@@ -164,6 +164,37 @@ class TrainContextAdapter(io.ComfyNode):
                     "models/palimpsest_context, for Load Context Adapter, and its LoRA in models/loras; tried before "
                     "the first step. Empty: lost.",
                 ),
+                io.Combo.Input(
+                    "adapter",
+                    options=list(KINDS),
+                    optional=True,
+                    tooltip="What a new adapter sees. latent (default): the picture's latent, at no cost. CLIP of "
+                    "x0_hat: as the paper prints it, the model's guess of the picture through CLIP's image encoder; a "
+                    "VAE decode and a CLIP pass for every picture of every step, while sampling, too. CLIP of source: "
+                    "the training pictures through CLIP, read once. released code: a layer-normed shift made from the "
+                    "prompt alone, as the authors' program comes to; for formula released code.",
+                ),
+                io.Combo.Input(
+                    "trained_with",
+                    options=[QUERIES, ALL_ATTENTION],
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only with train_unet LoRA on to_q: which layers get the LoRA. queries (default): as the "
+                    "authors' program. all attention: keys, values and outputs too, four times as many numbers, which "
+                    "can change the picture's content further.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Only for the two CLIP kinds of adapter: from Load CLIP Vision. The paper's is ViT-B/32; "
+                    "any CLIP, SigLIP or DINO encoder will do, the same one for training and sampling.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Only for the two CLIP kinds of adapter: the VAE that the latent was encoded with. It "
+                    "decodes without a gradient what CLIP then sees.",
+                ),
             ],
             outputs=[
                 sockets.ContextAdapter.Output(
@@ -196,13 +227,25 @@ class TrainContextAdapter(io.ComfyNode):
         return saving.checked(name, files.SHELF.try_new)
 
     @classmethod
-    def execute(cls, model, latent, positive, rescue_filename=RESCUED, context_adapter=None, **chosen) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        latent,
+        positive,
+        rescue_filename=RESCUED,
+        context_adapter=None,
+        clip_vision=None,
+        vae=None,
+        **chosen,
+    ) -> io.NodeOutput:
         settings, began = TrainSettings.of(chosen), time.monotonic()
         shown, kept = host.ProgressText(host.node_id(cls)), None
         if rescue_filename.strip():
             kept = files.rescue_files(rescue_filename, settings.train_unet == JOINT)
         watch = watch_over(model, settings, shown, kept)
-        trained = train(model, latent["samples"], positive, settings, context_adapter, watch)
+        trained = train(
+            model, latent["samples"], positive, settings, context_adapter, watch, clip_vision=clip_vision, vae=vae
+        )
         report = f"{describe(trained, settings)}; {time.monotonic() - began:.0f} s"
         return io.NodeOutput(
             trained.adapter, plot.draw(trained.history), report, trained.lora, ui=host.told(cls, report)

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import host
 from ..host import checkpointing, gradient
@@ -18,33 +18,77 @@ from ..training import (
     linear_layers,
     one_prompt_per_picture,
 )
+from . import condition
 from .adapter import ContextAdapter
-from .fit import FROZEN, JOINT, FitAdapter, Trained, TrainSettings
-from .network import AdapterConfig, ContextNetwork
+from .config import RELEASED, TEXT, AdapterConfig
+from .fit import ALL_ATTENTION, FROZEN, JOINT, QUERIES, FitAdapter, Trained, TrainSettings
 from .objective import PickRows
+from .sight import Sight, training_sight
 from .validation import verdict
 
 TECHNIQUE = "Train Context Adapter"
 NAME = "palimpsest_context_training"
-QUERIES = re.compile(r"\.to_q$")  # the layers of a U-Net that the authors train
+LAYERS = {  # of a U-Net; the authors train the queries
+    QUERIES: re.compile(r"\.to_q$"),
+    ALL_ATTENTION: re.compile(r"\.to_(q|k|v|out\.0)$"),
+}
 
 
 def starting_network(
-    model: Any, text_width: int, adapter: ContextAdapter | None, settings: TrainSettings
-) -> ContextNetwork:
-    """The network to train: a copy of an adapter's, or a new one. Raises ValueError for an adapter of another kind."""
+    model: Any, text_width: int, adapter: ContextAdapter | None, settings: TrainSettings, **seen: Any
+) -> nn.Module:
+    """The network to train: a copy of an adapter's, or a new one. Raises ValueError for an adapter of another kind.
+
+    seen: fields of its config that follow from what it sees, writes and is told.
+    """
     if adapter is None:
-        config = AdapterConfig.for_model(model, text_width, settings.size, video=settings.video)
+        chosen = {"video": settings.video, "kind": settings.adapter, **seen}
+        config = AdapterConfig.for_model(model, text_width, settings.size, **chosen)
         return ContextAdapter.new(config, settings.seed).trainable()
     adapter.refuse_mismatch(model.model)
-    adapter.config.refuse_text(text_width)
-    if adapter.config.video != settings.video:
-        have, want = ("a video", "off") if adapter.config.video else ("an image", "on")
+    refuse_other(adapter.config, text_width, settings, seen)
+    return adapter.trainable()
+
+
+def refuse_other(config: AdapterConfig, text_width: int, settings: TrainSettings, seen: dict[str, Any]) -> None:
+    """Raise ValueError where a connected adapter is of another kind than what is to be trained."""
+    reads = seen.get("reads", TEXT)
+    if config.reads != reads:
+        raise ValueError(
+            f"the connected context adapter reads a {config.reads} and positive brings a {reads}: give it the same, or "
+            "leave context_adapter unconnected to begin a new one."
+        )
+    if config.reads_text:
+        config.refuse_text(text_width)
+    else:
+        config.refuse_condition(reads, seen["labels"])
+    if config.video != settings.video:
+        have, want = ("a video", "off") if config.video else ("an image", "on")
         raise ValueError(
             f"the connected context adapter is {have} adapter and video is {want}: switch video, or leave "
             "context_adapter unconnected to begin a new one."
         )
-    return adapter.trainable()
+    if config.kind != settings.adapter:
+        raise ValueError(
+            f"the connected context adapter is of kind {config.kind!r} and adapter is {settings.adapter!r}: choose its "
+            "kind, or leave context_adapter unconnected to begin a new one."
+        )
+    if "vision_width" in seen:
+        config.refuse_vision(seen["vision_width"])
+
+
+def told_and_seen(context: Tensor | None, sight: Sight | None, latent: Tensor, settings: TrainSettings) -> dict:
+    """The fields of an AdapterConfig that follow from what an adapter is told, sees and writes."""
+    told = {} if context is None else {"reads": condition.kind_of(context), "labels": context.shape[1]}
+    return told | sizes_seen(sight, latent, settings)
+
+
+def sizes_seen(sight: Sight | None, latent: Tensor, settings: TrainSettings) -> dict[str, int]:
+    """The fields of an AdapterConfig that follow from what an adapter sees, or writes."""
+    if sight is not None:
+        found = sight.tokens(sight.decoded(latent[:1])) if sight.source is None else sight.source
+        return {"vision_width": found.shape[-1]}
+    return {"rows": latent.shape[-2], "columns": latent.shape[-1]} if settings.adapter == RELEASED else {}
 
 
 def check(model: Any, latent: Tensor) -> None:
@@ -63,11 +107,13 @@ def check(model: Any, latent: Tensor) -> None:
         raise ValueError("the latent holds NaN: look at the VAE's precision (start ComfyUI with --fp32-vae).")
 
 
-def query_factors(model: Any, settings: TrainSettings) -> Factors | None:
-    """What is trained of the U-Net, if anything: the paper's joint training in its cheapest form."""
+def unet_factors(model: Any, settings: TrainSettings) -> Factors | None:
+    """What is trained of the U-Net, if anything: the paper's joint training of theta, as a LoRA."""
     if settings.train_unet != JOINT:
         return None
-    return Factors(linear_layers(model.model.diffusion_model, QUERIES), settings.lora_rank, settings.seed)
+    return Factors(
+        linear_layers(model.model.diffusion_model, LAYERS[settings.trained_with]), settings.lora_rank, settings.seed
+    )
 
 
 def patched_for_training(model: Any, pick: PickRows, lora: Factors | None, settings: TrainSettings) -> Any:
@@ -90,21 +136,28 @@ def train(
     settings: TrainSettings,
     adapter: ContextAdapter | None = None,
     watch: Watch | None = None,
+    **encoders: Any,
 ) -> Trained:
     """Train a context adapter on the pictures of a LATENT (N, C, H, W), with the prompts that describe them.
 
     The loss and its gradient run through the host's guider and U-Net, so that LoRA and patches of other nodes act. The
     model and `adapter` are left as they were. watch.save is given what was learned so far if the training is cancelled
-    or fails. Raises ValueError for unusable inputs and a model that returns NaN.
+    or fails. encoders: clip_vision and vae, for kinds that see through CLIP. Raises ValueError for unusable inputs and
+    a model that returns NaN.
     """
     check(model, latent)
     model, watch = host.single_device(model), watch or Watch()
     with torch.inference_mode(False):
+        context = condition.joined(positive, len(latent))
         positive = one_prompt_per_picture(positive, len(latent))
-        network = starting_network(model, positive[0][0].shape[-1], adapter, settings)
+        if context is not None:
+            positive = condition.attached(positive, context.clone())
+        sight = training_sight(settings.adapter, latent=latent, **{"clip_vision": None, "vae": None} | encoders)
+        seen = told_and_seen(context, sight, latent, settings)
+        network = starting_network(model, positive[0][0].shape[-1], adapter, settings, **seen)
         latents = model.model.process_latent_in(latent.clone()).to("cpu", torch.float32)
-        pick, lora = PickRows(len(latent)), query_factors(model, settings)
-        fitting = FitAdapter(network, latents, pick, lora, settings, watch)
+        pick, lora = PickRows(len(latent)), unet_factors(model, settings)
+        fitting = FitAdapter(network, latents, pick, lora, settings, watch, sight=sight)
         fitting.history.before = adapter.info.get("steps", 0) if adapter else 0
 
         def rescue() -> None:

@@ -132,7 +132,8 @@ class Validator:
         levels = torch.tensor([float(objective.sampling.percent_to_sigma(s)) for s in share])
         draw = objective.draw(self.rows, share[:1] * len(self.rows), generator(self.seed + 2))
         objective.pick.rows, x = self.rows, draw.plain()
-        adapter = ContextAdapter.of(copy.deepcopy(objective.network))
+        sight = objective.sight.of_rows(self.rows) if objective.sight else None
+        adapter = ContextAdapter.of(copy.deepcopy(objective.network), sight=sight)
         sampler = ContextSampling(adapter, SamplerSettings(formula=objective.formula, strength=strength))
         drawn = sampler(FromNoise(objective.model, x), x, levels.to(x), objective.arguments, disable=True)
         return float((drawn - draw.clean).float().pow(2).mean()), drawn

@@ -3,6 +3,7 @@
     python dev.py bench contextdiff                               tables, JSON and contact sheet
     python dev.py bench contextdiff --parts pictures --guidance 3 some of it
     python dev.py bench contextdiff --sweep                       what else was tried, at one guidance
+    python dev.py bench contextdiff --parts kinds                 the other kinds of adapters; see bench_kinds.py
 
 Pictures (the paper's figure 10 in small): an adapter is trained by Train Context Adapter on drawn pictures with their
 captions, of scenes that are not among those measured. Then every held-out caption is sampled from the same noise with
@@ -45,6 +46,8 @@ import torch
 from benchmarks import pocket_host, walks
 from benchmarks.scenes import another, defaults, drawn
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from contextdiff.bench_kinds import COLUMNS as KIND_COLUMNS
+from contextdiff.bench_kinds import bench_kinds
 from palimpsest.nodes.attention_fusion.nodes import AttentionFusion
 from palimpsest.nodes.contextdiff import files as context_files
 from palimpsest.nodes.contextdiff.nodes import ContextSampler, TrainContextAdapter
@@ -156,11 +159,15 @@ def context_aware(adapter: Any, strength: float = 1.0) -> Any:
     return ContextSampler.execute(context_adapter=adapter, **chosen).args[0]
 
 
-def trained(pocket: Pocket, pictures: torch.Tensor, texts: list[str], model: Any = None, **recipe: Any) -> tuple:
-    """(adapter, report, seconds of the processor, LoRA) of Train Context Adapter at its defaults except `recipe`."""
+def trained(pocket: Pocket, pictures: torch.Tensor, texts: list, model: Any = None, **recipe: Any) -> tuple:
+    """(adapter, report, seconds of the processor, LoRA) of Train Context Adapter at its defaults except `recipe`.
+
+    texts: captions, or a CONDITIONING.
+    """
+    prompt = pocket.encode(texts) if isinstance(texts[0], str) else texts
     began = time.process_time()
     adapter, _, report, lora = TrainContextAdapter.execute(
-        model or pocket.model, pocket.latent(pictures), pocket.encode(texts),
+        model or pocket.model, pocket.latent(pictures), prompt,
         **defaults(TrainContextAdapter) | recipe,
     ).args  # fmt: skip
     return adapter, report, time.process_time() - began, lora
@@ -531,7 +538,7 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
 def main() -> None:
     """Parse, run, print, write output/bench."""
     parser = argparse.ArgumentParser(prog="python dev.py bench contextdiff", description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", choices=("pictures", "clips"), nargs="+", default=["pictures", "clips"])
+    parser.add_argument("--parts", choices=("pictures", "clips", "kinds"), nargs="+", default=["pictures", "clips"])
     parser.add_argument("--first", type=int, default=32, help="held-out scenes from here on")
     parser.add_argument("--count", type=int, default=64, help="captions that are drawn")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 3.0, 5.0, 9.0])
@@ -558,6 +565,11 @@ def main() -> None:
             numbers["clips"] = found["rows"]
             for kind, rows in found["rows"].items():
                 text += [f"### clips, {kind}", "", table(CLIP_COLUMNS, rows, lambda c: DIGITS.get(c, 3)), ""]
+        if "kinds" in options.parts:
+            found = bench_kinds(pocket, options)
+            shown |= found.pop("shown")
+            numbers["kinds"] = found
+            text += ["### kinds", "", table(KIND_COLUMNS, found["rows"], lambda c: DIGITS.get(c, 3)), ""]
         print("\n" + "\n".join(text))
         (output / "context.md").write_text("\n".join(text), encoding="utf-8")
         (output / "context.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")

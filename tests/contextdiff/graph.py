@@ -8,8 +8,10 @@ from graphs.parts import (
     CAT,
     CLIP,
     GUIDANCE,
+    MASKED_CAT,
     SCHEDULER,
     STEPS,
+    YAWNING,
     checkpoint,
     compare,
     decode,
@@ -90,6 +92,21 @@ VALUES_CONTEXT = """## Not right yet?
   fewer training steps.
 
 Both nodes take the same adapter, the same strength and the same noise levels."""
+
+
+START_LAYOUT = """## Edit by prompt, the layout held
+
+1. **Load Checkpoint**, **Load Image**: your SD 1.5 or SDXL model, your photo at the model's size. Right-click the
+   photo, **Open in MaskEditor**, paint the subject.
+2. **The picture as it is**: describe it. **The picture as it should be**: the same text with the change.
+3. Queue.
+
+**Class or Layout Context** gives the adapter the mask as a layout of two parts to read in the text's place; the model
+itself still reads your texts. **Train Context Adapter** learns on the photo what the layout means there, **Invert
+Picture** goes up with it, the **Context-Aware Sampler** down to the edit.
+
+More parts: connect a picture of flat colours in place of the mask, and write its colours into *palette*.
+*kind* class: a number for the whole picture, where you train on many pictures of several classes."""
 
 
 def schedule(steps: int = STEPS) -> dict:
@@ -309,9 +326,66 @@ def edit_clip_with_context() -> dict:
     )  # fmt: skip
 
 
+def condition(positive: str) -> dict:
+    return {"type": "PalimpsestContextCondition", "size": [380, 240],
+            "inputs": {"positive": positive, "layout": "parts.IMAGE"}}  # fmt: skip
+
+
+def hold_layout() -> dict:
+    inverted = invert("encode.LATENT", "told.positive")["inputs"] | {"context_adapter": "train.context_adapter"}
+    return graph(
+        {"start": note("Start here", START_LAYOUT, 370)},
+        group(
+            "1 Your photo, its parts and its prompt",
+            "yours",
+            {
+                "checkpoint": checkpoint(),
+                "image": load_image(MASKED_CAT, "Your photo, its subject masked"),
+                "encode": encode(),
+                "source": text("The picture as it is", AWAKE),
+                "negative": negative(),
+            },
+        ),
+        group(
+            "2 Learn what the layout means in it",
+            "learned",
+            {
+                "parts": {"type": "MaskToImage", "size": [380, 40], "inputs": {"mask": "image.MASK"}},
+                "told": condition("source.CONDITIONING"),
+                "train": {"type": "PalimpsestTrainContextAdapter", "size": [380, 460],
+                          "widgets": {"steps": 200, "validate_every": 50, "control_after_generate": "fixed"},
+                          "inputs": {"model": "checkpoint.MODEL", "latent": "encode.LATENT",
+                                     "positive": "told.positive"}},
+            },
+            {
+                "invert": {**invert(), "inputs": inverted},
+                "plot": preview("What was learned", "train.plot"),
+            },
+        ),
+        group(
+            "3 Edit",
+            "edit",
+            {
+                "edit": text("The picture as it should be", YAWNING),
+                "told edit": condition("edit.CONDITIONING"),
+                "context": {"type": "PalimpsestContextSampler", "size": [380, 180],
+                            "inputs": {"context_adapter": "train.context_adapter"}},
+                "levels": schedule(),
+            },
+            {
+                "sample": sampler_custom("Down to the edit", "told edit.positive", "context.sampler", "levels.SIGMAS",
+                                         "invert.noise"),
+                "decode": decode("sample.output"),
+            },
+            {"save": save(), "compare": compare()},
+        ),
+    )  # fmt: skip
+
+
 GRAPHS = {
     "12 Align a picture with its prompt (Context)": align,
     "13 Draw with a saved context adapter (Context)": draw,
     "14 Edit a clip by text (Context)": edit_clip,
     "32 Edit a clip by text, with context (ContextDiff)": edit_clip_with_context,
+    "35 Edit by a prompt, the layout held (ContextDiff)": hold_layout,
 }

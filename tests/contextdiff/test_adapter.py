@@ -8,7 +8,9 @@ import tiny_models
 import torch
 from palimpsest.kernels import contextdiff
 from palimpsest.nodes.contextdiff.adapter import ContextAdapter, describe
-from palimpsest.nodes.contextdiff.network import SIZES, AdapterConfig, attend, build, closed, initialise
+from palimpsest.nodes.contextdiff.config import SIZES, AdapterConfig
+from palimpsest.nodes.contextdiff.layers import attend
+from palimpsest.nodes.contextdiff.network import build, closed, initialise
 from palimpsest.nodes.contextdiff.nodes import ContextSampler
 from torch.utils.flop_counter import FlopCounterMode
 

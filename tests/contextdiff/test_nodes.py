@@ -386,9 +386,9 @@ def test_the_prompt_is_the_positive_one():
     seen = []
 
     class Reading(ContextAdapter):
-        def __call__(self, clean, text, angle):
+        def __call__(self, clean, text, angle, picture=None):
             seen.append(text)
-            return super().__call__(clean, text, angle)
+            return super().__call__(clean, text, angle, picture)
 
     reading = Reading(made.config, made.patcher, made.info)
     run(guide(model), sampler(model, context_adapter=reading), levels(model), 2)

@@ -700,6 +700,8 @@ CHOSEN = {
     "validate_every": 16,
     "min_snr_gamma": 17.5,
     "checkpointing": True,
+    "adapter": "CLIP of source",
+    "trained_with": "all attention",
 }
 
 
@@ -707,18 +709,20 @@ def test_every_input_arrives_in_its_field(folder, monkeypatch):
     """All values unlike one another, and unlike the defaults."""
     given, adapter = [], plain()[0]
 
-    def note(model, latent, positive, settings, adapter, watch):
-        given.extend((settings, adapter, positive, latent))
+    def note(model, latent, positive, settings, adapter, watch, **encoders):
+        given.extend((settings, adapter, positive, latent, encoders))
         raise InterruptedError
 
     monkeypatch.setattr(train_node, "train", note)
     latent, positive = tiny_models.latent(), tiny_models.prompt()
-    others = {"latent": latent, "positive": positive, "rescue_filename": "x", "context_adapter": adapter}
+    encoders = {"clip_vision": object(), "vae": object()}
+    others = {"latent": latent, "positive": positive, "rescue_filename": "x", "context_adapter": adapter, **encoders}
     with pytest.raises(InterruptedError):
         tiny_models.execute(TrainContextAdapter, model=unet(), **others, **CHOSEN)
     assert given[0].named() == CHOSEN
     assert given[1:3] == [adapter, positive]
     assert given[3] is latent["samples"]
+    assert given[4] == encoders
     assert all(value != getattr(TrainSettings(), name) for name, value in CHOSEN.items())
     inputs = {entry.id for entry in TrainContextAdapter.define_schema().inputs}
     assert inputs == {*CHOSEN, *others, "model"}
