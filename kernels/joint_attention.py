@@ -35,32 +35,36 @@ class Faint:
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """Queries that see the same keys, by index; keys None: all of them. faint: groups that some of them see in part."""
+    """Queries that see the same keys, by index; keys None: all of them. faint: groups that some of them see in part.
+
+    silent: keys that all of them attend to and get nothing from.
+    """
 
     queries: Tensor
     keys: Tensor | None
     faint: tuple[Faint, ...] = ()
+    silent: Tensor | None = None
 
 
 def shares(before: Tensor, after: Tensor, groups: Sequence[Tensor], keys: int) -> list[Share]:
-    """Part T queries by what they see: tokens of weight R = 0 are left out, all other weights are faint.
+    """Part T queries by what they see: tokens of R = 0 are left out, of R = 1 and M = 0 silent, all others are faint.
 
     before R, after M (T, G): the weights of G groups of tokens for every query; groups: the keys of each, disjoint.
     """
-    gone = before == 0
-    patterns, which = torch.unique(gone, dim=0, return_inverse=True)
+    gone, silent = before == 0, (before == 1) & (after == 0)
+    patterns, which = torch.unique(torch.stack([gone, silent], 1), dim=0, return_inverse=True)
     found = []
-    for i, pattern in enumerate(patterns):
+    for i, (out, mute) in enumerate(patterns.tolist()):
         queries = (which == i).nonzero()[:, 0]
-        hidden = [group for group, left_out in zip(groups, pattern.tolist(), strict=True) if left_out]
-        seen = left_over(hidden, keys) if hidden else None
+        hidden, quiet = ([groups[g] for g, chosen in enumerate(row) if chosen] for row in (out, mute))
         faint = []
-        for g, left_out in enumerate(pattern.tolist()):
+        for g in (g for g in range(len(groups)) if not (out[g] or mute[g])):
             r, m = before[queries, g], after[queries, g]
             at = ((r != 1) | (m != 1)).nonzero()[:, 0]
-            if len(at) and not left_out:
+            if len(at):
                 faint.append(Faint(at, groups[g], r[at], m[at], bool((r[at] != 1).any())))
-        found.append(Share(queries, seen, tuple(faint)))
+        seen = left_over(hidden, keys) if hidden else None
+        found.append(Share(queries, seen, tuple(faint), torch.cat(quiet) if quiet else None))
     return found
 
 
@@ -101,7 +105,8 @@ def weighted_attention(attend: Attend, value: Tensor, parts: Sequence[Share]) ->
         (A V - sum_g (1 - R_g M_g) P_g) / (1 - sum_g (1 - R_g) a_g)
 
     P_g and a_g are the same attention of other values: V in the group's rows and 0 elsewhere, and 1 and 0. They are
-    asked for where a weight is neither 0 nor 1, or M is below 1: mostly a mask's border.
+    asked for where a weight is neither 0 nor 1: mostly a mask's border. With R = 1 and M = 0 it is A V itself, with 0
+    for V in the group's rows.
     """
     computed = [share_attention(attend, value, part) for part in parts]
     order = torch.cat([part.queries for part in parts]).argsort()
@@ -110,6 +115,7 @@ def weighted_attention(attend: Attend, value: Tensor, parts: Sequence[Share]) ->
 
 def share_attention(attend: Attend, value: Tensor, part: Share) -> Tensor:
     """weighted_attention of one share."""
+    value = value if part.silent is None else value.index_fill(-2, part.silent, 0.0)
     out = attend(part.queries, part.keys, value)
     if not part.faint:
         return out

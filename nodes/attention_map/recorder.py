@@ -82,7 +82,8 @@ class KeepRun:
 class Sight:
     """A layer that looks at the prompt: its grid, rows of a prompt, heads, keys (R, M, C), and its attention.
 
-    attend: what the picture gets for any values (R, M, C) -> (R, N, C).
+    attend: what the picture gets for any values (R, M, C) -> (R, N, C), asked for in the rows of some chunks; the rows
+    of the others may be anything finite.
     """
 
     call: host.ModelCall
@@ -90,7 +91,7 @@ class Sight:
     pictures: int
     heads: int
     key: Tensor
-    attend: Callable[[Tensor], Tensor]
+    attend: Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,14 @@ class RecordWords:
         if call is None or None in call.prompts or host.layer_key(options) not in self.layers:
             return
         _, pictures = host.chunk_rows(options, len(query))
-        sight = Sight(call, tuple(options["activations_shape"][-2:]), pictures, options["n_heads"], key, attend)
+
+        def every_row(values: Tensor, chunks: tuple[int, ...]) -> Tensor:
+            return attend(values)
+
+        sight = Sight(call, tuple(options["activations_shape"][-2:]), pictures, options["n_heads"], key, every_row)
         self.look(sight, places=query.shape[1])
 
-    def at_joint(self, attention: host.JointAttention, attend: Callable[[Tensor], Tensor]) -> None:
+    def at_joint(self, attention: host.JointAttention, attend: Callable[[Tensor, tuple[int, ...]], Tensor]) -> None:
         """A transformer's layer: what its picture's tokens see of the words."""
         call, sequence, heads = attention.call, attention.sequence, attention.key.shape[1]
         if attention.layer not in self.layers:
@@ -118,8 +123,8 @@ class RecordWords:
         flat = attention.key[:, 0, :, :1].expand(-1, -1, heads * attention.key.shape[-1])  # its shape is asked for
         grid = (sequence.frames * sequence.grid[0], sequence.grid[1])
 
-        def apart(values: Tensor) -> Tensor:
-            return attend(values.unflatten(2, (heads, -1)).transpose(1, 2))
+        def apart(values: Tensor, chunks: tuple[int, ...]) -> Tensor:
+            return attend(values.unflatten(2, (heads, -1)).transpose(1, 2), chunks)
 
         self.look(Sight(call, grid, call.pictures, heads, flat, apart), places=sequence.places)
 
@@ -156,12 +161,15 @@ class RecordWords:
     def mass(self, sight: Sight, starts: Starts) -> Tensor:
         """(R, N, W): the layer's own attention of indicator values, for as many words at a time as a head is wide."""
         heads, key, found = sight.heads, sight.key, []
+        chunks = tuple(
+            chunk for chunk, begins in enumerate(starts) if begins
+        )  # an image's attention is dear: no others
         width, words = key.shape[-1] // heads, self.words.positions
         for first in range(0, len(words), width):
             some = words[first : first + width]
             name = (self.name, starts, first, sight.pictures, *key.shape[1:], heads, key.dtype, key.device)
             values = sight.call.run.kept(name, partial(indicators, some, starts, sight.pictures, key, heads))
-            found.append(maths.mass_of_output(sight.attend(values), len(some), heads))
+            found.append(maths.mass_of_output(sight.attend(values, chunks), len(some), heads))
         return torch.cat(found, -1)
 
 

@@ -27,7 +27,8 @@ class JointWords:
     """An act on joint attention: words masked by region; recorders are shown every layer that has a number.
 
     Without a region in force the attention goes on as it is. recorders: called as recorder.at_joint(attention, attend),
-    where attend(value) is what the picture's tokens get for any other values (R, H, M, D) -> (R, N, H * D).
+    where attend(value, chunks) is what the picture's tokens get for any other values (R, H, M, D) -> (R, N, H * D), 0
+    in the rows of other prompts than those of chunks.
     """
 
     regions: tuple[Region, ...] = ()
@@ -154,15 +155,20 @@ def of_part(attention: host.JointAttention, part: Part, value: Tensor) -> Tensor
     return weighted_attention(attend, value, seen)
 
 
-def of_the_picture(attention: host.JointAttention, parts: list[Part] | None, value: Tensor) -> Tensor:
-    """What the picture's tokens get for some values (R, H, M, D) -> (R, N, H * D)."""
+def of_the_picture(
+    attention: host.JointAttention, parts: list[Part] | None, value: Tensor, chunks: tuple[int, ...] | None = None
+) -> Tensor:
+    """What the picture's tokens get for some values (R, H, M, D) -> (R, N, H * D); 0 in the rows of other chunks."""
     image, call = attention.sequence.image, attention.call
-    if parts is None:
+    chunks = tuple(range(call.chunks)) if chunks is None else chunks
+    if parts is None and len(chunks) == call.chunks:
         return attention.part(queries=image, value=value)
     out = []
-    for chunk, pictures, seen in parts:
+    for chunk, pictures, seen in parts or [(chunk, slice(None), None) for chunk in range(call.chunks)]:
         own = value.unflatten(0, (call.chunks, call.pictures))[chunk, pictures]
-        if seen is None:
+        if chunk not in chunks:
+            out.append(own.new_zeros(len(own), attention.sequence.places, own.shape[1] * own.shape[3]))
+        elif seen is None:
             out.append(attention.part(chunk, pictures, image, value=own))
         else:
             out.append(of_part(attention, (chunk, pictures, within(seen, image.start, image.stop)), own))

@@ -102,6 +102,14 @@ def as_sampled(model: Any, x: Tensor) -> Tensor:
     return x.unsqueeze(2) if clips and x.ndim == 4 else x
 
 
+def before_fading(x: Tensor, sigma: float) -> Tensor:
+    """The latent that a flow's run without noise, which multiplies by 1 - sigma, begins in x with.
+
+    At pure noise (sigma 1) there is none: x itself, which counts for nothing beside inverted_noise.
+    """
+    return x / (1.0 - sigma) if sigma < 1.0 else x
+
+
 @dataclass(frozen=True, eq=False)
 class FoundNoise:
     """A NOISE of the host: what makes a run begin in a picture's inverted noise, on whatever latent it is given.

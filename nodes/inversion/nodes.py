@@ -216,18 +216,10 @@ class Invert(io.ComfyNode):
         report += host.unseen_picture(model, positive)
         given = host.FoundNoise(model, trajectory.latents[0], levels[0])
         if kind == host.FLOW:
-            noise = model.model.process_latent_out(before_fading(start, levels[0]))
+            noise = model.model.process_latent_out(host.before_fading(start, levels[0]))
         return io.NodeOutput(
             trajectory, {"samples": noise}, {"samples": rebuilt}, report, given, ui=host.told(cls, report)
         )
-
-
-def before_fading(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The latent that a flow's run without noise, which multiplies by 1 - sigma, begins in x with.
-
-    At pure noise (sigma 1) there is none: x itself, which counts for nothing beside inverted_noise.
-    """
-    return x / (1.0 - sigma) if sigma < 1.0 else x
 
 
 def remarks(

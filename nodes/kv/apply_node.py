@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import latent_preview
 from comfy_api.latest import io
 
 from .. import host, inputs, sockets
 from ..settings import AS_SET, AS_SET_ABOVE
 from . import changes
+from .joint import ready
 from .modes import MODES
 from .sampling import apply, how_to_sample
 from .settings import PRESET_TOOLTIP, ApplySettings
@@ -122,6 +126,7 @@ class ApplyKV(io.ComfyNode):
         """Patch a clone; what does not fit the tuning is told when it samples."""
         remarks = host.Remarks.of(cls)
         settings, said = changes.settled(chosen, what_changes, source_mask is not None)
+        kv = ready(model, kv, settings, partial(latent_preview.prepare_callback, model))
         patched = apply(model, kv, settings, mask, source_mask, remarks=remarks)
         told = "; ".join(filter(None, (said, how_to_sample(kv))))
         return io.NodeOutput(patched, ui=host.told(cls, told, remarks))

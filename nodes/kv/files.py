@@ -17,6 +17,7 @@ from ..quoting import quoted
 from .embeddings import LEARNED, MATRICES, SCALARS, SOURCE, KVEmbeddings, TunedLayer
 from .modes import served
 from .recorded import RecordedKV
+from .recorded_files import KIND, describe_recorded, header_of, recorded_from, tensors_of
 
 BLOCKS, SIZES = ("input", "middle", "output"), ("height", "width", "channels")
 USED = {"latent_rmse": float, "pixel_psnr": float}  # of what the tuning wrote about itself, in the report
@@ -36,13 +37,11 @@ SHELF = Shelf(
 def save_kv(kv: KVEmbeddings | RecordedKV, path: Path) -> None:
     """Write embeddings so that the file is whole or not there. Raises OSError with a way out when that cannot be.
 
-    Raises ValueError for a transformer's, which are recorded anew in a pass a step.
+    Of a transformer's, the path and the prompt are written, from which they are recorded again.
     """
     if isinstance(kv, RecordedKV):
-        raise ValueError(
-            f"keys and values of {kv.family} are not saved, they take gigabytes a step at full size: keep Tune KV in "
-            "the workflow, which records them in one pass a step."
-        )
+        SHELF.write(path, tensors_of(kv), header_of(kv))
+        return
     tensors = {
         piece_name(part, i): piece
         for part in (LEARNED, SOURCE)
@@ -62,13 +61,15 @@ def save_kv(kv: KVEmbeddings | RecordedKV, path: Path) -> None:
     SHELF.write(path, tensors, header)
 
 
-def load_kv(path: str) -> KVEmbeddings:
+def load_kv(path: str) -> KVEmbeddings | RecordedKV:
     """Read embeddings. Raises ValueError that says what is wrong with a foreign, newer, cut-off or damaged file."""
     return SHELF.read(path, from_file)
 
 
-def from_file(header: Header, tensors: Tensors) -> KVEmbeddings:
+def from_file(header: Header, tensors: Tensors) -> KVEmbeddings | RecordedKV:
     """Embeddings from a file's header and tensors; raises ValueError where one is nonsense or both disagree."""
+    if header.get("kind") == KIND:
+        return recorded_from(header, tensors)
     sigmas = descending(header.numbers("sigmas"))
     layers = header.records("layers", TunedLayer, number=(0, 999), index=(0, 999), **dict.fromkeys(SIZES, (1, 1 << 20)))
     require_layers(layers)
@@ -143,8 +144,10 @@ def require_finite(tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"its {odd} holds NaN or infinite values")
 
 
-def describe_kv(kv: KVEmbeddings) -> str:
+def describe_kv(kv: KVEmbeddings | RecordedKV) -> str:
     """One line on what embeddings hold."""
+    if isinstance(kv, RecordedKV):
+        return describe_recorded(kv)
     _, height, width = kv.latent
     error = f", {inversion.error_in_words(kv.info)}" if "latent_rmse" in kv.info else ""
     rank = f"rank {kv.rank}, " if kv.rank else ""

@@ -7,6 +7,7 @@ well, as it looked at the source in the source's own pass; with one only the pic
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import host, inputs
-from .recorded import RecordedKV, Recording, attend_jointly
+from .recorded import RecordedKV, Recording, attend_jointly, with_source
 from .settings import ApplySettings
 
 EXTEND, FROZEN = "extend", "frozen"
@@ -172,6 +173,34 @@ class Acting:
         return self.kept[name]
 
 
+def ready(model: Any, kv: Any, settings: ApplySettings, watched: Callable[[int], Any] = lambda passes: None) -> Any:
+    """What Apply KV is given; a transformer's record of a file is recorded again, on the model that samples.
+
+    watched: makes the sampling callback for so many passes. Raises ValueError for what apply_joint refuses, before
+    anything runs.
+    """
+    if not isinstance(kv, RecordedKV) or kv.source is not None or settings.strength == 0.0:
+        return kv
+    family = require_fitting(model, kv, settings)
+    host.require_one_gpu(model)
+    return with_source(model, kv, family, watched(len(kv.levels)))
+
+
+def require_fitting(model: Any, kv: RecordedKV, settings: ApplySettings) -> host.Family:
+    """The model's family. Raises ValueError for another model than the recorded one, and settings that do not fit."""
+    inputs.require_same_layout(
+        model, kv.layout, "these keys and values were recorded", f"load the {kv.family} model that was inverted"
+    )
+    family = host.require_words(model, "Apply KV")
+    require_settings(kv, settings)
+    absent = [layer for layer in kv.layers if layer not in host.thirds(model, family)["all"]]
+    if absent:
+        raise ValueError(
+            f"these keys and values name layer {absent[0][0]} {absent[0][1]}, which {family.name} has not."
+        )
+    return family
+
+
 def apply_joint(
     model: Any,
     kv: RecordedKV,
@@ -184,11 +213,7 @@ def apply_joint(
 
     Raises ValueError for another model than the recorded one and for settings that only a tuning serves.
     """
-    inputs.require_same_layout(
-        model, kv.layout, "these keys and values were recorded", f"load the {kv.family} model that was inverted"
-    )
-    family = host.require_words(model, "Apply KV")
-    require_settings(kv, settings)
+    family = require_fitting(model, kv, settings)
     patched = model.clone()
     if settings.strength == 0.0:
         return patched, None

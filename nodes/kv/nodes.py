@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from dataclasses import dataclass
+from typing import Any
 
-from .. import inputs, saving, sockets
+from comfy_api.latest import io
+from torch import Tensor
+
+from .. import host, inputs, saving, sockets
 from ..quoting import quoted
 from .apply_node import ApplyKV
+from .embeddings import KVEmbeddings
 from .files import SHELF, describe_kv, load_kv, save_kv
+from .recorded import RecordedKV
 from .tune_node import TuneKV
 
 KEPT = saving.Kept(
@@ -33,7 +39,9 @@ class SaveKV(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return saving.save_schema(
             KEPT,
-            description="Saves tuned keys and values as a .safetensors file in models/palimpsest_kv, for Load KV.",
+            description="Saves tuned keys and values as a .safetensors file in models/palimpsest_kv, for Load KV. Of "
+            "a transformer (FLUX, Z-Image, Qwen-Image, SD 3) it saves what they are recorded from: the picture's "
+            "path and its prompt.",
             search_aliases=["kv inversion", "save embeddings"],
         )
 
@@ -53,23 +61,65 @@ class LoadKV(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         noise = io.Latent.Output(
             display_name="noise",
-            tooltip="The picture's inverted noise, to sample edits from without inverting again.",
+            tooltip="The picture's inverted noise, to sample edits from without inverting again. On flow-matching "
+            "models only the latent_image beside inverted_noise.",
+        )
+        found = io.Noise.Output(
+            display_name="inverted_noise",
+            tooltip="The inverted noise for SamplerCustomAdvanced, the only way on flow-matching models (FLUX, "
+            "Z-Image, Qwen-Image, SD 3). It needs model.",
+        )
+        model = io.Model.Input(
+            "model",
+            optional=True,
+            tooltip="Only for inverted_noise: the model that samples the edit, with its ModelSampling node. Empty: the "
+            "picture is the same, inverted_noise cannot be used.",
         )
         return saving.load_schema(
             KEPT,
             description="Loads keys and values that Save KV wrote, so that a tuned picture can be edited again "
             "without tuning.",
             search_aliases=["kv inversion", "load embeddings"],
-            more_outputs=(noise,),
+            more_outputs=(noise, found),
+            more_inputs=(model,),
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file) -> str:
+    def fingerprint_inputs(cls, file, model=None) -> str:
         return SHELF.fingerprint(file)
 
     @classmethod
-    def execute(cls, file) -> io.NodeOutput:
-        return saving.load(cls, KEPT, file, lambda kv: ({"samples": kv.noise.clone()},))
+    def execute(cls, file, model=None) -> io.NodeOutput:
+        return saving.load(cls, KEPT, file, lambda kv: ({"samples": kv.noise.clone()}, noise_of(kv, model)))
+
+
+def noise_of(kv: KVEmbeddings | RecordedKV, model: Any) -> host.FoundNoise | UnfittedNoise:
+    """A NOISE of the host that begins in the inverted picture. Raises ValueError for another architecture's model."""
+    if model is None:
+        return UnfittedNoise()
+    inputs.require_same_layout(
+        model,
+        kv.layout,
+        "the picture was inverted",
+        "connect the model that it was inverted with, or leave model empty",
+    )
+    if isinstance(kv, RecordedKV):
+        return host.FoundNoise(model, kv.trajectory.latents[0], kv.trajectory.sigmas[0])
+    return host.FoundNoise(model, model.model.process_latent_in(kv.noise.clone()), kv.sigmas[0])
+
+
+@dataclass(frozen=True)
+class UnfittedNoise:
+    """What inverted_noise is where no model is connected: a NOISE of the host that says so when it is used."""
+
+    seed: int = 0
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        """Raises ValueError."""
+        raise ValueError(
+            "inverted_noise of Load KV is fitted to the model that samples, and none is connected to it: connect the "
+            "model to Load KV."
+        )
 
 
 class PromptLines(io.ComfyNode):

@@ -9,7 +9,7 @@ pass of the source beside every step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,15 +27,19 @@ class RecordedKV:
     """The source's image keys and values on a transformer, for some steps and layers.
 
     trajectory: the source's latents and levels; layers: those that were recorded; levels: the noise levels at which
-    they were. source: where they come from at a sampling step. said: what that takes, in words.
+    they were. source: where they come from at a sampling step; None of a file, for Apply KV to make. said: what that
+    takes, in words. prompt: the source's CONDITIONING. noise (B, C, H, W), of a model for clips with one frame: the
+    latent to begin in, as on a LATENT socket.
     """
 
     trajectory: host.Trajectory
     layers: tuple[host.LayerKey, ...]
     levels: tuple[float, ...]
     family: str
-    source: host.Source
+    source: host.Source | None
     said: str
+    prompt: list
+    noise: Tensor
 
     @property
     def layout(self) -> str:
@@ -166,11 +170,21 @@ def record_joint(
     if not layers:
         raise ValueError(f"layers is {settings.layers!r}, and this model has no layers there: set layers to all.")
     levels = tuple(trajectory.sigmas[step] for step in settings.recorded(trajectory.steps))
-    wanted = Wanted(trajectory, family, frozenset(layers), frozenset(levels))
+    start = host.before_fading(host.as_sampled(model, trajectory.latents[0].clone()), trajectory.sigmas[0])
+    noise = model.model.process_latent_out(start).cpu()
+    prompt = host.source_prompt(positive)
+    kv = RecordedKV(trajectory, tuple(layers), levels, family.name, source=None, said="", prompt=prompt, noise=noise)
+    return with_source(model, kv, family, callback)
+
+
+def with_source(model: Any, kv: RecordedKV, family: host.Family, callback: Any = None) -> RecordedKV:
+    """A record that knows where keys and values come from: made now where memory holds them, else beside every step."""
+    wanted = Wanted(kv.trajectory, family, frozenset(kv.layers), frozenset(kv.levels))
+    smaller = ", or record fewer layers or steps"
     source, said = host.chosen_source(
-        model, wanted, positive, host.AUTO, pictures="", smaller=", or record fewer layers or steps", callback=callback
+        model, wanted, kv.prompt, host.AUTO, pictures="", smaller=smaller, callback=callback
     )
-    return RecordedKV(trajectory, tuple(layers), levels, family.name, source, said)
+    return replace(kv, source=source, said=said)
 
 
 def require_recordable(family: host.Family, settings: TuneSettings) -> None:

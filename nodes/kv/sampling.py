@@ -318,7 +318,7 @@ def how_to_sample(kv: KVEmbeddings | RecordedKV) -> str:
     """What the sampler should be told, in a line."""
     if isinstance(kv, RecordedKV):
         steps = kv.trajectory.steps
-        return f"{kv.said}; sample from inverted_noise of Invert Picture: SamplerCustomAdvanced, {steps} steps, euler"
+        return f"{kv.said}; sample from inverted_noise: SamplerCustomAdvanced, {steps} steps, euler"
     guidance = "" if kv.guidance is None else f", cfg {kv.guidance:g}"
     return f"sample from the picture's noise, add_noise disabled: {len(kv.sigmas) - 1} steps{guidance}, euler"
 

@@ -1,6 +1,7 @@
 """What the pack adds to the host's work: predicted, counted on tensors without storage, and measured where a GPU is.
 
-    python dev.py bench cost                          SD 1.5 and SDXL at full size
+    python dev.py bench cost                          SD 1.5, SDXL and four transformers at full size
+    python dev.py bench cost --family Z-Image         one of them
     python dev.py bench cost --device cpu --tiny      the measuring code on a small network, anywhere
 
 Counts need neither weights nor a GPU and are the same everywhere (counting.py says what a roof is). Times are of the
@@ -23,7 +24,7 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfyui_version
 import torch
-from benchmarks import counting, counting_blends, counting_lora, counting_masks
+from benchmarks import counting, counting_blends, counting_lora, counting_masks, counting_transformers
 from benchmarks.counting import STEPS, Calls, Family
 from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.inversion import ddim as inversion
@@ -228,6 +229,24 @@ def table(family: Family, calls: dict, sizes: dict, times: dict | None) -> list[
     return lines
 
 
+def of_transformer(family: counting_transformers.Transformer) -> list[dict]:
+    """The lines of a transformer: its steps to its plain step, and the size of a recorded step."""
+    calls, sizes = counting_transformers.count(family)
+    than, lines = calls[counting_transformers.PLAIN], []
+    for name, cost in calls.items():
+        _, goal = counting_transformers.STEPS.get(name, (None, None))
+        rows = f", guidance {family.guidance:g}" if name == counting_transformers.PLAIN else ""
+        lines.append({
+            "": f"{family.name}: {name}{rows}", "TFLOP": cost.flops / 1e12, "GB": cost.bytes / 1e9, "ops": cost.ops,
+            "waits": cost.waits, "saved GB": cost.saved / 1e9, "copied GB": cost.copied / 1e9,
+            "H200 ms": cost.h200 * 1e3, "4090 ms": cost.rtx4090 * 1e3,
+            "ratio": max(cost.h200 / than.h200, cost.rtx4090 / than.rtx4090), "goal": goal,
+        })  # fmt: skip
+    for layers, size in sizes.items():
+        lines.append({"": f"{family.name}: memory of one recorded step, {layers}", "GB": size / 1e9})
+    return lines
+
+
 def duration(took: float) -> str:
     """Seconds as a reader likes them."""
     return f"{took:.3g} s" if took >= 1 else f"{took * 1e3:.3g} ms"
@@ -251,7 +270,8 @@ def markdown(lines: list[dict]) -> str:
 def main() -> None:
     """Parse, count, measure, print, write output/bench."""
     parser = argparse.ArgumentParser(prog="python dev.py bench cost", description=__doc__.splitlines()[0])
-    parser.add_argument("--family", choices=counting.FAMILIES, nargs="*", default=list(counting.FAMILIES))
+    every = [*counting.FAMILIES, *counting_transformers.TRANSFORMERS]
+    parser.add_argument("--family", choices=every, nargs="*", default=every)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else None, help="measure here, too")
     parser.add_argument("--tiny", action="store_true", help="the tests' small network instead of the families")
     parser.add_argument("--repeats", type=int, default=7)
@@ -262,11 +282,15 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device) if options.device else None
     lines, times = [], {}
-    for family in [counting.TINY] if options.tiny else [counting.FAMILIES[name] for name in options.family]:
+    unets = [counting.FAMILIES[name] for name in options.family if name in counting.FAMILIES]
+    for family in [counting.TINY] if options.tiny else unets:
         calls, sizes = count(family)
         if device is not None:
             times[family.name] = measure(family, device, options)
         lines += table(family, calls, sizes, times.get(family.name))
+    transformers = [counting_transformers.TRANSFORMERS.get(name) for name in options.family if not options.tiny]
+    for family in filter(None, transformers):
+        lines += of_transformer(family)
     shown = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else options.device
     about = {"torch": torch.__version__, "ComfyUI": comfyui_version.__version__, "machine": platform.machine()}
     about |= {"device": shown, "roofs": counting.DEVICES}

@@ -5,6 +5,7 @@ position, SD 3 tells no layer and lays its heads out otherwise, SD 3.5 has atten
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
@@ -470,15 +471,21 @@ def test_it_acts_in_the_chosen_layers_only(models, family):
     assert relative(sample(patched, positive, negative, latent(family)), everywhere) > 1e-4
 
 
-def test_models_that_are_not_served_are_refused_by_name_with_what_is_missing():
-    class HiDream:
-        diffusion_model = torch.nn.Linear(1, 1)
-
-    class Patcher:
-        model = HiDream()
-
-    with pytest.raises(ValueError, match="the connected model is HiDream: the host does not tell its attention which"):
-        host.require_words(Patcher(), "Cross-Attention Mask")
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    {
+        "HiDream": "the host does not tell its attention which layer it is",
+        "WAN21": "text and picture attend apart in it, which is not served yet",
+        "WAN22": "text and picture attend apart in it, which is not served yet",
+        "Anima": "text and picture attend apart in it, which is not served yet",
+        "PixArt": "the host lets no other node into its attention",
+        "SomethingNew": "where its words stand is not described yet",
+    }.items(),
+)
+def test_models_that_are_not_served_are_refused_by_name_with_what_is_missing(kind, missing):
+    patcher = SimpleNamespace(model=type(kind, (), {"diffusion_model": torch.nn.Linear(1, 1)})())
+    with pytest.raises(ValueError, match=rf"Mask works inside .* the connected model is {kind}: {missing}"):
+        host.require_words(patcher, "Cross-Attention Mask")
 
 
 def test_the_report_says_on_which_ways_words_still_go():

@@ -91,3 +91,18 @@ def test_some_of_the_queries_alone():
     parts = shares(before, after, [torch.tensor(group) for group in GROUPS], TOKENS)
     whole = weighted_attention(attend, value, parts)
     torch.testing.assert_close(weighted_attention(attend, value, within(parts, 10, 19)), whole[:, 10:19])
+
+
+def test_words_that_only_lose_their_values_take_no_attention_of_their_own():
+    """A hard mask after the softmax: as many calls as there are kinds of queries."""
+    calls = []
+
+    def attend(queries, keys, values):
+        calls.append(len(queries))
+        return values[:, : len(queries)]
+
+    after = torch.ones(TOKENS, len(GROUPS))
+    after[: TOKENS // 2, 1] = 0
+    groups = [torch.tensor(group) for group in GROUPS]
+    weighted_attention(attend, random(1, TOKENS, WIDTH), shares(torch.ones_like(after), after, groups, TOKENS))
+    assert sorted(calls) == [TOKENS // 2, TOKENS - TOKENS // 2]

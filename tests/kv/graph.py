@@ -30,6 +30,7 @@ from graphs.parts import (
     save,
     text,
 )
+from kv import flow_graph
 
 FULL_CUP = "a photo of a red cup full of hot chocolate on a wooden table"
 
@@ -322,4 +323,5 @@ GRAPHS = {
     "02 Edit again from a file (KV Inversion)": edit_again,
     "03 Many prompts from one file (KV Inversion)": many_prompts,
     "04 Two photos in one picture (KV Inversion)": two_subjects,
+    **flow_graph.GRAPHS,
 }

@@ -49,7 +49,7 @@ def kv():
 
 def test_embeddings_come_back_bit_by_bit(folder, kv):
     name = SaveKV.execute(kv, "my cat").args[0]
-    read, report, noise = LoadKV.execute(name).args
+    read, report, noise, _ = LoadKV.execute(name).args
     assert name == "my cat_00001.safetensors"
     assert read.learned[0] is None
     assert all(torch.equal(a, b) for a, b in zip(read.learned[1:], kv.learned[1:], strict=True))

@@ -125,7 +125,7 @@ def test_a_file_holds_what_was_recorded_and_says_so(tuned, tmp_path, monkeypatch
         assert '"holds": ["source"]' in file.metadata()["info"]
     with safe_open(tmp_path / names[1], framework="pt") as file:
         assert '"holds": ["learned", "source"]' in file.metadata()["info"]
-    again, report, noise = LoadKV.execute(names[0]).args
+    again, report, noise, _ = LoadKV.execute(names[0]).args
     assert report.endswith("; modes extend")
     assert torch.equal(edited(model, again, noise["samples"]), edited(model, kv, noise["samples"]))
     with pytest.raises(ValueError, match="mode 'frozen' shows what was learned"):

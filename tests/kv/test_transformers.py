@@ -10,7 +10,6 @@ from harness import assert_acts, assert_close
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
 from palimpsest.nodes.host import reference
 from palimpsest.nodes.inversion.nodes import Invert
-from palimpsest.nodes.kv.files import save_kv
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 from palimpsest.nodes.words import ChosenWords
 from tiny_transformers import FAMILIES, latent, own_run, prompt, sample
@@ -238,7 +237,7 @@ def test_layers_spans_and_batches(models):
     assert torch.isfinite(drawn(apply(model, batch, source_mask=masks), family, text=3, pictures=2)).all()
 
 
-def test_what_is_refused(models, tmp_path):
+def test_what_is_refused(models):
     model, family = models("flux"), "flux"
     trajectory, _ = own_run(model, family)
     kv = tune(model, trajectory, family)[0]
@@ -254,9 +253,6 @@ def test_what_is_refused(models, tmp_path):
         apply(model, kv, mode="recompute")
     with pytest.raises(ValueError, match=r"look_ahead is 0\.2"):
         apply(model, kv, look_ahead=0.2)
-    with pytest.raises(ValueError, match="not saved"):
-        save_kv(kv, tmp_path / "a.safetensors")
-    assert not list(tmp_path.iterdir())
     larger = latent(family, side=(16, 8))
     with pytest.raises(ValueError, match="the trajectory was recorded for a latent of 8 x 12"):
         sample(apply(model, kv), prompt(family, 3), prompt(family, 2), larger, steps=1)
