@@ -37,8 +37,8 @@ class Kept:
 
 
 @inputs.completed()
-def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: tuple = ()) -> io.Schema:
-    """The schema of a Save node; extra: inputs behind the file name, which go to `save` by name."""
+def save_schema(kept: Kept, description: str, search_aliases: list[str], more_inputs: tuple = ()) -> io.Schema:
+    """The schema of a Save node; more_inputs: inputs behind the file name, which go to `save` by name."""
     return io.Schema(
         node_id=f"PalimpsestSave{kept.id}",
         display_name=f"Save {kept.name}",
@@ -54,7 +54,7 @@ def save_schema(kept: Kept, description: str, search_aliases: list[str], extra: 
                 "folder as in cats/tom, the date as %date:yyyy-MM-dd% or %year%, %month%, %day%, %hour%, %minute%, "
                 "%second%.",
             ),
-            *extra,
+            *more_inputs,
         ],
         outputs=[io.String.Output(display_name="file", tooltip=f"The name to pick in Load {kept.name}.")],
         hidden=inputs.unique_id(),
@@ -88,8 +88,10 @@ def checked(name: str | None, attempt: Callable[[str], Any]) -> bool | str:
 
 
 @inputs.completed("file")
-def load_schema(kept: Kept, description: str, search_aliases: list[str], more_outputs: tuple = ()) -> io.Schema:
-    """The schema of a Load node; more_outputs stand behind the thing and its report."""
+def load_schema(
+    kept: Kept, description: str, search_aliases: list[str], more_outputs: tuple = (), more_inputs: tuple = ()
+) -> io.Schema:
+    """The schema of a Load node; more_outputs stand behind the thing and its report, more_inputs behind the file."""
     return io.Schema(
         node_id=f"PalimpsestLoad{kept.id}",
         display_name=f"Load {kept.name}",
@@ -101,7 +103,8 @@ def load_schema(kept: Kept, description: str, search_aliases: list[str], more_ou
                 "file",
                 options=kept.shelf.listed(),
                 tooltip=f"A file in models/{kept.shelf.folder}. Refresh (R) lists those that others put there.",
-            )
+            ),
+            *more_inputs,
         ],
         outputs=[
             kept.socket.Output(display_name=kept.input, tooltip=f"For {kept.used_by}."),
@@ -112,10 +115,16 @@ def load_schema(kept: Kept, description: str, search_aliases: list[str], more_ou
     )
 
 
-def load(node: Any, kept: Kept, file: str, more: Callable[[Any], tuple] = lambda thing: ()) -> io.NodeOutput:
-    """The thing in a file and its report; more: what the thing gives for more_outputs."""
+def load(
+    node: Any,
+    kept: Kept,
+    file: str,
+    more: Callable[[Any], tuple] = lambda thing: (),
+    made: Callable[[Any], Any] = lambda thing: thing,
+) -> io.NodeOutput:
+    """The thing in a file and its report; more: what it gives for more_outputs; made: what more_inputs make of it."""
     path = kept.shelf.path(file)
-    thing = kept.load(path)
+    thing = made(kept.load(path))
     with kept.shelf.guarded(path):
         report = kept.describe(thing)
     return io.NodeOutput(thing, report, *more(thing), ui=host.told(node, report))

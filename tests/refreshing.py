@@ -70,6 +70,11 @@ STEPS = {
     "paper": Step("kv.benchmark", ("--paper", "--scenes", "2")),
     "changes": Step("what_changes.benchmark", ("--starts", "0.1")),
     "pairs": Step("feature_blend.benchmark", ("--edits", "colour"), results("pairs.json", "pairs.md")),
+    "instruction": Step(
+        "instruction.benchmark",
+        ("--work", ".dev/instruction"),
+        results("instruction.json", "instruction.md", "instruction.jpg"),
+    ),
     "rivals": Step("rivals.benchmark", (), results("edits.json", "edits.png")),
     "regions": Step("cross_attention.benchmark", (), results("regions.json", "regions.md", "regions.jpg")),
     "clips": Step(
@@ -89,6 +94,7 @@ STEPS = {
         ("--trained", "tests/pocket/models"),
         results("multimodal.json", "multimodal.md", "multimodal.jpg"),
     ),
+    "text": Step("text_control.benchmark", (), results("text_control.json", "text_control.md", "text_control.jpg")),
 }  # fmt: skip
 
 

@@ -163,6 +163,30 @@ def in_clips(title: str, key: str, digits: int, best: Callable | None = None) ->
     return Column(title, tuple((kind, key) for kind in ("colour", "place")), digits, best)
 
 
+INSTRUCTIONS = {
+    "raw instruction, no mask": "the instruction itself",
+    "expressed, no mask": "what the language model made of it",
+    "edit head, no mask": "the same by the edit head",
+    "written by hand, no mask": "the result, written by hand",
+    "raw instruction, both + Keep Outside": "the instruction itself, both + Keep Outside",
+    "expressed, Cross-Attention Mask": "expressed, Cross-Attention Mask",
+    "expressed, Feature Blend": "expressed, Feature Blend",
+    "expressed, both": "expressed, both",
+    "expressed, both + Keep Outside": "expressed, both + Keep Outside",
+    "expressed, both, mask found by words": "expressed, both, mask by Find Words",
+    "edit head, both + Keep Outside": "edit head, both + Keep Outside",
+    "written by hand, both + Keep Outside": "by hand, both + Keep Outside",
+    "prompt swap after DDIM": "expressed, prompt swapped after DDIM inversion",
+    "KV Inversion, recorded only": "expressed, KV Inversion, recorded only",
+    "ideal edit through the autoencoder": BEYOND,
+}
+
+
+def asked(title: str, key: str, digits: int = 2, best: Callable | None = None) -> Column:
+    """A number of edits by plain and by vague instructions."""
+    return Column(title, tuple((kind, key) for kind in ("plain", "vague")), digits, best)
+
+
 TABLES = {
     "kv-edits": Table(
         "kv.json",
@@ -222,6 +246,32 @@ TABLES = {
         ),
         "method",
     ),
+    "instruction-reading": Table(
+        "instruction.json",
+        ("reading",),
+        {"plain": "plain", "vague": "vague"},
+        (
+            single("texts", "texts", 0),
+            single("exactly right", "exact"),
+            *(single(name, name) for name in ("species", "colour", "pose", "side", "place")),
+        ),
+        "instructions",
+    ),
+    "instruction": Table(
+        "instruction.json",
+        ("rows",),
+        INSTRUCTIONS,
+        (
+            asked("all right", "right", best=most),
+            asked("edited", "edited", best=most),
+            asked("identity", "identity", best=most),
+            asked("to the ideal edit, dB", "ideal", 1, most),
+            asked("outside, dB", "outside", 1, most),
+            asked("leakage", "leakage", best=least),
+        ),
+        "plain / vague instructions",
+        incomplete=True,
+    ),
     "pairs": Table(
         "pairs.json",
         ("edits", "colour", "rows"),
@@ -280,6 +330,33 @@ TABLES = {
             single("tokens", "tokens", 0),
         ),
         "prompt",
+    ),
+    "text": Table(
+        "text_control.json",
+        ("rows",),
+        {
+            "prompt only": "the prompt alone, the text in words",
+            "embeddings alone": "embeddings without control",
+            "control alone": "control without embeddings",
+            "both": "both",
+            "both + LoRA, CLIP 1": "both, LoRA with CLIP strength 1",
+            "both + LoRA, CLIP 0": "both, LoRA with CLIP strength 0",
+            "pasted text through the autoencoder": "the drawn answer, through the autoencoder",
+            "host: prompt, noise in the place": "changed: the prompt alone, noise in the place (host)",
+            "both, changed in a picture": "changed: both, all drawn anew",
+            "both, changed, keep_rest": "changed: both, *keep_rest*",
+        },
+        (
+            single("exact", "exact"),
+            single("NED", "ned"),
+            single("exact, PP-OCRv5", "exact_second"),
+            single("exact anywhere", "exact_anywhere"),
+            single("place", "place"),
+            single("rest", "rest"),
+            single("outside", "outside", 1, unit=" dB"),
+        ),
+        "sign",
+        incomplete=True,
     ),
     "small-rank": Table(
         "kv_rank.json",

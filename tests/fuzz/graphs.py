@@ -66,6 +66,7 @@ NODES: dict[str, dict[str, Any]] = {  # nodes whose graph is not what their sock
     "SaveContextAdapter": {"context_adapter": ["adapter", 0], "filename": "fuzz"},
     "LoadContextAdapter": {"file": "kept_00001.safetensors"},
     "ContextSampler": {"context_adapter": ["adapter", 0]},
+    "ContextCondition": {"positive": LINKS["positive"], "layout": IMAGE},
     "AttentionFusion": {"model": MODEL, "trajectory": ["walk", 0], "clip": LINKS["clip"], "source_text": TEXT,
                         "edit_text": EDIT, "mask": MASK},
     "LoadMultimodalEncoder": MADE["encoder"][1],

@@ -148,7 +148,8 @@ SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name,
     "PalimpsestTrainTextControl.keep_state": "none",
 }
 TRAINING = {
-    "steps": 40, "batch_size": 2, "connector_rate": 0.0003, "tokens": 64, "depth": 2, "warmup": 10, "preview_every": 0,
+    "steps": 30, "preset": "as set above", "align_steps": 40, "align_rate": 0.001, "batch_size": 2,
+    "connector_rate": 0.0003, "tokens": 64, "depth": 2, "warmup": 10, "preview_every": 0,
 }  # fmt: skip
 SMALL_TRAINING = {"PalimpsestLoadMultimodalEncoder.connector": "none"}
 SMALL_TRAINING |= {f"PalimpsestTrainMultimodal.{name}": value for name, value in TRAINING.items()}
@@ -156,7 +157,12 @@ DOG_INSTEAD = {CAT: SECOND_PICTURE, AWAKE: DOG.format("standing", "snow"), ASLEE
 SMALL = {"width=1024": 128, "height=1024": 128, "width=512": 64, "cfg=1": 3.0, "steps=8": 20}
 # Loaders of a transformer's three files, and what only such a model has: the node in its place, the output that is
 # meant there, and its values. The nodes of this pack in the same graph serve both kinds of models.
-OF_OTHER_KINDS = ("26", "27")  # drawn with the pocket checkpoint, whose nodes are others than a transformer's
+OF_OTHER_KINDS = (
+    "26",
+    "27",
+    "33",
+    "34",
+)  # drawn with the pocket checkpoint, whose nodes are others than a transformer's
 OTHER_KINDS = {
     **{kind: ("CheckpointLoaderSimple", slot, {"ckpt_name": STRINGS[CHECKPOINT["name"]]}) for kind, slot in (
         ("UNETLoader", 0), ("CLIPLoader", 1), ("DualCLIPLoader", 1), ("VAELoader", 2))},
@@ -174,6 +180,12 @@ ONLY = {  # what is another in one workflow, by the number in its name: so that 
     "32": {"strings": {CLIP_EDIT: "a red dog standing on the left in the park"}},
     "26": {"numbers": SMALL},
     "27": {"numbers": SMALL},
+    "34": {
+        "numbers": {"cfg=5": 3.0},
+        "settings": {"BasicScheduler.scheduler": "normal"},  # of the file, which template 01 writes
+        "strings": {YAWNING: "a red cat lying on the left in the snow"},
+    },
+    "33": {"numbers": {"cfg=5": 3.0}, "strings": {ASLEEP: RED_CAT.format("running", "snow")}},
 }
 SHORT = {"steps": 4, "inner_steps": 2}  # in every node that has them, so that a run takes seconds on a CPU
 

@@ -71,7 +71,7 @@ def test_the_nodes_of_a_workflow_agree(name):
 def test_a_saved_tuning_needs_neither_its_picture_nor_its_inversion():
     """A photo is loaded only to be compared with."""
     reusing = [prompt for prompt in map(api_form, NAMES) if nodes_of(prompt, "PalimpsestLoadKV")]
-    assert len(reusing) == 2
+    assert len(reusing) == 3
     for prompt in reusing:
         assert not any(nodes_of(prompt, kind) for kind in ("VAEEncode", "PalimpsestInvert"))
         photos = [key for key, node in prompt.items() if node["class_type"] == "LoadImage"]
