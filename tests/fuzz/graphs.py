@@ -138,7 +138,7 @@ class Case:
         return f"{self.node} {self.input}: {self.name}"
 
 
-def step(kind: str, **inputs: Any) -> dict[str, Any]:
+def step(kind: str, /, **inputs: Any) -> dict[str, Any]:
     """A node of a graph."""
     return {"class_type": kind, "inputs": inputs}
 

@@ -65,7 +65,7 @@ NOTE = io.String.Input("note", default="none", tooltip="A note.")
 class SaveThing(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return saving.save_schema(KEPT, "Saves a thing.", ["keep"], extra=(NOTE,))
+        return saving.save_schema(KEPT, "Saves a thing.", ["keep"], more_inputs=(NOTE,))
 
     @classmethod
     def execute(cls, thing, filename, note) -> io.NodeOutput:
