@@ -11,6 +11,7 @@ The pack is loaded by path as `palimpsest`, as the host loads packs, and its roo
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -132,6 +133,14 @@ def inference():
 
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Tiny random transformers: a family's, of tiny_transformers.FAMILIES, is made when it is asked for."""
+    import tiny_transformers
+
+    return functools.cache(tiny_transformers.model)
 
 
 @pytest.fixture(scope="session")

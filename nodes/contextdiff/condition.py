@@ -7,14 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import CLASS, LAYOUT
+from .config import kind_of
 
 KEY = "palimpsest_context"  # beside a prompt's tokens: (B, labels, rows, columns), a map of shares
-
-
-def kind_of(context: Tensor) -> str:
-    """Whether a map is a class's or a layout's."""
-    return CLASS if context.shape[-2:] == (1, 1) else LAYOUT
 
 
 def attached(positive: list, context: Tensor) -> list:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LATENT, CLIP_PREDICTED, CLIP_SOURCE, RELEASED = "latent", "CLIP of x0_hat", "CLIP of source", "released code"
 KINDS = (LATENT, CLIP_PREDICTED, CLIP_SOURCE, RELEASED)
@@ -11,12 +14,12 @@ CLIP_KINDS = (CLIP_PREDICTED, CLIP_SOURCE)
 TEXT, CLASS, LAYOUT = READS = "text", "class", "layout"
 SIZES = {"small": (256, 2), "medium": (384, 3), "large": (512, 4)}  # width, depth; large is nearest to the paper's CLIP
 LIMITS = {"latent_channels": 256, "text_width": 16384, "width": 4096, "depth": 64, "heads": 64, "patch": 32}
-LIMITS_BY_KIND = {
-    "vision_width": 16384,
-    "rows": 1024,
-    "columns": 1024,
-    "labels": 4096,
-}  # 0 where a kind has no use for it
+LIMITS_BY_KIND = {"vision_width": 16384, "rows": 1024, "columns": 1024, "labels": 4096}  # 0: a kind has no use for it
+
+
+def kind_of(context: Tensor) -> str:
+    """Whether a map (B, labels, rows, columns) is a class's or a layout's."""
+    return CLASS if tuple(context.shape[-2:]) == (1, 1) else LAYOUT
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class AdapterConfig:
         if self.reads_text:
             self.refuse_text(told.shape[-1])
         else:
-            self.refuse_condition(CLASS if tuple(told.shape[-2:]) == (1, 1) else LAYOUT, told.shape[1])
+            self.refuse_condition(kind_of(told), told.shape[1])
 
     def refuse_condition(self, reads: str, labels: int) -> None:
         """Raise ValueError for a class or layout of another kind or number of labels."""

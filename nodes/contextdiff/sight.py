@@ -90,6 +90,11 @@ class Sight:
         return self.source.to(clean.device).expand(len(clean), -1, -1)
 
 
+def missing(**given: Any) -> str:
+    """The names of what is not connected, in words."""
+    return " and ".join(name for name, thing in given.items() if thing is None)
+
+
 def sight_for(kind: str, clip_vision: Any, vae: Any = None, source: Tensor | None = None) -> Sight | None:
     """What an adapter of a kind sees with; None for one that does not see through CLIP.
 
@@ -98,15 +103,10 @@ def sight_for(kind: str, clip_vision: Any, vae: Any = None, source: Tensor | Non
     if kind not in CLIP_KINDS:
         return None
     fixed = kind == CLIP_SOURCE
-    missing = [
-        name
-        for name, given in (("clip_vision", clip_vision), ("source", source) if fixed else ("vae", vae))
-        if given is None
-    ]
-    if missing:
+    beside = {"source": source} if fixed else {"vae": vae}
+    if absent := missing(clip_vision=clip_vision, **beside):
         raise ValueError(
-            f"the adapter's kind is {kind!r}: it sees pictures through CLIP's image encoder. Connect "
-            f"{' and '.join(missing)}."
+            f"the adapter's kind is {kind!r}: it sees pictures through CLIP's image encoder. Connect {absent}."
         )
     sight = Sight(clip_vision, vae)
     return replace(sight, source=sight.tokens(source).cpu()) if fixed else sight
@@ -119,11 +119,9 @@ def training_sight(kind: str, clip_vision: Any, vae: Any, latent: Tensor) -> Sig
     """
     if kind not in CLIP_KINDS:
         return None
-    missing = [name for name, given in (("clip_vision", clip_vision), ("vae", vae)) if given is None]
-    if missing:
+    if absent := missing(clip_vision=clip_vision, vae=vae):
         raise ValueError(
-            f"adapter {kind!r} sees pictures through CLIP's image encoder: connect {' and '.join(missing)}, or choose "
-            "adapter latent."
+            f"adapter {kind!r} sees pictures through CLIP's image encoder: connect {absent}, or choose adapter latent."
         )
     sight = Sight(clip_vision, vae)
     return sight.looking_at(latent) if kind == CLIP_SOURCE else sight

@@ -20,7 +20,7 @@ from ..training import (
 )
 from . import condition
 from .adapter import ContextAdapter
-from .config import RELEASED, TEXT, AdapterConfig
+from .config import RELEASED, TEXT, AdapterConfig, kind_of
 from .fit import ALL_ATTENTION, FROZEN, JOINT, QUERIES, FitAdapter, Trained, TrainSettings
 from .objective import PickRows
 from .sight import Sight, training_sight
@@ -79,7 +79,7 @@ def refuse_other(config: AdapterConfig, text_width: int, settings: TrainSettings
 
 def told_and_seen(context: Tensor | None, sight: Sight | None, latent: Tensor, settings: TrainSettings) -> dict:
     """The fields of an AdapterConfig that follow from what an adapter is told, sees and writes."""
-    told = {} if context is None else {"reads": condition.kind_of(context), "labels": context.shape[1]}
+    told = {} if context is None else {"reads": kind_of(context), "labels": context.shape[1]}
     return told | sizes_seen(sight, latent, settings)
 
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import tiny_models
-import tiny_transformers
 import torch
 from palimpsest.nodes import host
 from palimpsest.nodes.attention_map.nodes import AttentionMap, FindWords, ReadAttentionMap
@@ -18,19 +17,6 @@ PLACES = {"flux2": 512 - TEXT}
 POSITIONS = ((3, 4), (6,))
 
 pytestmark = pytest.mark.usefixtures("inference")
-
-
-@pytest.fixture(scope="module")
-def models():
-    """A tiny transformer of a family, made when asked for."""
-    made = {}
-
-    def get(family):
-        if family not in made:
-            made[family] = tiny_transformers.model(family)
-        return made[family]
-
-    return get
 
 
 def words_of(positive):

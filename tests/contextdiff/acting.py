@@ -2,13 +2,23 @@
 
 import comfy.clip_vision
 import comfy.model_sampling
+import folder_paths
 import tiny_models
 import torch
+from palimpsest.nodes.contextdiff import files
 from palimpsest.nodes.contextdiff.adapter import ContextAdapter
 from palimpsest.nodes.contextdiff.network import AdapterConfig, closed
 
 WIDTH = tiny_models.SD15["context_dim"]
 SEEING = {"kind": "CLIP of x0_hat", "vision_width": 24}
+
+
+def use_folder(monkeypatch, root, **folders):
+    """An empty models/palimpsest_context below `root`, and other folders of the host's table: (paths, endings)."""
+    monkeypatch.setattr(folder_paths, "models_dir", str(root))
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", folders)
+    files.SHELF.register()
+    return root / files.SHELF.folder
 
 
 def adapter(model, random=0.3, info=None, sight=None, **config):

@@ -214,22 +214,55 @@ def draw() -> dict:
     )  # fmt: skip
 
 
+def your_clip() -> dict[str, dict]:
+    return {
+        "checkpoint": checkpoint(),
+        "image": load_image(CLIP, "Your clip"),
+        "encode": encode(),
+        "source": text("The clip as it is", CLIP_SOURCE),
+        "negative": negative(),
+    }
+
+
+def frames() -> dict:
+    """Frames that look at one another."""
+    return {"type": "PalimpsestVideoAttention", "size": [380, 140], "inputs": {"model": "checkpoint.MODEL"}}
+
+
+def fusion(until: float) -> dict:
+    return {
+        "type": "PalimpsestAttentionFusion", "size": [380, 480],
+        "widgets": {"source_text": CLIP_SOURCE, "edit_text": CLIP_EDIT, "self_attention_until": until,
+                    "cross_attention_until": until},
+        "inputs": {"model": "video.MODEL", "trajectory": "invert.trajectory", "clip": "checkpoint.CLIP"},
+    }  # fmt: skip
+
+
+def edited_clip() -> tuple[dict[str, dict], dict[str, dict]]:
+    """Two columns: the clip, and its numbers."""
+    save = {
+        "type": "SaveAnimatedWEBP", "title": "The edited clip", "size": [380, 440],
+        "widgets": {"filename_prefix": "palimpsest_clip", "fps": 8.0, "lossless": True, "quality": 90,
+                    "method": "default"},
+        "inputs": {"images": "decode.IMAGE"},
+    }  # fmt: skip
+    report = {
+        "type": "PalimpsestEditReport", "size": [380, 470],
+        "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "is_clip": True},
+        "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE"},
+    }  # fmt: skip
+    return {"save": save, "compare": compare()}, {"report": report}
+
+
 def edit_clip() -> dict:
     return graph(
         {"start": note("Start here", START_CLIP, 330), "values": note("Not right yet?", VALUES_CLIP, 270)},
         group(
             "1 Your clip, as it is",
             "yours",
+            your_clip(),
             {
-                "checkpoint": checkpoint(),
-                "image": load_image(CLIP, "Your clip"),
-                "encode": encode(),
-                "source": text("The clip as it is", CLIP_SOURCE),
-                "negative": negative(),
-            },
-            {
-                "video": {"type": "PalimpsestVideoAttention", "size": [380, 140],
-                          "inputs": {"model": "checkpoint.MODEL"}},
+                "video": frames(),
                 "invert": {**invert(), "inputs": invert()["inputs"] | {"model": "video.MODEL"}},
             },
         ),
@@ -237,25 +270,11 @@ def edit_clip() -> dict:
             "2 Edit it",
             "edit",
             {
-                "fusion": {"type": "PalimpsestAttentionFusion", "size": [380, 480],
-                           "widgets": {"source_text": CLIP_SOURCE, "edit_text": CLIP_EDIT, "self_attention_until": 0.8,
-                                       "cross_attention_until": 0.8},
-                           "inputs": {"model": "video.MODEL", "trajectory": "invert.trajectory",
-                                      "clip": "checkpoint.CLIP"}},
+                "fusion": fusion(0.8),
                 "sample": sampler("fusion.MODEL", "fusion.positive"),
                 "decode": decode(),
             },
-            {
-                "save": {"type": "SaveAnimatedWEBP", "title": "The edited clip", "size": [380, 440],
-                         "widgets": {"filename_prefix": "palimpsest_clip", "fps": 8.0, "lossless": True, "quality": 90,
-                                     "method": "default"}, "inputs": {"images": "decode.IMAGE"}},
-                "compare": compare(),
-            },
-            {
-                "report": {"type": "PalimpsestEditReport", "size": [380, 470],
-                           "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "is_clip": True},
-                           "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE"}},
-            },
+            *edited_clip(),
         ),
     )  # fmt: skip
 
@@ -268,20 +287,13 @@ def edit_clip_with_context() -> dict:
         group(
             "1 Your clip, as it is",
             "yours",
-            {
-                "checkpoint": checkpoint(),
-                "image": load_image(CLIP, "Your clip"),
-                "encode": encode(),
-                "source": text("The clip as it is", CLIP_SOURCE),
-                "negative": negative(),
-            },
+            your_clip(),
         ),
         group(
             "2 Learn it, and go up to its noise",
             "learned",
             {
-                "video": {"type": "PalimpsestVideoAttention", "size": [380, 140],
-                          "inputs": {"model": "checkpoint.MODEL"}},
+                "video": frames(),
                 "train": {"type": "PalimpsestTrainContextAdapter", "size": [380, 460],
                           "widgets": {"steps": 200, "validate_every": 50, "batch_size": 8, "video": True,
                                       "control_after_generate": "fixed"},
@@ -298,11 +310,7 @@ def edit_clip_with_context() -> dict:
             "3 Edit it",
             "edit",
             {
-                "fusion": {"type": "PalimpsestAttentionFusion", "size": [380, 480],
-                           "widgets": {"source_text": CLIP_SOURCE, "edit_text": CLIP_EDIT, "self_attention_until": 0.5,
-                                       "cross_attention_until": 0.5},
-                           "inputs": {"model": "video.MODEL", "trajectory": "invert.trajectory",
-                                      "clip": "checkpoint.CLIP"}},
+                "fusion": fusion(0.5),
                 "context": {"type": "PalimpsestContextSampler", "size": [380, 180],
                             "inputs": {"context_adapter": "train.context_adapter"}},
             },
@@ -311,17 +319,7 @@ def edit_clip_with_context() -> dict:
                                          "invert.noise", model="fusion.MODEL"),
                 "decode": decode("sample.output"),
             },
-            {
-                "save": {"type": "SaveAnimatedWEBP", "title": "The edited clip", "size": [380, 440],
-                         "widgets": {"filename_prefix": "palimpsest_clip", "fps": 8.0, "lossless": True, "quality": 90,
-                                     "method": "default"}, "inputs": {"images": "decode.IMAGE"}},
-                "compare": compare(),
-            },
-            {
-                "report": {"type": "PalimpsestEditReport", "size": [380, 470],
-                           "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "is_clip": True},
-                           "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE"}},
-            },
+            *edited_clip(),
         ),
     )  # fmt: skip
 

@@ -1,16 +1,14 @@
 """Classes and layouts in the place of the text (section 4.3): the maps, the residual blocks, the node, its ways."""
 
 import comfy.samplers
-import folder_paths
 import harness
 import pytest
 import tiny_models
 import torch
-from contextdiff.acting import Colours, adapter, vision
+from contextdiff.acting import Colours, adapter, use_folder, vision
 from contextdiff.test_kinds import norm, randn, train, unet
 from contextdiff.test_trajectory import edit, invert, relative
 from palimpsest.kernels.contextdiff_conditions import class_map, nearest_colours, part_shares
-from palimpsest.nodes.contextdiff import files as context_files
 from palimpsest.nodes.contextdiff.adapter import describe
 from palimpsest.nodes.contextdiff.condition import KEY, joined
 from palimpsest.nodes.contextdiff.condition_network import ConditionEncoder, ResidualBlock
@@ -234,9 +232,7 @@ def test_an_adapter_that_reads_text_goes_on_reading_it():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty models/palimpsest_context."""
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
-    context_files.SHELF.register()
+    return use_folder(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(("positive", "reads"), [(with_layout, "layout"), (with_class, "class")])

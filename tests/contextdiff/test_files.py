@@ -3,10 +3,10 @@
 import json
 from dataclasses import asdict
 
-import folder_paths
 import pytest
 import tiny_models
 import torch
+from contextdiff.acting import use_folder
 from palimpsest.nodes import files as storage
 from palimpsest.nodes import headers
 from palimpsest.nodes.contextdiff import files as context_files
@@ -44,10 +44,7 @@ def texts():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty models/palimpsest_context."""
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
-    context_files.SHELF.register()
-    return tmp_path / context_files.SHELF.folder
+    return use_folder(monkeypatch, tmp_path)
 
 
 def save(adapter, **settings):

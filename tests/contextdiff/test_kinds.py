@@ -5,14 +5,12 @@ import json
 from dataclasses import asdict, replace
 
 import comfy.samplers
-import folder_paths
 import harness
 import pytest
 import tiny_models
 import torch
-from contextdiff.acting import SEEING, Colours, adapter, vision
+from contextdiff.acting import SEEING, Colours, adapter, use_folder, vision
 from contextdiff.test_trajectory import edit, invert, relative
-from palimpsest.nodes.contextdiff import files as context_files
 from palimpsest.nodes.contextdiff import validation as context_validation
 from palimpsest.nodes.contextdiff.adapter import describe
 from palimpsest.nodes.contextdiff.config import CLIP_PREDICTED, CLIP_SOURCE, KINDS, RELEASED, AdapterConfig
@@ -235,10 +233,7 @@ def test_one_without_its_encoders_is_refused_before_anything_is_sampled():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty models/palimpsest_context."""
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
-    context_files.SHELF.register()
-    return tmp_path / context_files.SHELF.folder
+    return use_folder(monkeypatch, tmp_path)
 
 
 def load(made, **encoders):

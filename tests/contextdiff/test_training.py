@@ -17,6 +17,7 @@ import torch
 from benchmarks import counting
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_extras.nodes_train import LoraModelLoader
+from contextdiff.acting import use_folder
 from palimpsest.kernels import contextdiff
 from palimpsest.nodes import files as storage
 from palimpsest.nodes import training
@@ -54,11 +55,7 @@ def _shared():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty models/palimpsest_context."""
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    loras = ([str(tmp_path / "loras")], {".safetensors"})
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {"loras": loras})
-    context_files.SHELF.register()
-    return tmp_path / context_files.SHELF.folder
+    return use_folder(monkeypatch, tmp_path, loras=([str(tmp_path / "loras")], {".safetensors"}))
 
 
 def prompts(count, family="sd15", tokens=7):

@@ -31,19 +31,6 @@ TIGHT = {"hide_from_text": True, "hide_from_refiner": True}
 pytestmark = pytest.mark.usefixtures("inference")
 
 
-@pytest.fixture(scope="module")
-def models():
-    """A tiny transformer of a family, made when asked for."""
-    made = {}
-
-    def get(family):
-        if family not in made:
-            made[family] = tiny_transformers.model(family)
-        return made[family]
-
-    return get
-
-
 def half(soft=0.3):
     """A MASK that is white on the left, with a soft border in between."""
     mask = torch.zeros(1, 96, 64)

@@ -2,7 +2,6 @@
 
 import pytest
 import tiny_models
-import tiny_transformers as transformers
 import torch
 from harness import assert_acts, assert_close
 from palimpsest.nodes.feature_blend.nodes import FeatureBlend, TuneFeatureBlend
@@ -13,19 +12,6 @@ POOLED = ("flux", "sd3", "sd35m")
 FEATURES_ALONE = {"blend_latents_until": 0.0}
 
 pytestmark = pytest.mark.usefixtures("inference")
-
-
-@pytest.fixture(scope="module")
-def models():
-    """A tiny transformer of a family, made when asked for."""
-    made = {}
-
-    def get(family):
-        if family not in made:
-            made[family] = transformers.model(family)
-        return made[family]
-
-    return get
 
 
 def blend(model, trajectory, family, **settings):

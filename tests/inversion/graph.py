@@ -70,14 +70,18 @@ def prompt(title: str, value: str) -> dict:
     return {**node, "inputs": {"clip": "clip.CLIP"}}
 
 
-def edit_photo() -> dict:
-    loaders = {
+def loaders() -> dict[str, dict]:
+    """The model's three files, and its shift."""
+    return {
         "unet": loader("UNETLoader", MODEL, unet_name=MODEL["name"], weight_dtype="default"),
         "clip": loader("CLIPLoader", TEXT_ENCODER, clip_name=TEXT_ENCODER["name"], type="lumina2", device="default"),
         "vae": loader("VAELoader", VAE, vae_name=VAE["name"]),
         "shift": {"type": "ModelSamplingAuraFlow", "size": [WIDE, 60], "widgets": {"shift": SHIFT},
                   "inputs": {"model": "unet.MODEL"}},
     }  # fmt: skip
+
+
+def edit_photo() -> dict:
     photo = {
         "image": load_image(MASKED_COFFEE, "Your photo, with a mask"),
         "encode": {"type": "VAEEncode", "size": [WIDE, 60], "inputs": {"pixels": "image.IMAGE", "vae": "vae.VAE"}},
@@ -106,7 +110,7 @@ def edit_photo() -> dict:
     decode = {"type": "VAEDecode", "size": [WIDE, 60], "inputs": {"samples": "sample.output", "vae": "vae.VAE"}}
     return graph(
         {"start": note("Start here", START_HERE, 480), "help": note("Not right yet?", HELP, 420)},
-        group("1  Model and photo", "yours", loaders, photo),
+        group("1  Model and photo", "yours", loaders(), photo),
         group("2  What changes", "edit", {**prompts, "flow_edit": flow_edit}, {
             "guider": guider, "noise": noise, "sigmas": sigmas, "sample": sample,
         }),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphs.parts import ASLEEP, AWAKE, CAT, WIDE, YAWNING, compare, graph, group, load_image, note, preview, save
-from inversion.graph import MODEL, SHIFT, TEXT_ENCODER, VAE, loader, prompt
+from inversion.graph import loaders, prompt
 
 STEPS, GUIDANCE = 30, 5.0
 FILE = "palimpsest_flow_example"  # Save KV adds _00001.safetensors
@@ -60,16 +60,6 @@ def sigmas() -> dict:
     return {"type": "BasicScheduler", "title": "Steps, of both ways", "size": [WIDE, 120],
             "widgets": {"scheduler": "simple", "steps": STEPS, "denoise": 1.0},
             "inputs": {"model": "shift.MODEL"}}  # fmt: skip
-
-
-def loaders() -> dict[str, dict]:
-    return {
-        "unet": loader("UNETLoader", MODEL, unet_name=MODEL["name"], weight_dtype="default"),
-        "clip": loader("CLIPLoader", TEXT_ENCODER, clip_name=TEXT_ENCODER["name"], type="lumina2", device="default"),
-        "vae": loader("VAELoader", VAE, vae_name=VAE["name"]),
-        "shift": {"type": "ModelSamplingAuraFlow", "size": [WIDE, 60], "widgets": {"shift": SHIFT},
-                  "inputs": {"model": "unet.MODEL"}},
-    }  # fmt: skip
 
 
 def decoded(latent: str) -> dict:

@@ -1,13 +1,11 @@
 """A transformer's record in a file: the same edit from it as from the nodes, and what is refused."""
 
-import functools
 import json
 
 import comfy.samplers
 import folder_paths
 import pytest
 import tiny_models
-import tiny_transformers as transformers
 import torch
 from comfy_extras import nodes_custom_sampler
 from harness import assert_acts, assert_close
@@ -20,12 +18,6 @@ from safetensors.torch import load_file, save_file
 from tiny_transformers import latent, own_run, prompt
 
 pytestmark = pytest.mark.usefixtures("inference")
-
-
-@pytest.fixture(scope="module")
-def models():
-    """A tiny transformer of a family, made when asked for."""
-    return functools.cache(transformers.model)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import comfy.samplers
 import pytest
 import tiny_models
-import tiny_transformers as transformers
 import torch
 from comfy_extras import nodes_custom_sampler
 from harness import assert_acts, assert_close
@@ -18,19 +17,6 @@ STEPS = 3
 EVERYWHERE = {"start_percent": 0.0, "source_guidance": 1.0, "layers": "all"}
 
 pytestmark = pytest.mark.usefixtures("inference")
-
-
-@pytest.fixture(scope="module")
-def models():
-    """A tiny transformer of a family, made when asked for."""
-    made = {}
-
-    def get(family):
-        if family not in made:
-            made[family] = transformers.model(family)
-        return made[family]
-
-    return get
 
 
 def tune(model, trajectory, family, tokens=9, **settings):

@@ -134,7 +134,8 @@ def test_steps_of_lessons_come_one_after_the_other_and_no_part_holds_two():
 def test_every_token_has_its_word_and_a_picture_the_words_it_is_bound_to(vlm):
     pixels = torch.rand(8, 8, 3)
     prompt = ("a ", Picture(pixels, TOKENS, 1.0, "red dog"), " red dog, sitting")
-    tokens, words = saying.words_of_tokens(vlm, prompt, prompt), ["a", "red", "dog,", "sitting"]
+    tokens = saying.words_of_tokens(vlm, prompt, prompt, vlm.tokenised(prompt)[1])
+    words = ["a", "red", "dog,", "sitting"]
     assert saying.words_of(prompt) == words
     read = [None if each is None else " ".join(words[i] for i in each) for each in tokens]
     assert read == [None, "a", *["red dog,"] * (TOKENS + 2), "red", "dog,", "dog,", "sitting"]

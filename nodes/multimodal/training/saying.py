@@ -14,7 +14,7 @@ from ... import host
 from ...quoting import quoted
 from ...training.prompts import literal
 from ..interleaved import Picture, Prompt
-from ..vlm import VisionLanguage
+from ..vlm import Span, VisionLanguage
 
 PICTURE = 8.0  # how much a picture's tokens count together, where a word's counts 1
 MOST_KNOWN = 2048  # texts that are kept encoded: 0.2 GB for SDXL and captions of ten words
@@ -107,12 +107,12 @@ def kept_words(prompt: Prompt, whole: Prompt) -> list[int]:
     return found
 
 
-def words_of_tokens(vlm: VisionLanguage, prompt: Prompt, whole: Prompt) -> list[Words | None]:
+def words_of_tokens(vlm: VisionLanguage, prompt: Prompt, whole: Prompt, layout: Sequence[Span]) -> list[Words | None]:
     """The words of the whole that each token of a prompt stands for; None for one that is no letter, such as the first.
 
-    Raises ValueError as vlm.tokenised does, and for a tokenizer that does not know where its tokens stand.
+    layout: the prompt's spans, of vlm.tokenised. Raises ValueError for a tokenizer that does not know where its tokens
+    stand.
     """
-    ids, layout = vlm.tokenised(prompt)
     counts = [vlm.default_tokens() if p.tokens is None else p.tokens for p in prompt if isinstance(p, Picture)]
     text, kept = vlm.written(prompt, counts), kept_words(prompt, whole)
     if not getattr(vlm.tokenizer, "is_fast", False):
@@ -121,7 +121,7 @@ def words_of_tokens(vlm: VisionLanguage, prompt: Prompt, whole: Prompt) -> list[
             "and read need: put its tokenizer.json into the folder, or set align_steps and read_steps to 0."
         )
     letters = word_of_letters(vlm, prompt, counts)
-    found: list[Words | None] = [None] * len(ids)
+    found: list[Words | None] = [None] * layout[-1].end
     for token, (begin, end) in enumerate(vlm.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]):
         if kept and end > begin:
             at = max((i for i in range(begin, end) if not text[i].isspace()), default=begin)
@@ -194,7 +194,8 @@ class Speaker:
         """
         words = words_of(whole)
         states, rows = self.of(words)
-        tokens = words_of_tokens(vlm, prompt, whole)
+        layout = vlm.tokenised(prompt)[1]
+        tokens = words_of_tokens(vlm, prompt, whole, layout)
         chosen = torch.zeros(len(tokens), len(states), dtype=torch.bool)
         weight = torch.ones(len(tokens))
         for token, each in enumerate(tokens):
@@ -204,6 +205,6 @@ class Speaker:
                 chosen[token, 0] = True
             else:
                 chosen[token, [row for word in each for row in rows[word]]] = True
-        for span in (span for span in vlm.tokenised(prompt)[1] if span.picture is not None):
+        for span in (span for span in layout if span.picture is not None):
             weight[span.start : span.end] = PICTURE / span.tokens
         return Said(states, chosen, weight * chosen.any(1))
