@@ -101,6 +101,7 @@ def test_a_killed_host_gives_its_pictures_back_and_each_is_done_once(folder, two
     assert ran.returncode == 0, ran.stderr
     assert "23 pictures are there, 1 to do" in ran.stdout
     assert missing.is_file()
+    assert sys.modules["api"].__file__ == str(many_hosts.API)  # what workers are given leaves this process alone
 
 
 def test_without_the_package_the_sentence_names_it(folder, monkeypatch):

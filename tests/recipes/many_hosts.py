@@ -160,13 +160,14 @@ def connect(scheduler: str | None, slots: int) -> Any:
     """A Dask client. Exits with a sentence that names the package where it is missing."""
     try:
         from distributed import Client
+        from distributed.diagnostics.plugin import UploadFile
     except ImportError:
         sys.exit("many_hosts.py needs Dask: pip install distributed")
     if scheduler is None:
         here = dict.fromkeys(("dashboard_address", "worker_dashboard_address"), "127.0.0.1:0")
         return Client(processes=False, n_workers=1, threads_per_worker=slots, **here)
     client = Client(scheduler)
-    client.upload_file(str(API))
+    client.register_plugin(UploadFile(str(API)))  # workers alone: upload_file gives it to the scheduler's process too
     return client
 
 
