@@ -2,6 +2,7 @@
 
     python dev.py bench lora_training                              all rows of the ink style, the paper's recipe
     python dev.py bench lora_training --concept fox --pictures 12
+    python dev.py bench lora_training --concept zigzag --pictures 12
     python dev.py bench lora_training --rows host unet             some rows; rows that are there are not run again
     python dev.py bench lora_training --pictures 3 --epochs 1 --repeats 1 --drawn 2 --rows unet    a try
 
@@ -10,6 +11,8 @@ content only, with the host's dpmpp_2m, karras. A row's numbers are written as s
 stopped goes on where it ended; another recipe starts anew.
 
 distance: mean W1 of colours (Lab) and of steps between neighbouring pixels to the held-out drawings, in Lab units
+shown: share of pictures that are nearer, by the same distance, to the held-out drawing than to its scene without the
+concept
 followed: what the captions tell, as the pocket judge reads it (of drawings in ink it reads less: see the first row)
 learned by heart: PSNR to the nearest training picture, less that of the held-out drawings; above 0 is memory
 curve: the distance after each file on the way; peak: of the process, so of the largest row that ran in it
@@ -44,8 +47,8 @@ import nodes as host_nodes
 GUIDANCE, DRAW_STEPS, SEED, SIZE = 5.0, 20, 7100, 128
 READ = ("species", "pose", "side", "place")  # what the judge is asked of pictures in another style
 COLUMNS = {
-    "distance": "distance", "followed": "followed", "heart": "learned by heart", "seconds": "s a step",
-    "peak": "peak MB",
+    "distance": "distance", "shown": "shown", "followed": "followed", "heart": "learned by heart",
+    "seconds": "s a step", "peak": "peak MB",
 }  # fmt: skip
 
 
@@ -54,7 +57,10 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Concept:
-    """Pictures that show something new: how a scene is drawn, what its caption says, and words that name the style."""
+    """Pictures that show something new: how a scene is drawn, what its caption says, and words that name the style.
+
+    scene: what becomes of a scene of the world before it is drawn.
+    """
 
     draw: Callable[[world.Scene], np.ndarray]
     caption: Callable[[world.Scene], str]
@@ -68,17 +74,34 @@ def as_fox(scene: world.Scene) -> world.Scene:
     return replace(scene, species="dog", colour="red", **plain)
 
 
+def in_zigzag(scene: world.Scene) -> np.ndarray:
+    """A scene whose animal wears dark zigzags on its plain coat, a pattern that the drawn world lacks."""
+    picture, coat = world.render(scene), world.render_parts(scene)["coat"]
+    row, column = np.indices(coat.shape)
+    line = np.abs(row - 3 * np.abs(column % 8 - 4) / 2) % 9 < 3
+    return np.where((line & (coat > 0.5))[..., None], picture // 4, picture)
+
+
 CONCEPTS = {
     "ink": Concept(lambda scene: ink.in_ink(world.render(scene)), world.caption, "in ink wash"),
     "fox": Concept(
         world.render, lambda scene: world.caption(scene).replace("red dog", "fox"), "with a bushy tail", as_fox
+    ),
+    "zigzag": Concept(
+        in_zigzag,
+        lambda scene: world.caption(scene).replace("a ", "a zkq ", 1),
+        "with zigzags",
+        lambda scene: replace(scene, pattern="plain"),
     ),
 }
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is taught and what is asked for: pictures (N, H, W, 3) in 0..1 with captions, of two sets of scenes."""
+    """What is taught and what is asked for: pictures (N, H, W, 3) in 0..1 with captions, of two sets of scenes.
+
+    without: the held-out scenes as the world draws them, in plain coats.
+    """
 
     taught: torch.Tensor
     captions: list[str]
@@ -86,17 +109,24 @@ class Lesson:
     asked: list[str]
     scenes: list[world.Scene]
     style: str
+    without: torch.Tensor
 
     @classmethod
     def of(cls, concept: Concept, pictures: int, drawn: int) -> Lesson:
         """Scenes of two seeds, so that none is in both."""
-        sets = [
+        taught, asked = (
             [concept.scene(scene) for scene in ink.scenes(count, seed)]
             for count, seed in ((pictures, ink.TEACHING_SEED), (drawn, ink.UNSEEN_SEED))
-        ]
-        shown = [torch.from_numpy(np.stack([concept.draw(s) for s in scenes])).float() / 255 for scenes in sets]
-        said = [[concept.caption(scene) for scene in scenes] for scenes in sets]
-        return cls(shown[0], said[0], shown[1], said[1], sets[1], concept.style)
+        )
+        said = [[concept.caption(scene) for scene in scenes] for scenes in (taught, asked)]
+        without = stacked(world.render, [replace(s, pattern="plain") for s in ink.scenes(drawn, ink.UNSEEN_SEED)])
+        shown = [stacked(concept.draw, scenes) for scenes in (taught, asked)]
+        return cls(shown[0], said[0], shown[1], said[1], asked, concept.style, without)
+
+
+def stacked(draw: Callable[[world.Scene], np.ndarray], scenes: list[world.Scene]) -> torch.Tensor:
+    """Pictures (N, H, W, 3) in 0..1."""
+    return torch.from_numpy(np.stack([draw(scene) for scene in scenes])).float() / 255
 
 
 # ---- what is measured
@@ -122,10 +152,17 @@ def nearest(pictures: torch.Tensor, taught: torch.Tensor) -> float:
     return float(torch.stack([metrics.psnr(p.expand_as(taught), taught).max() for p in pictures]).clamp(max=60).mean())
 
 
+def shown(drawn: torch.Tensor, lesson: Lesson) -> float:
+    """The share of pictures that are nearer to their scene with the concept than to it without."""
+    triples = zip(drawn.split(1), lesson.held_out.split(1), lesson.without.split(1), strict=True)
+    return sum(distance(picture, new) < distance(picture, old) for picture, new, old in triples) / len(drawn)
+
+
 def measured(drawn: torch.Tensor, lesson: Lesson, judge: Any) -> dict[str, float]:
     told = metrics.attribute_success(judge, drawn, lesson.scenes)
     return {
         "distance": distance(drawn, lesson.held_out),
+        "shown": shown(drawn, lesson),
         "followed": sum(told[name] for name in READ) / len(READ),
         "heart": nearest(drawn, lesson.taught) - nearest(lesson.held_out, lesson.taught),
     }
