@@ -12,7 +12,7 @@ from ..settings import AS_SET, AS_SET_ABOVE
 from . import changes
 from .joint import ready
 from .modes import MODES
-from .sampling import apply, how_to_sample
+from .sampling import apply, burns_in, how_to_sample
 from .settings import PRESET_TOOLTIP, ApplySettings
 
 
@@ -128,5 +128,5 @@ class ApplyKV(io.ComfyNode):
         settings, said = changes.settled(chosen, what_changes, source_mask is not None)
         kv = ready(model, kv, settings, partial(latent_preview.prepare_callback, model))
         patched = apply(model, kv, settings, mask, source_mask, remarks=remarks)
-        told = "; ".join(filter(None, (said, how_to_sample(kv))))
+        told = "; ".join(filter(None, (said, how_to_sample(kv), burns_in(kv, settings))))
         return io.NodeOutput(patched, ui=host.told(cls, told, remarks))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...kernels.kv_inversion import source_guidance
 from .. import host
 from ..host.streaming import PieceStream
-from .embeddings import SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer
+from .embeddings import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer
 from .joint import HIDDEN, JointSource, apply_joint
 from .modes import MODES, Mode, Shown, served
 from .recorded import RecordedKV
@@ -321,6 +321,14 @@ def how_to_sample(kv: KVEmbeddings | RecordedKV) -> str:
         return f"{kv.said}; sample from inverted_noise: SamplerCustomAdvanced, {steps} steps, euler"
     guidance = "" if kv.guidance is None else f", cfg {kv.guidance:g}"
     return f"sample from the picture's noise, add_noise disabled: {len(kv.sigmas) - 1} steps{guidance}, euler"
+
+
+def burns_in(kv: KVEmbeddings | RecordedKV, settings: ApplySettings) -> str:
+    """What source guidance makes of a mode that shows what was learned, in a line; "" where it does no harm."""
+    learned = not isinstance(kv, RecordedKV) and LEARNED in MODES[settings.mode].needs
+    if not learned or settings.source_guidance == 1.0 or settings.strength == 0.0:
+        return ""
+    return f"source_guidance {settings.source_guidance:g} burns in what mode {settings.mode} shows: set it to 1"
 
 
 def install(patched: Any, source: Source) -> None:

@@ -134,6 +134,18 @@ def test_what_changes_says_what_it_set_and_asks_for_its_mask(tuned):
         apply(model, kv, preset=ALGORITHM_1, what_changes="action")
 
 
+@pytest.mark.parametrize("mode", ["recompute", "frozen"])
+def test_source_guidance_beside_what_was_learned_is_said(tuned, mode):
+    model, _, _, kv, _ = tuned
+
+    def told(**chosen):
+        return ApplyKV.execute(model, kv, **chosen).ui["text"][0]
+
+    assert f"source_guidance 3 burns in what mode {mode} shows: set it to 1" in told(mode=mode)
+    assert "burns" not in told(mode=mode, source_guidance=1.0)
+    assert "burns" not in told(mode="extend", source_guidance=10.0)
+
+
 # ---- sampling
 
 

@@ -11,9 +11,9 @@ scaled to the steps and layers at hand. The sweep (scenes 0 to 3, poses) moves i
 keeps the old pose as published; of the settings that reach the new one, attention alone is best (0.45): the row "tuned
 here".
 
-KV Inversion runs as the nodes stand, in every mode; *extend* also "recorded only", with nothing learned, which
-the other modes refuse. The rows "source mask" may look only at the source's animal, by its drawn mask, as one
-would have it where the surroundings change; the other rows know no mask.
+KV Inversion runs as the nodes stand, in every mode (source guidance only in *extend*, to which it belongs); *extend*
+also "recorded only", with nothing learned, which the other modes refuse. The rows "source mask" may look only at the
+source's animal, by its drawn mask, as one would have it where the surroundings change; the other rows know no mask.
 
 Costs are per picture, of a batch of all scenes. "once" is what a picture needs before its first edit (inversion and
 tuning), "each" what every edit adds, "first edit" both together. Passes are rows through the U-Net; a row with a
@@ -152,7 +152,10 @@ METHODS: dict[str, tuple[str, Callable[[Scenes, float], Prepared]]] = {
     ),
     "ours-subject": ("KV Inversion, source mask", partial(ours, subject=True)),
     "ours-subject-recorded": ("KV Inversion, source mask, recorded only", partial(ours, subject=True, recorded=True)),
-    **{f"ours-{mode}": (f"KV Inversion, {mode}", partial(ours, mode=mode)) for mode in ("frozen", "recompute")},
+    **{
+        f"ours-{mode}": (f"KV Inversion, {mode}", partial(ours, mode=mode, source_guidance=1.0))
+        for mode in ("frozen", "recompute")
+    },
 }
 
 SWEEP: dict[str, Callable[[Scenes, float], Prepared]] = {
