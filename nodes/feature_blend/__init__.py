@@ -3,6 +3,7 @@
 from .blend import Blending, Recording, sources_of
 from .files import SHELF, content
 from .layers import Feature, FeatureLayer, chosen, feature_layers
+from .opponent import Opponent
 from .patches import patch_features
 from .weights import BlendWeights
 
@@ -12,6 +13,7 @@ __all__ = [
     "Blending",
     "Feature",
     "FeatureLayer",
+    "Opponent",
     "Recording",
     "chosen",
     "content",

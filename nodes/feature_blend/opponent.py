@@ -31,26 +31,35 @@ class PatchDiscriminator(nn.Module):
 
 
 class Opponent:
-    """The adversarial term: a patch discriminator that learns beside alpha to tell predictions from true latents."""
+    """The adversarial term: a patch discriminator that learns beside what it judges to tell it from true latents.
+
+    clean (B, C, H, W): true latents, by whose spread all are measured, and which are shown where `loss` has no others.
+    """
 
     def __init__(self, clean: Tensor, seed: int):
         import comfy.ops
 
         self.scale = clean.std().clamp_min(1e-6)
-        self.real = torch.cat([clean, clean.flip(-1)]) / self.scale  # mirrored, too: pictures are few
+        self.real = mirrored(clean / self.scale)
         generator = torch.Generator().manual_seed(seed)
         self.network = PatchDiscriminator(clean.shape[1], comfy.ops.disable_weight_init, generator)
         self.network.to(clean.device)
         self.optimiser = torch.optim.Adam(self.network.parameters(), DISCRIMINATOR_RATE, betas=(0.5, 0.999))
 
-    def loss(self, denoised: Tensor) -> Tensor:
-        """The term in alpha's loss, after one step of the discriminator's own."""
+    def loss(self, denoised: Tensor, true: Tensor | None = None) -> Tensor:
+        """The term in the loss of what made `denoised`, after one step of the discriminator's own."""
+        real = self.real if true is None else mirrored(true.float() / self.scale)
         fake = denoised.float() / self.scale
         for parameter in self.network.parameters():
             parameter.requires_grad_(True)
         self.optimiser.zero_grad(set_to_none=True)
-        maths.discriminator_loss(self.network(self.real), self.network(fake.detach())).backward()
+        maths.discriminator_loss(self.network(real), self.network(fake.detach())).backward()
         self.optimiser.step()
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
         return maths.generator_loss(self.network(fake))
+
+
+def mirrored(latents: Tensor) -> Tensor:
+    """Latents, and what a mirror shows of them: pictures are few."""
+    return torch.cat([latents, latents.flip(-1)])

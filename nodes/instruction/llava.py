@@ -16,6 +16,7 @@ from ..host.cancelling import Cancellable
 from ..multimodal import COPY_AGAIN, DTYPES, Measured, decode, hosted, managed, read_tokenizer, reading
 from .edit_head import PREFIX, Reading
 from .folder import MgieFolder, tensors_of
+from .rows import ImageRows
 
 START, PATCH, END = "<im_start>", "<im_patch>", "<im_end>"
 IMAGES = tuple(f"[IMG{i}]" for i in range(IMAGE_TOKENS))
@@ -59,6 +60,7 @@ class MgieModel:
     config: Any
     patcher: Any
     tokenizer: Any = field(repr=False)
+    rows: ImageRows | None = None  # learned ones of [IMG0..7], in the place of its own
 
     @property
     def llava(self) -> Llava:
@@ -83,8 +85,28 @@ class MgieModel:
     def says_images(self) -> bool:
         """Whether it knows [IMG0..7], as MGIE's does; a plain LLaVA writes texts alone."""
         known = self.llava.get_input_embeddings().num_embeddings
-        ids = [self.token(name) for name in IMAGES]
-        return all(each not in (None, self.tokenizer.unk_token_id) and each < known for each in ids)
+        return all(each not in (None, self.tokenizer.unk_token_id) and each < known for each in self.images)
+
+    @property
+    def images(self) -> list[int]:
+        """The ids of [IMG0..7]."""
+        return [self.token(name) for name in IMAGES]
+
+    def require_images(self) -> None:
+        """Raise ValueError where it does not know [IMG0..7]."""
+        if not self.says_images:
+            raise ValueError(f"{self.name} does not know {IMAGES[0]}: convert MGIE's mllm.pt as well.")
+
+    def given(self, tokens: Tensor) -> Tensor:
+        """(1, L, D): tokens (1, L) as the language model is given them."""
+        table = self.llava.get_input_embeddings()
+        found = table(tokens).to(table.weight.dtype)
+        return found if self.rows is None else self.rows.embed(found, tokens, self.images)
+
+    def said(self, states: Tensor) -> Tensor:
+        """Logits (..., V) of the token that states (..., D) say."""
+        logits = self.llava.language.lm_head(states)
+        return logits if self.rows is None else self.rows.speak(logits, states, self.images)
 
     def pixels(self, picture: Tensor) -> Tensor:
         """A picture (H, W, 3) in 0..1 as the vision tower is given it: the square in its middle (1, 3, side, side)."""
@@ -109,6 +131,10 @@ class MgieModel:
         width = next(self.llava.language.parameters()).dtype.itemsize
         needed = tokens * (text.intermediate_size * 4 + text.hidden_size * 8) * width
         comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        self.settle()
+
+    def settle(self) -> None:
+        """Bring what is left to the device, once the host has loaded the rest."""
         device = self.patcher.load_device
         for module in self.llava.modules():  # what the host leaves behind when it streams the rest
             if not hasattr(module, "comfy_cast_weights"):
@@ -117,11 +143,10 @@ class MgieModel:
 
     def embedded(self, ids: Sequence[int], pixels: Tensor) -> Tensor:
         """(1, L, D): tokens as the language model is given them, the picture's being what was seen."""
-        device, table = self.patcher.load_device, self.llava.get_input_embeddings()
-        dtype = table.weight.dtype
-        given = torch.tensor([list(ids)], device=device)
-        seen = self.llava.look(pixels.to(device, dtype)).to(dtype)
-        return table(given).to(dtype).masked_scatter((given == self.token(PATCH))[..., None], seen)
+        tokens = torch.tensor([list(ids)], device=self.patcher.load_device)
+        embedded = self.given(tokens)
+        seen = self.llava.look(pixels.to(embedded)).to(embedded.dtype)
+        return embedded.masked_scatter((tokens == self.token(PATCH))[..., None], seen)
 
     def write(
         self, picture: Tensor, question: str, most: int, heard: Callable[[str, int], None]
@@ -133,15 +158,14 @@ class MgieModel:
         prompt, pixels = self.prompt(question), self.pixels(picture)
         ids = self.require_room(self.tokens(prompt), most)
         self.load(len(ids) + most)
-        language, table = self.llava.language, self.llava.get_input_embeddings()
         with torch.no_grad(), Cancellable():
             embedded = self.embedded(ids, pixels)
         written, states = decode(
-            language.model,
+            self.llava.language.model,
             {"inputs_embeds": embedded},
             ids,
-            embed=lambda tokens: table(tokens).to(embedded.dtype),
-            speak=language.lm_head,
+            embed=self.given,
+            speak=self.said,
             limits=Limits(most, frozenset({self.tokenizer.eos_token_id})),
             heard=lambda tokens: heard(self.tokenizer.decode(tokens), len(tokens)),
         )
@@ -153,9 +177,8 @@ class MgieModel:
 
     def read(self, asked: Reading, text: str) -> Reading:
         """The states of the same picture and question where the answer was another text: the model is told it."""
-        if not self.says_images:
-            raise ValueError(f"{self.name} does not know {IMAGES[0]}: convert MGIE's mllm.pt as well.")
-        ids = [*self.tokens(f"{asked.prompt} {text}"), *map(self.token, IMAGES)]
+        self.require_images()
+        ids = [*self.tokens(f"{asked.prompt} {text}"), *self.images]
         self.require_room(ids, 0)
         self.load(len(ids))
         with torch.no_grad(), Cancellable():

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .. import host, inputs, sockets
 from ..multimodal import DTYPES
-from . import edit, express, loading
+from . import edit, express, heads, loading
 from .folder import MGIE, NO_FOLDER, fingerprint, mgie_folders
 from .wording import QUESTION
 
@@ -225,6 +225,13 @@ class LoadMGIE(io.ComfyNode):
                     tooltip="Precision of the language model. auto (default): bfloat16 where the GPU has it. float32 "
                     "doubles its memory.",
                 ),
+                io.Combo.Input(
+                    "head_file",
+                    options=[heads.OF_FOLDER, *heads.HEADS.listed()],
+                    optional=True,
+                    tooltip="The edit head: the folder's own (default), or one that Train Instruction made with this "
+                    "folder's language model, in models/palimpsest_edit_heads.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -251,9 +258,10 @@ class LoadMGIE(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder, **_) -> str:
+    def fingerprint_inputs(cls, folder, head_file=heads.OF_FOLDER, **_) -> str:
         """Read again when a file changed."""
-        return fingerprint(folder)
+        own = head_file in (None, heads.OF_FOLDER)
+        return fingerprint(folder) + ("" if own else f" {heads.HEADS.fingerprint(head_file)}")
 
     @classmethod
     def execute(cls, **chosen) -> io.NodeOutput:
@@ -271,5 +279,5 @@ def blocked(name: str) -> object:
     )
 
 
-SHELVES = [MGIE]
+SHELVES = [MGIE, heads.HEADS]
 NODES = [LoadMGIE, ExpressInstruction, EditInstruction]

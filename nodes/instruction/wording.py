@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ...kernels.scripts import split_lines
 from ..quoting import quoted
 
 HERE = "{instruction}"
@@ -66,7 +67,7 @@ def shortened(text: str, words: int) -> str:
 
 def lines(text: str) -> list[str]:
     """The lines of a text that say something: one for each picture of a batch, or one for all."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return split_lines(text)
 
 
 def for_each(text: str, count: int, what: str) -> list[str]:

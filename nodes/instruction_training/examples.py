@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import host
+from .. import host, instruction
 from ..training.pictures import bucket_of, covering
 from .triples import Triple
 
@@ -19,13 +19,15 @@ class Example:
     """An encoded triple, on the CPU.
 
     latent (1, C, h, w): the result, in the model's scale. source (1, C, h, w): the picture as the VAE encodes it, which
-    is what the host's InstructPixToPixConditioning hands on. mask (1, 1, h, w): what is to change, or None.
+    is what the host's InstructPixToPixConditioning hands on. mask (1, 1, h, w): what is to change, or None. told: the
+    picture and the expressed text as a language model is given them, for an edit head.
     """
 
     latent: Tensor
     source: Tensor
     instruction: str
     mask: Tensor | None = None
+    told: instruction.Reading | None = None
     prior: ClassVar[bool] = False
 
     @property
@@ -35,13 +37,22 @@ class Example:
 
 
 def encoded(
-    model: Any, vae: Any, triples: Iterable[Triple], resolution: int, tell: Callable[[int], None]
+    model: Any,
+    vae: Any,
+    triples: Iterable[Triple],
+    resolution: int,
+    tell: Callable[[int], None],
+    express: Callable[[Triple], instruction.Reading] | None = None,
 ) -> list[Example]:
-    """Each triple, encoded; tell is called with how many are. Raises ValueError where the VAE returns NaN."""
+    """Each triple, encoded; tell is called with how many are. Raises ValueError where the VAE returns NaN.
+
+    express: what a language model is given of a triple, where its states are wanted.
+    """
     found = []
     for triple in triples:
         host.stop_if_cancelled()
-        found.append(example_of(model, vae, triple, resolution))
+        example = example_of(model, vae, triple, resolution)
+        found.append(example if express is None else replace(example, told=express(triple)))
         tell(len(found))
     if not all(host.is_finite(example.latent) and host.is_finite(example.source) for example in found):
         raise ValueError(

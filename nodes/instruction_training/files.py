@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import feature_blend
+from .. import feature_blend, instruction
 from ..files import Shelf
 from ..training import FileSet, lora_shelf
 from ..training.fitting import Learned
@@ -88,19 +88,23 @@ class TrainingFiles:
         ends = ["", *(f"_s{step:05}" for step in range(every, settings.steps, every))]
         places = {f"state{end}": (STATES, end) for end in kept_states(settings.keep_state, ends)}
         shelf = UNETS if settings.method == WHOLE else LORAS
-        places |= {f"model{end}": (shelf, end) for end in ends}
+        if parts.has_unet:
+            places |= {f"model{end}": (shelf, end) for end in ends}
+        if parts.head is not None:
+            places |= {f"head{end}": (instruction.HEADS, end) for end in ends}
         places |= {f"blend{end}": (feature_blend.SHELF, end) for end in ends if parts.blend is not None}
         if more.get("base") is not None:
             places["base"] = UNETS, "_base"
-        needed = {part for part in ("model", "state", "base", "blend") if part in places}
+        needed = {part for part in ("model", "head", "state", "base", "blend") if part in places}
         return cls(FileSet.new(prefix, places, needed), settings, parts, **more)
 
     def require_room(self, unet: int) -> None:
         """Raise OSError where the disks have too little room for everything that will be written; unet: its bytes."""
-        numbers = self.parts.numbers
+        numbers, head = self.parts.numbers, self.parts.head
         sizes = {
             "blend": 1 << 16,
             "state": 12 * numbers,
+            "head": 0 if head is None else 2 * sum(tensor.numel() for tensor in head.parameters()),
             "base": unet,
             "model": 2 * numbers if self.parts.is_lora else unet,
         }
@@ -120,13 +124,26 @@ class TrainingFiles:
         told = metadata(self.settings, learned, self.kind)
         if self.parts.blend is not None:
             contents[f"blend{end}"] = feature_blend.content(self.parts.blend.weights(self.model))
-        made = self.parts.lora() if self.parts.is_lora else self.whole()
-        self.files.write(contents | {f"model{end}": (made, told)})
-        shelf, _ = self.files.places[f"model{end}"]
-        self.written.append(shelf.name(self.files.paths[f"model{end}"]))
+        if self.parts.head is not None:
+            contents[f"head{end}"] = self.parts.head.content()
+        if self.parts.has_unet:
+            contents[f"model{end}"] = (self.parts.lora() if self.parts.is_lora else self.whole()), told
+        self.files.write(contents)
+        shelf, _ = self.files.places[f"{self.main}{end}"]
+        self.written.append(shelf.name(self.files.paths[f"{self.main}{end}"]))
         return self.written[-1]
+
+    @property
+    def main(self) -> str:
+        """The part whose names people are told."""
+        return "model" if self.parts.has_unet else "head"
 
     @property
     def base_name(self) -> str:
         """The name of the U-Net that a LoRA belongs to, as its loader lists it; empty where none was written."""
         return UNETS.name(self.files.paths["base"]) if "base" in self.files.own else ""
+
+    @property
+    def head_name(self) -> str:
+        """The name of the edit head of the end, as Load MGIE lists it; empty where none was written."""
+        return instruction.HEADS.name(self.files.paths["head"]) if "head" in self.files.own else ""

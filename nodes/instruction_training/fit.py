@@ -14,9 +14,10 @@ from .. import training
 from ..training.fitting import Fitting
 from ..training.optimisers import Learning
 from ..training.pictures import Order
-from ..training.prompts import Prompts
+from .adversary import Adversary
 from .blending import RATE, BlendedPass, with_step
 from .examples import Example
+from .reads import Reads
 from .settings import InstructionSettings
 from .words import WordsInside
 
@@ -26,9 +27,9 @@ PREVIEW_STEPS = 20
 class FitInstruction(Fitting):
     """Trains on examples. shown: those that previews draw, after `preview_every` steps and at the end.
 
-    read: what the model is given as text for some instructions, (tokens, pooled): the text encoder, or anything of its
-    form, such as an edit head. inside: where the words of the running call act, for a training with masks. blended: how
-    the source's features flow back, where their shares learn beside. as_latent: the VAE's latent in the model's scale.
+    reads: what makes the prompts of examples, a text encoder or an edit head. inside: where the words of the running
+    call act, for a training with masks. blended: how the source's features flow back, where their shares learn beside.
+    as_latent: the VAE's latent in the model's scale.
     """
 
     fault = ("for these triples", "the pictures and the instructions")
@@ -36,7 +37,7 @@ class FitInstruction(Fitting):
     def __init__(
         self,
         examples: Sequence[Example],
-        prompts: Prompts,
+        reads: Reads,
         factors: dict[str, Learning],
         settings: InstructionSettings,
         *,
@@ -53,9 +54,19 @@ class FitInstruction(Fitting):
     ):
         rates = dict.fromkeys(factors, settings.learning_rate) | {"blend": RATE}
         super().__init__(Order(examples, settings), factors, settings, rates=rates, watch=watch, state=state)
-        self.examples, self.read, self.inside, self.shown = examples, prompts.batch, inside, shown
+        self.examples, self.reads, self.inside, self.shown = examples, reads, inside, shown
         self.blended, self.as_latent = blended, as_latent
         self.loss, self.velocity, self.sigmas, self.reader = loss, velocity, sigmas, reader
+        self.opponent: Adversary | None = None
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.settings.adversarial:
+            self.opponent = Adversary(self.examples, self.settings.seed, self.device)
+            self.opponent.restore(self.state)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return super().snapshot() | ({} if self.opponent is None else self.opponent.snapshot())
 
     def losses(self, step: int, batch: int, rows: list[int]) -> tuple[Tensor, list[float]]:
         """(loss of each triple, its place in the schedule) of one batch."""
@@ -73,6 +84,8 @@ class FitInstruction(Fitting):
         weight = min_snr_weight(sigma, settings.min_snr_gamma, self.velocity)
         noise_error = weight * self.loss(denoised, edited, sigma)
         found = towards_the_edited(noise_error, denoised, edited, settings.reconstruction)
+        if self.opponent is not None:
+            found = found + settings.adversarial * self.opponent.loss(denoised, edited)
         return found, ((levels + 1) / len(self.sigmas)).tolist()
 
     def predict(
@@ -112,9 +125,8 @@ class FitInstruction(Fitting):
         arguments: dict | None = None,
     ) -> Tensor:
         """The model's x_0, by the host's own path."""
-        texts = [example.instruction if tell else "" for example, tell in zip(examples, told, strict=True)]
         pictures = torch.cat([example.source * see for example, see in zip(examples, seen, strict=True)])
-        self.reader.context, self.reader.pooled = self.read(texts, self.device)
+        self.reader.context, self.reader.pooled = self.reads.batch(examples, told, self.device)
         self.reader.more = {"concat_latent_image": pictures.to(self.device)}
         if self.inside is not None:
             self.inside.look([example.mask if tell else None for example, tell in zip(examples, told, strict=True)])

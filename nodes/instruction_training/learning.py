@@ -13,7 +13,8 @@ from ..host import widening
 from ..training.changes import Changes, changes_act_in
 from ..training.optimisers import Learning
 from .blending import Alphas
-from .settings import LORA, TECHNIQUE, InstructionSettings
+from .head import LearningHead
+from .settings import HEAD_ALONE, LORA, TECHNIQUE, WHOLE, InstructionSettings
 
 FIRST = "input_blocks.0.0"  # the convolution that reads the picture
 FIRST_IN_FILES = "lora_unet_conv_in.diff"  # as the host's LoRA loaders know a whole change of it
@@ -25,17 +26,21 @@ class Parts:
     """What is trained. names: kohya's of the layers with factors; none where every weight is trained.
 
     factors: "unet"; "first" where the picture's channels are blank and a LoRA alone would leave them so; "blend" where
-    Feature Blend's weights learn beside.
+    Feature Blend's weights learn beside; "head" where an edit head does, or alone.
     """
 
     factors: dict[str, Learning]
     names: dict[str, str]
 
     @classmethod
-    def of(cls, model: Any, settings: InstructionSettings) -> Parts:
-        """Those of a MODEL with picture channels."""
+    def of(cls, model: Any, settings: InstructionSettings, head: LearningHead | None = None) -> Parts:
+        """Those of a MODEL with picture channels, and the edit head that learns beside. Raises ValueError for none."""
+        if settings.method == HEAD_ALONE and head is None:
+            raise ValueError(f"method '{HEAD_ALONE}' trains an edit head: connect edit_head (Load MGIE).")
         with torch.inference_mode(False):  # so that they can have a gradient
-            made = cls.lora_of(model, settings) if settings.method == LORA else cls.whole_of(model)
+            made = {LORA: cls.lora_of, WHOLE: cls.whole_of, HEAD_ALONE: cls.none_of}[settings.method](model, settings)
+            if head is not None:
+                made.factors["head"] = head
             if settings.blend_layers.strip():
                 present = feature_blend.feature_layers(model, TECHNIQUE)
                 layers = feature_blend.chosen(settings.blend_layers.strip(), present)
@@ -43,7 +48,12 @@ class Parts:
         return made
 
     @classmethod
-    def whole_of(cls, model: Any) -> Parts:
+    def none_of(cls, model: Any, settings: InstructionSettings) -> Parts:
+        """None of its own."""
+        return cls({}, {})
+
+    @classmethod
+    def whole_of(cls, model: Any, settings: InstructionSettings) -> Parts:
         """Every weight."""
         return cls({"unet": Changes(shapes_of(model.model.diffusion_model))}, {})
 
@@ -67,6 +77,16 @@ class Parts:
     def blend(self) -> Alphas | None:
         """Feature Blend's weights, where they learn beside."""
         return self.factors.get("blend")
+
+    @property
+    def head(self) -> LearningHead | None:
+        """The edit head, where it learns."""
+        return self.factors.get("head")
+
+    @property
+    def has_unet(self) -> bool:
+        """Whether anything of the model itself learns."""
+        return "unet" in self.factors
 
     @property
     def numbers(self) -> int:
@@ -95,6 +115,8 @@ class Parts:
         """The MODEL with them on, by the host's own patches."""
         import comfy.sd
 
+        if not self.has_unet:
+            return model.clone()
         if self.is_lora:
             return comfy.sd.load_lora_for_models(model, None, self.lora(), 1.0, 0.0)[0]
         changed = model.clone()

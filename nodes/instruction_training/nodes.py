@@ -9,15 +9,16 @@ import torch
 from comfy_api.latest import io
 
 from ...kernels.instruction_training import dropout_bands
-from .. import host, inputs
+from .. import host, inputs, sockets
 from ..training import family_of, states, watched
 from ..training.course import plot
 from ..training.fitting import History
-from . import files, training, triples
+from . import expressing, files, training, triples
 from .course import sheet
 from .examples import encoded
+from .head import LearningHead
 from .learning import Parts, unet_file
-from .schema import NAME, advanced, blending, connected, course, sources
+from .schema import NAME, advanced, blending, connected, course, heads, sources
 from .settings import InstructionSettings
 
 
@@ -36,7 +37,7 @@ class TrainInstruction(io.ComfyNode):
             "loaders; the model that comes out has it on.",
             search_aliases=["instructpix2pix", "ip2p", "train edit model", "mgie", "edit by text", "before and after"],
             is_input_list=True,
-            inputs=[*sources(), *course(), *advanced(), *connected(), *blending()],
+            inputs=[*sources(), *course(), *advanced(), *connected(), *blending(), *heads()],
             outputs=[
                 io.Model.Output(
                     display_name="model",
@@ -49,7 +50,14 @@ class TrainInstruction(io.ComfyNode):
                 ),
                 io.String.Output(display_name="report", tooltip="Triples, steps, loss, time, files."),
                 io.String.Output(
-                    display_name="file", tooltip="The name to pick in Load LoRA, or in Load Diffusion Model."
+                    display_name="file",
+                    tooltip="The name to pick in Load LoRA, or in Load Diffusion Model; of an edit "
+                    "head alone in head_file of Load MGIE.",
+                ),
+                sockets.EditHead.Output(
+                    display_name="edit_head",
+                    tooltip="The edit head with what it learned, for mgie of Express Instruction. Without edit_head: "
+                    "nothing.",
                 ),
             ],
             hidden=inputs.unique_id(),
@@ -68,32 +76,40 @@ class TrainInstruction(io.ComfyNode):
         results=None,
         instructions=("",),
         masks=None,
+        edit_head=(None,),
+        expressed=("",),
         **chosen,
     ) -> io.NodeOutput:
         (model,), (clip,), (vae,), began = model, clip, vae, time.monotonic()
         given = training.with_resolution(model, settings_of(chosen))
-        wired = triples.Connected(pictures or (), results or (), instructions, masks or ())
+        wired = triples.Connected(pictures or (), results or (), instructions, masks or (), expressed)
+        head = (edit_head or (None,))[0]
         source = source_of(folder[0], wired, given)
         wide, added = training.for_pictures(model)
         host.require_readable(wide, clip.encode_from_tokens_scheduled(clip.tokenize("")), "clip")
         shown_text = host.ProgressText(host.node_id(cls))
-        parts = Parts.of(wide, given)
+        language = None if head is None else expressing.language_of(head)
+        parts = Parts.of(wide, given, None if head is None else LearningHead.of(head, wide, given))
         state = states.load_state(files.STATES, resume[0], given, files.FREE)
         target = target_of(filename[0], wide, parts, given, keep_base=added and given.keep_widened)
 
         def tell(done: int) -> None:
             shown_text.update(f"encoding {done} of {source.count}")
 
-        found = encoded(wide, vae, source.read(), given.resolution, tell)
+        told = None if head is None else expressing.by(language)
+        found = encoded(wide, vae, source.read(), given.resolution, tell, told)
         learned, shown = training.apart(found, given)
         target.save_base()
 
         watch = watched(wide, given.steps, shown_text.update, target.save)
-        history = training.train(wide, clip, learned, shown, parts, settings=given, watch=watch, state=state)
+        more = {"settings": given, "watch": watch, "state": state, "language": language}
+        history = training.train(wide, clip, learned, shown, parts, **more)
         report = describe(history, given, len(learned), target, time.monotonic() - began)
         drawn = sheet(wide, vae, history, shown)
-        told = host.told(cls, report, saved=[*target.written, *filter(None, [target.base_name])])
-        return io.NodeOutput(parts.on(wide), plot(history), drawn, report, target.written[-1], ui=told)
+        ui = host.told(cls, report, saved=[*target.written, *filter(None, [target.base_name])])
+        learned_head = None if head is None else parts.head.on(head, target.written[-1])
+        outputs = (parts.on(wide), plot(history), drawn, report, target.written[-1], learned_head)
+        return io.NodeOutput(*outputs, ui=ui)
 
 
 def settings_of(chosen: dict[str, list]) -> InstructionSettings:
@@ -144,6 +160,7 @@ def describe(
     """What learned from how many triples, how well, and where it went."""
     lora = f"LoRA of rank {settings.rank}" + (", first convolution" if "first" in target.parts.factors else "")
     blend = f"weights for Feature Blend: {target.parts.blend}" if target.parts.blend else ""
+    head = f"edit head in {target.head_name} (Load MGIE)" if target.head_name else ""
     base = f"belongs to {target.base_name} (Load Diffusion Model)" if target.base_name else ""
     parts = [
         f"{count} triples, {history.counted()}",
@@ -152,6 +169,7 @@ def describe(
         history.stopped,
         f"{seconds:.0f} s; {', '.join(target.written)}",
         base,
+        head,
         blend,
     ]
     return "; ".join(filter(None, parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .. import inputs
+from .. import inputs, sockets
 from ..settings import AS_SET
 from ..training import states
 from ..training.widgets import shared
@@ -42,7 +42,7 @@ def sources() -> list[io.Input]:
             options=list(METHODS),
             tooltip="LoRA (default): a small file for Load LoRA; of a model without picture channels its first "
             "convolution learns whole. whole U-Net: every weight, for thousands of triples; 20 bytes of memory for "
-            "each, 17 GB for SD 1.5.",
+            "each, 17 GB for SD 1.5. edit head alone: the model stays as it is, and edit_head learns to speak to it.",
         ),
         io.Int.Input(
             "steps",
@@ -230,6 +230,86 @@ def blending() -> list[io.Input]:
             advanced=True,
             tooltip="Features whose share of the source is learned beside, for Feature Blend with Load Blend Weights, "
             "such as 'output, out'. Each step then runs the model on the source as well. Empty (default): none.",
+        ),
+    ]
+
+
+def heads() -> list[io.Input]:
+    """MGIE's edit head, and the adversarial term."""
+    return [
+        sockets.EditHead.Input(
+            "edit_head",
+            optional=True,
+            tooltip="From Load MGIE: its edit head learns beside, or alone (method), and the triples' prompts are what "
+            "it makes of its language model's states; a folder without a head gets a new one. For SD 1.5.",
+        ),
+        io.String.Input(
+            "expressed",
+            multiline=True,
+            default="",
+            optional=True,
+            tooltip="For edit_head: what each instruction means for its picture ('a cat in the snow'), a list, a line "
+            "each, or one for all; in a folder 'expressed' of a line. Empty (default): the language model says it.",
+        ),
+        io.Float.Input(
+            "head_rate",
+            default=0.0005,
+            min=0.0,
+            max=0.1,
+            step=0.00001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Learning rate of edit_head and its tokens. 0.0005 (default); 0.001 for a small new one, 0.0001 "
+            "where it only has to follow a U-Net that learns.",
+        ),
+        io.Int.Input(
+            "text_steps",
+            default=0,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            advanced=True,
+            tooltip="So many of the first steps edit_head learns to say what clip says of the expressed text, without "
+            "a call of the U-Net: far cheaper. 0 (default) for a trained head; for a new one half of the steps.",
+        ),
+        io.Boolean.Input(
+            "image_tokens",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip="On (default): the language model's tokens [IMG0] to [IMG7] learn beside edit_head, which needs it "
+            "in each step. Off: its states are read once, before the first step.",
+        ),
+        io.Int.Input(
+            "head_width",
+            default=512,
+            min=4,
+            max=4096,
+            step=4,
+            optional=True,
+            advanced=True,
+            tooltip="Channels of a new edit head, a multiple of 4. 512 (default) is MGIE's; fewer for a small file.",
+        ),
+        io.Int.Input(
+            "head_layers",
+            default=4,
+            min=1,
+            max=24,
+            optional=True,
+            advanced=True,
+            tooltip="Layers of a new edit head's encoder, and of its decoder. 4 (default) is MGIE's.",
+        ),
+        io.Float.Input(
+            "adversarial",
+            default=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Weight of a small discriminator that learns beside to tell predicted pictures from the results: "
+            "crisper texture, less steady. 0 (default): none; 0.01 to 0.1.",
         ),
     ]
 

@@ -11,8 +11,8 @@ from ..training.optimisers import ADAMW
 from ..training.states import LAST_STATE
 
 TECHNIQUE = "Train Instruction"
-LORA, WHOLE = "LoRA", "whole U-Net"
-METHODS = (LORA, WHOLE)
+LORA, WHOLE, HEAD_ALONE = "LoRA", "whole U-Net", "edit head alone"
+METHODS = (LORA, WHOLE, HEAD_ALONE)
 INSTRUCT = "InstructPix2Pix"
 
 
@@ -58,6 +58,12 @@ class InstructionSettings(Settings):
     keep_widened: bool = True
     keep_state: str = LAST_STATE
     blend_layers: str = ""
+    head_rate: float = 5e-4
+    text_steps: int = 0
+    image_tokens: bool = True
+    head_width: int = 512
+    head_layers: int = 4
+    adversarial: float = 0.0
 
     @property
     def repeats(self) -> int:

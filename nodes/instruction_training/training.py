@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kernels.denoising_loss import velocity_loss
-from .. import host, training
+from .. import host, instruction, training
 from ..host import checkpointing, gradient, widening
 from ..training.fitting import History
 from ..training.prompts import Prompts
@@ -18,7 +19,10 @@ from . import words
 from .blending import BlendedPass
 from .examples import Example
 from .fit import FitInstruction
+from .head import HeadReader
+from .head_fit import FitHead, begin
 from .learning import Parts
+from .reads import Reads, TextReader
 from .settings import TECHNIQUE, InstructionSettings
 
 NAME = "palimpsest_instruction"
@@ -84,20 +88,23 @@ def train(
     settings: InstructionSettings,
     watch: training.Watch,
     state: dict[str, Tensor] | None = None,
+    language: instruction.MgieModel | None = None,
 ) -> History:
     """Train parts of a MODEL with picture channels on examples; they hold the result, the model stays as it was.
 
-    watch.save is given what was Learned on the way, at the end, and where the training is cancelled or fails after its
-    first step. Raises ValueError for other models, and for one that returns NaN.
+    language: whose states an edit head among the parts reads. watch.save is given what was Learned on the way, at the
+    end, and where the training is cancelled or fails after its first step. Raises ValueError for other models, and for
+    one that returns NaN.
     """
     loss, sampling = training.loss_of(model, TECHNIQUE), model.get_model_object("model_sampling")
     with torch.inference_mode(False):
-        prompts = Prompts.of(clip, None)
-        prompts.remember(list(dict.fromkeys([*(each.instruction for each in (*learned, *shown)), ""])))
+        make, reads = fitting_by(clip, [*learned, *shown], parts, settings, language=language, new=state is None)
         patched, reader, inside = patched_for_training(model, parts, settings)
-        fitting = FitInstruction(
+        if parts.head is not None and parts.head.learns_rows:
+            patched.set_additional_models(NAME, [language.patcher])
+        fitting = make(
             learned,
-            prompts,
+            reads,
             parts.factors,
             settings,
             loss=loss,
@@ -120,3 +127,26 @@ def train(
             host.sample(patched, fitting, start, sigmas=levels, positive=[[tokens, {"pooled_output": pooled}]])
     watch.save(fitting.learned(final=True))
     return fitting.history
+
+
+def fitting_by(
+    clip: Any,
+    examples: Sequence[Example],
+    parts: Parts,
+    settings: InstructionSettings,
+    *,
+    language: instruction.MgieModel | None,
+    new: bool,
+) -> tuple[Callable[..., FitInstruction], Reads]:
+    """(what trains, who reads the prompts): the text encoders, or an edit head; new: nothing is gone on with."""
+    prompts = Prompts.of(clip, None)
+    if parts.head is None:
+        prompts.remember(list(dict.fromkeys([*(each.instruction for each in examples), ""])))
+        return FitInstruction, TextReader(prompts)
+    reads = HeadReader(parts.head, language)
+    reads.remember(examples)
+    if settings.text_steps:
+        prompts.remember(list(dict.fromkeys([*(each.told.text for each in examples), ""])))
+        if new and parts.head.new:
+            begin(reads, prompts, examples, settings.seed)
+    return partial(FitHead, texts=prompts), reads

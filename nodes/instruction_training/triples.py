@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...kernels.scripts import split_lines
 from ..colours import rgb
 from ..files import folders_with
 from ..foreign import file_within, json_line, lines_of
@@ -27,22 +28,30 @@ SAME_SHAPE = 0.02  # how much the proportions of a picture and of its result may
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a folder's triples.jsonl: files of the folder, and the instruction. mask: what is to change."""
+    """One line of a folder's triples.jsonl: files of the folder, and the instruction.
+
+    mask: what is to change; expressed: what the instruction means here, in words.
+    """
 
     picture: str
     instruction: str
     result: str
     mask: str | None = None
+    expressed: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Triple:
-    """A picture, its result, both (1, H, W, 3) in 0..1, and the instruction. mask (1, H, W): what is to change."""
+    """A picture, its result, both (1, H, W, 3) in 0..1, and the instruction.
+
+    mask (1, H, W): what is to change; expressed: what the instruction means here, in words, empty where nobody said.
+    """
 
     picture: Tensor
     instruction: str
     result: Tensor
     mask: Tensor | None = None
+    expressed: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,8 @@ def line_of(line: str) -> Line:
     """One line. Raises ValueError that says what of it cannot be read."""
     said = Said.of(json_line(line))
     mask = None if said.values.get("mask") is None else said.file("mask")
-    return Line(said.file("picture"), said.text("instruction"), said.file("result"), mask)
+    expressed = "" if said.values.get("expressed") is None else said.text("expressed")
+    return Line(said.file("picture"), said.text("instruction"), said.file("result"), mask, expressed)
 
 
 def from_folder(folder: Path, lines: Sequence[Line]) -> Iterator[Triple]:
@@ -114,7 +124,8 @@ def from_folder(folder: Path, lines: Sequence[Line]) -> Iterator[Triple]:
 
     for number, line in enumerate(lines, 1):
         mask = None if line.mask is None else read(line.mask).mean(3)
-        yield fitting(Triple(read(line.picture), line.instruction, read(line.result), mask), f"line {number}")
+        triple = Triple(read(line.picture), line.instruction, read(line.result), mask, line.expressed)
+        yield fitting(triple, f"line {number}")
 
 
 # ---- from the graph -------------------------------------------------------------------------------------------------
@@ -122,12 +133,13 @@ def from_folder(folder: Path, lines: Sequence[Line]) -> Iterator[Triple]:
 
 @dataclass(frozen=True, eq=False)
 class Connected:
-    """What is connected: IMAGEs (B, H, W, C), each one or a batch, instructions, and MASKs."""
+    """What is connected: IMAGEs (B, H, W, C), each one or a batch, instructions, MASKs, and expressed texts."""
 
     pictures: Sequence[Tensor]
     results: Sequence[Tensor]
     instructions: Sequence[str]
     masks: Sequence[Tensor] = ()
+    expressed: Sequence[str] = ()
 
     def source(self) -> Source:
         """They as what is learned from. Raises ValueError as `triples`."""
@@ -142,9 +154,12 @@ class Connected:
                 f"there are {len(pictures)} pictures and {len(results)} results: connect a result for each picture, in "
                 "their order, or choose a folder."
             )
-        words = instructions_for(len(pictures), self.instructions)
+        words = texts_for(len(pictures), self.instructions, "instructions")
         masks = masks_for(len(pictures), self.masks)
-        made = map(Triple, pictures, words, results, masks)
+        said = [""] * len(pictures)
+        if any(text.strip() for text in self.expressed):
+            said = texts_for(len(pictures), self.expressed, "texts in expressed")
+        made = map(Triple, pictures, words, results, masks, said)
         return [fitting(triple, f"triple {number}") for number, triple in enumerate(made, 1)]
 
 
@@ -157,16 +172,16 @@ def one_by_one(images: Sequence[Tensor], name: str) -> list[Tensor]:
     return found
 
 
-def instructions_for(count: int, given: Sequence[str]) -> list[str]:
-    """An instruction for each of `count` triples: as many, the lines of one, or one for all. Raises ValueError."""
+def texts_for(count: int, given: Sequence[str], what: str) -> list[str]:
+    """A text for each of `count` triples: as many, the lines of one, or one for all. Raises ValueError."""
     texts = list(given)
     if len(texts) == 1:
-        texts = [line for line in texts[0].splitlines() if line.strip()]
+        texts = split_lines(texts[0])
         texts = texts * count if len(texts) == 1 else texts
     texts = [" ".join(text.split()) for text in texts]
     if len(texts) != count or not all(texts):
         raise ValueError(
-            f"there are {sum(map(bool, texts))} instructions for {count} pictures: give one for each in their order, "
+            f"there are {sum(map(bool, texts))} {what} for {count} pictures: give one for each in their order, "
             "one text with a line for each, or one line for all."
         )
     return texts

@@ -4,7 +4,7 @@ from .encoder import MultimodalEncoder
 from .interleaved import Picture
 from .vlm import DTYPES, VisionLanguage
 from .vlm.answering import Answer, answer, language_head
-from .vlm.decoding import decode
+from .vlm.decoding import cache_of, decode
 from .vlm.folders import configuration, name_of, read_tokenizer, refuse_code, weight_files
 from .vlm.loading import hosted
 from .vlm.reading import COPY_AGAIN, Measured, managed, reading
@@ -18,6 +18,7 @@ __all__ = [
     "Picture",
     "VisionLanguage",
     "answer",
+    "cache_of",
     "configuration",
     "decode",
     "hosted",

@@ -3,7 +3,7 @@
     python dev.py bench instruction --work DIR                    tables, JSON and contact sheet
     python dev.py bench instruction --work DIR --count 4          fewer edits
     python dev.py bench instruction --work DIR --stage language   train the language model, 20 minutes of one core
-    python dev.py bench instruction --work DIR --stage head       train MGIE's edit head on it, --minutes 10
+    python dev.py bench instruction --work DIR --stage head       train MGIE's edit head on it, or go on, by the node
 
 DIR has unet_edit.safetensors of `bench instruction_training`, and the language model (pocket_language.py, in MGIE's
 layout) with its edit head where they were trained there; else those of tests/instruction/models are taken. Without any
@@ -29,7 +29,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,13 +39,14 @@ import numpy as np
 import torch
 from benchmarks import pocket_host
 from benchmarks.scenes import Scenes, contact_sheet, defaults, drawn, mean
-from instruction import pocket_language
+from instruction import pocket_head, pocket_language
 from instruction_training import benchmark as training
 from instruction_training import pocket_triples
 from instruction_training.pocket_triples import Triple
 from palimpsest.nodes.attention_map.nodes import AttentionMap, FindWords, ReadAttentionMap
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
 from palimpsest.nodes.feature_blend.nodes import FeatureBlend
+from palimpsest.nodes.instruction.heads import HEADS, OF_FOLDER
 from palimpsest.nodes.instruction.nodes import EditInstruction, ExpressInstruction, LoadMGIE
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.keep_outside.nodes import KeepOutside
@@ -104,7 +105,7 @@ def edit_model(work: Path) -> tuple[Any, Any, Any]:
 
 
 def language_model(work: Path) -> Any:
-    """The edit head of Load MGIE, which the language model hangs on."""
+    """The edit head of Load MGIE, which the language model hangs on; one that was trained in `work` before others."""
     import folder_paths
 
     trained = work / pocket_language.NAME
@@ -112,7 +113,10 @@ def language_model(work: Path) -> Any:
     if not folder.exists():
         raise SystemExit(f"{trained} is not there: python dev.py bench instruction --work {work} --stage language")
     folder_paths.add_model_folder_path("palimpsest_mgie", str(folder.parent), is_default=True)
-    return LoadMGIE.execute(folder=folder.name, dtype="float32").args[1]
+    own = HEADS.folder, str(work)
+    folder_paths.add_model_folder_path(*own, is_default=True)
+    file = pocket_head.NAME if (work / pocket_head.NAME).exists() else OF_FOLDER
+    return LoadMGIE.execute(folder=folder.name, dtype="float32", head_file=file).args[1]
 
 
 def expressed(mgie: Any, triples: list[Triple]) -> tuple[list[str], Any]:
@@ -310,17 +314,11 @@ class Pictures(Scenes):
         self.latent = {"samples": self.vae.encode(self.pictures)}
         self.invert()
 
-    def texts(self, texts: list[str]) -> list:
-        """Texts as one CONDITIONING."""
-        tokens = [self.clip.tokenize(text) for text in texts]
-        ids = [[int(token) for token, *_ in next(iter(found.values()))[0]] for found in tokens]
-        return [[torch.cat([self.clip.encode_from_tokens(found) for found in tokens]), {"token_ids": ids}]]
-
 
 def rivals(triples: list[Triple], texts: list[str], steps: int, guidance: float) -> dict[str, Tensor]:
     """Pictures of other ways, by the expressed texts."""
     scenes = Pictures(triples, steps)
-    prompt, ways = scenes.texts(texts), {SWAPPED: prompt_swap, KV: partial(ours, recorded=True)}
+    prompt, ways = scenes.encode_texts(texts), {SWAPPED: prompt_swap, KV: partial(ours, recorded=True)}
     return {name: scenes.decode(way(scenes, guidance).draw(prompt)) for name, way in ways.items()}
 
 
@@ -361,11 +359,13 @@ class Measure:
         }
 
 
-def compare(cases: list[Case], texts: dict[str, list[str]], others: dict[str, Tensor]) -> tuple[dict, dict]:
-    """(numbers by row, pictures by row) of all texts, methods and rivals."""
+def compare(
+    cases: list[Case], texts: dict[str, list[str]], others: dict[str, Tensor], methods: list[str] | None = None
+) -> tuple[dict, dict]:
+    """(numbers by row, pictures by row) of all texts, methods and rivals; methods: where not all are wanted."""
     measure, rows, pictures = Measure(cases), {}, {}
     asked = [(text, method) for text in texts for method in ONLY.get(text, METHODS)
-             if method != FOUND or text == EXPRESSED]  # fmt: skip
+             if (method != FOUND or text == EXPRESSED) and method in (methods or METHODS)]  # fmt: skip
     for text, method in asked:
         began = time.process_time()
         made = [case.draw(said, method) for case, said in zip(cases, texts[text], strict=True)]
@@ -413,9 +413,10 @@ def stage_language(options: argparse.Namespace, output: Path) -> None:
 
 
 def stage_head(options: argparse.Namespace, output: Path) -> None:
-    """Train the edit head on the language model of DIR."""
-    with torch.inference_mode(False):
-        pocket_language.train_head(options.work, options.minutes, options.scenes_seen)
+    """Train a new edit head on the language model of DIR, or go on."""
+    head = language_model(options.work)
+    print(pocket_head.train(options.work, edit_model(options.work), replace(head, network=None, embeddings=None),
+                            options.triples))  # fmt: skip
 
 
 def stage_edits(options: argparse.Namespace, output: Path) -> None:
@@ -429,6 +430,9 @@ def stage_edits(options: argparse.Namespace, output: Path) -> None:
     models = Models(*edit_model(options.work), options.steps, options.guidance, options.picture_guidance)
     heads = [head.reading((each,)) for each in head.readings]
     cases = [Case.of(number, each, models, heads[number]) for number, each in enumerate(triples)]
+    if options.only:
+        print(tables(compare(cases, {options.only: texts[options.only]}, {}, options.methods)[0]))
+        return
     ends = drawn([each.edited for each in triples])[0], torch.cat([case.pixels for case in cases])
     others = rivals(triples, said, options.rival_steps, options.rival_guidance)
     for name, pictures in zip((IDEAL, UNEDITED), ends, strict=True):
@@ -469,6 +473,9 @@ def main() -> None:
     parser.add_argument("--rival-guidance", type=float, default=3.0)
     parser.add_argument("--minutes", type=float, default=20.0, help="of the processor, for the language model")
     parser.add_argument("--scenes-seen", type=int, default=16000, help="scenes that the language model learns from")
+    parser.add_argument("--only", choices=(RAW, EXPRESSED, HAND, HEAD), help="print this text's rows; nothing is kept")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), help="of --only, default all")
+    parser.add_argument("--triples", type=int, default=500, help="that the edit head learns from")
     parser.add_argument("--resume", action="store_true", help="go on with the language model's training")
     options, output = pocket_host.parse(parser)
     with torch.inference_mode():

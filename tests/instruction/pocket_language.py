@@ -26,11 +26,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from instruction_training import pocket_triples
-from palimpsest.kernels.edit_head import EditHeadConfig, EditMapper
 from palimpsest.nodes.instruction import llava as mgie
 from palimpsest.nodes.instruction.wording import QUESTION, asked
 from pocket import judge, world
-from pocket.train import Captions
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -44,10 +42,6 @@ TEXT = {
     "hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 6, "max_position_embeddings": 256,
 }  # fmt: skip
-HEAD = {
-    "hidden": 192, "width": 192, "heads": 4, "layers": 2, "feed_forward": 512, "queries": 77, "context": 768,
-}  # fmt: skip
-NOTHING = 0.1  # how often the edit head is shown no text: zeros, which are to give the empty prompt
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"
 MARKS = (mgie.PATCH, mgie.START, mgie.END)
 WORDS_OF = 4000  # triples whose words are known: every template comes up in them many times
@@ -90,7 +84,7 @@ def write(folder: Path, network: mgie.Llava, words: Any, config: Any) -> Path:
     """Write the folder as Load MGIE reads it, in float16; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     words.save_pretrained(folder)
-    said = {"model_type": "llava", "edit_head_heads": HEAD["heads"]}
+    said = {"model_type": "llava"}
     said |= {name: getattr(config, name).to_dict() for name in ("text_config", "vision_config")}
     (folder / "config.json").write_text(json.dumps(said, default=str, indent=1), encoding="utf-8")
     beginnings = {"projector.": "model.mm_projector.", "vision.": "vision_model.", "language.": ""}
@@ -314,78 +308,3 @@ def train(work: Path, minutes: float, scenes: int, resume: bool) -> Path:
         learner.resume()
     learner.learn(lambda line: print(line, flush=True))
     return learner.write(work / NAME)
-
-
-# ----------------------------------------------------------------------------------------------------------- edit head
-
-
-class HeadLearner:
-    """MGIE's edit head on the states of a trained language model, towards what CLIP makes of the same text.
-
-    ||head(states + embeddings) - CLIP(expressed)||^2; the language model stays as it is.
-    """
-
-    def __init__(self, learner: Learner, batch: int = 24, rate: float = 1e-3, seed: int = 0):
-        torch.manual_seed(seed)
-        self.learner, self.size, self.rate, self.captions = learner, batch, rate, Captions()
-        learner.take_average()
-        learner.parts.eval().requires_grad_(False)
-        table = learner.network.get_input_embeddings().weight
-        self.embeddings = torch.stack([table[token] for token in learner.images]).detach().clone()
-        self.head = EditMapper(EditHeadConfig(**HEAD), torch.nn).train()
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """(states (B, 8, D), prompts (B, 77, 768))."""
-        learner = self.learner
-        pixels, scenes = learner.batch(self.size)
-        with torch.no_grad():
-            ids, _, texts = learner.told(scenes)
-            states = learner.states(ids, pixels).float()
-        first = (ids == learner.images[0]).int().argmax(1) - 1
-        states = torch.stack(
-            [row[at : at + len(learner.images)] for row, at in zip(states, first.tolist(), strict=True)]
-        )
-        silent = learner.rng.random(self.size) < NOTHING
-        states[torch.from_numpy(silent)] = 0
-        wanted = self.captions(["" if none else text for text, none in zip(texts, silent, strict=True)])
-        return states, wanted.float()
-
-    def learn(self, minutes: float, tell: Callable[[str], None]) -> None:
-        """For so many minutes of the processor."""
-        optimiser, losses, began, spent = (
-            torch.optim.AdamW(self.head.parameters(), self.rate),
-            [],
-            time.process_time(),
-            0,
-        )
-        while spent < 60 * minutes:
-            share = 0.5 * (1 + math.cos(math.pi * spent / (60 * minutes)))
-            for group in optimiser.param_groups:
-                group["lr"] = self.rate * max(min(1, (len(losses) + 1) / 100) * share, 0.01)
-            states, wanted = self.batch()
-            with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-                made = self.head(states, self.embeddings)
-            loss = (made.float() - wanted).square().mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
-            optimiser.step()
-            losses.append(loss.item())
-            spent = time.process_time() - began
-            if len(losses) % 100 == 0:
-                variance = (wanted - wanted.mean(0)).square().mean().item()
-                tell(f"head {len(losses)}: {np.mean(losses[-100:]):.4f} of {variance:.4f}, {spent:.0f} s")
-
-    def write(self, folder: Path) -> None:
-        """Beside the language model, as Load MGIE reads it."""
-        state = {f"edit_head.{name}": tensor.half().contiguous() for name, tensor in self.head.state_dict().items()}
-        save_file(state | {"emb": self.embeddings.half()}, folder / "edit_head.safetensors", {"format": "pt"})
-
-
-def train_head(work: Path, minutes: float, scenes: int) -> None:
-    """Train the edit head of the language model that was trained there, and write it into its folder."""
-    learner = Learner(work, scenes, minutes)
-    learner.resume()
-    made = HeadLearner(learner)
-    made.learn(minutes, lambda line: print(line, flush=True))
-    made.write(work / NAME)

@@ -60,7 +60,8 @@ def test_what_is_written_is_what_load_mgie_reads(published, monkeypatch):
     name = "model.layers.0.mlp.up_proj.weight"
     torch.testing.assert_close(state[f"language.{name}"], llava[name], rtol=1e-3, atol=1e-3)
     assert state["language.lm_head.weight"].shape[0] == len(model.tokenizer)
-    network, embeddings = loading.head_in(made)
+    trained = loading.head_in(made)
+    network, embeddings = trained.network, trained.embeddings
     torch.testing.assert_close(network.query, head.query, rtol=1e-3, atol=1e-3)
     assert embeddings.shape == (8, 32)
     assert load_file(folder / "out" / "unet.safetensors")["conv_in.weight"].shape == (32, 8, 3, 3)

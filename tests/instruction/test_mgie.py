@@ -31,9 +31,9 @@ def model(folder):
 
 def head_of(folder):
     """An EDIT_HEAD as Load MGIE gives it."""
-    network, embeddings = loading.head_in(MgieFolder(folder))
+    trained = loading.head_in(MgieFolder(folder))
     when_asked = loading.WhenAsked(MgieFolder(folder), "float32")
-    return loading.EditHead("mgie", network, embeddings, when_asked)
+    return loading.EditHead("mgie", trained.network, trained.embeddings, when_asked)
 
 
 def in_transformers(ids: list[int], pixels: torch.Tensor) -> torch.Tensor:

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from instruction import benchmark, pocket_language
+from instruction import benchmark, pocket_head, pocket_language
 from instruction_training import pocket_triples
 from palimpsest.nodes.instruction import llava
 from palimpsest.nodes.instruction.wording import QUESTION, asked
 from pocket import world
+from pocket.train import Captions
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -58,3 +59,16 @@ def test_the_trained_one_says_what_scenes_become_that_it_never_saw(tmp_path):
     triples = pocket_triples.held_out(12)
     texts, _ = benchmark.expressed(benchmark.language_model(tmp_path), triples)
     assert sum(text == each.expressed for text, each in zip(texts, triples, strict=True)) >= 6
+
+
+@pytest.mark.skipif(
+    not (benchmark.MODELS / pocket_language.NAME / pocket_head.NAME).exists(), reason="no head lies here"
+)
+def test_the_trained_edit_head_says_what_the_text_encoder_says(tmp_path):
+    """The prompt of a text is nearest to the text encoder's of the same text, among those of scenes it never saw."""
+    triples = pocket_triples.held_out(12)
+    texts, head = benchmark.expressed(benchmark.language_model(tmp_path), triples)
+    made = head.prompts(torch.stack([reading.states for reading in head.readings]))
+    wanted = Captions()(texts).float()
+    nearest = torch.cdist(made.flatten(1), wanted.flatten(1)).argmin(1)
+    assert sum(texts[number] == texts[row] for row, number in enumerate(nearest.tolist())) >= 9

@@ -54,6 +54,7 @@ def build(state: dict[str, Tensor]) -> nn.Module:
     import comfy.ops
 
     model.input_blocks[0][0] = comfy.ops.disable_weight_init.Conv2d(8, len(weight), 3, padding=1)
+    model.in_channels = 8
     model.load_state_dict({name: value.float() for name, value in state.items()} | {FIRST: weight})
     return model
 

@@ -10,8 +10,8 @@ from palimpsest.nodes.instruction_training import files
 from palimpsest.nodes.instruction_training.nodes import TrainInstruction
 
 INSTRUCTIONS = ("make it blue", "let it rest", "make it (winter)", "move it to the other side")
-LISTS = ("pictures", "results", "instructions", "masks")
-FOLDERS = ("loras", "diffusion_models", "palimpsest_blend", files.STATES.folder)
+LISTS = ("pictures", "results", "instructions", "masks", "expressed")
+FOLDERS = ("loras", "diffusion_models", "palimpsest_blend", "palimpsest_edit_heads", files.STATES.folder)
 SHORT = {
     "steps": 4, "resolution": 64, "rank": 4, "alpha": 4.0, "learning_rate": 1e-2, "preview_every": 0, "save_every": 0,
     "accumulation": 2,
@@ -25,6 +25,11 @@ def pictures(first: int = 0):
 
 def teach(model, clip, **changes):
     """(model, plot, sheet, report, file)."""
+    return teach_head(model, clip, **changes)[:5]
+
+
+def teach_head(model, clip, **changes):
+    """(model, plot, sheet, report, file, edit head)."""
     values = {"model": model, "clip": clip, "vae": SmallVAE()}
     values |= {"pictures": pictures(), "results": pictures(20), "instructions": list(INSTRUCTIONS)}
     return execute_on_lists(TrainInstruction, LISTS, values | SHORT | changes)

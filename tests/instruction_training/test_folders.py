@@ -38,7 +38,7 @@ def place(folders):
         line = {"picture": f"{number}.png", "instruction": f"change {number}", "result": f"{number}_after.png"}
         lines.append(line)
     picture(made / "mask.png", 5)
-    lines[1]["mask"] = "mask.png"
+    lines[1] |= {"mask": "mask.png", "expressed": "a cat in the snow"}
     write(made, lines)
     return made
 
@@ -57,6 +57,7 @@ def test_a_folder_is_listed_and_read(place):
     assert found[0].picture.shape == found[0].result.shape == (1, 64, 64, 3)
     assert found[0].mask is None
     assert found[1].mask.shape == (1, 64, 64)
+    assert [each.expressed for each in found] == ["", "a cat in the snow", ""]
 
 
 def test_a_folder_trains_as_its_pictures_do_when_they_are_connected(place, folders):
@@ -140,10 +141,10 @@ def test_pictures_beyond_the_budget_are_not_decoded(place, monkeypatch):
 
 
 def test_instructions_for_pictures():
-    assert triples.instructions_for(2, ["one\ntwo"]) == ["one", "two"]
-    assert triples.instructions_for(3, ["all  of it"]) == ["all of it"] * 3
+    assert triples.texts_for(2, ["one\ntwo"], "instructions") == ["one", "two"]
+    assert triples.texts_for(3, ["all  of it"], "instructions") == ["all of it"] * 3
     with pytest.raises(ValueError, match="2 instructions for 3 pictures"):
-        triples.instructions_for(3, ["a\nb"])
+        triples.texts_for(3, ["a\nb"], "instructions")
 
 
 def test_nan_is_a_sentence():
