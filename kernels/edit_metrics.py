@@ -78,6 +78,20 @@ def text_score(pictures: Tensor, text: Tensor) -> Tensor:
     return 100 * F.cosine_similarity(pictures.double(), text.double()).clamp(min=0)
 
 
+def multimodal_score(given: Tensor, drawn: Tensor) -> Tensor:
+    """100 mean_i max(cos(E(g_i), E(d_i)), 0): how alike a prompt's objects and those of the picture are, a scalar.
+
+    given, drawn (n, C): embeddings of the n objects that a prompt shows, and of the parts of the picture drawn for it
+    that show the same objects; a row of zeros where the picture has none, which counts 0. "The average CLIP similarity
+    between objects in the input prompt and corresponding objects in the output image": MUMU, arXiv:2406.18790, section
+    7, which adds that "it was not a useful guide for model quality": pasted objects score best. The scale is
+    text_score's; what an object that is missing counts is not said there.
+    """
+    if given.ndim != 2 or given.shape != drawn.shape or len(given) == 0:
+        raise ValueError(f"multimodal_score: need (n, C) twice, got {tuple(given.shape)} and {tuple(drawn.shape)}")
+    return 100 * F.cosine_similarity(given.double(), drawn.double()).clamp(min=0).mean()
+
+
 def direction_score(source: Tensor, edited: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """Cosine (B,) between what changed in the pictures and what changed in the texts, of embeddings (B, C), (1, C).
 

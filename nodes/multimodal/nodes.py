@@ -1,4 +1,4 @@
-"""Pictures as words of a prompt (MUMU), and their training."""
+"""Pictures as words (MUMU), and their training."""
 
 from __future__ import annotations
 

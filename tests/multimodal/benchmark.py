@@ -4,6 +4,7 @@
     python dev.py bench multimodal                                  train others first: 110 minutes
     python dev.py bench multimodal --minutes 5 --count 8            some of it
     python dev.py bench multimodal --by-node 4000 2000 3000         by the lessons of Train Multimodal Encoder alone
+    python dev.py bench multimodal --ablation copies                something else in place of the table: ABLATIONS
 
 A tiny vision-language model of Idefics2's layout, a connector and a LoRA on the U-Net learn from drawn scenes, each
 with a prompt that holds the animal cut out of that very picture (and, one time in three, an edge of it in place of the
@@ -29,6 +30,7 @@ table shows what the connector's own say: the share of animals whose colour, col
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import textwrap
@@ -70,6 +72,9 @@ SAID = {"colour": "colour", "pattern": "pattern", "second": "second colour", "co
         "socks": "socks", "tailtip": "tail tip"}  # fmt: skip
 FIRST, STEPS, GUIDANCE = 32, 10, 3.0
 SHOWN = 10  # scenes of the contact sheet
+ABLATIONS = {  # modules that say what they do
+    "copies": "multimodal.copies", "findings": "multimodal.findings", "rival": "multimodal.rival",
+}  # fmt: skip
 
 
 # ---- the model and what is trained for it ---------------------------------------------------------------------------
@@ -99,7 +104,7 @@ def train(options: argparse.Namespace, work: Path, model: Any, vae: Any) -> dict
     data = learning.Data.draw(model, vae, recipe.scenes, work / "scenes.safetensors")
     trainer = Trainer(model, vlm, data, recipe, work)
     if options.adapt:
-        trainer.begin_with(Path(options.adapt))
+        trainer.begin_with(options.adapt)
     trainer.load_state()
     known = () if options.adapt else (trainer.see, trainer.say)
     for lesson in (*known, trainer.read, trainer.draw):
@@ -235,14 +240,16 @@ def by_words(pocket: Pocket, question: Question) -> Conditioned:
     return prompted(pocket, " ".join(learning.told(question.answer, colour=True)), {}, {}, 64, False)
 
 
-def prompted(pocket: Pocket, text: str, images: dict, masks: dict, tokens: int, pooled: bool) -> Conditioned:
-    """What Multimodal Prompt gives at its defaults."""
+def prompted(
+    pocket: Pocket, text: str, images: dict, masks: dict, tokens: int, pooled: bool = False, **more: Any
+) -> Conditioned:
+    """What Multimodal Prompt gives at its defaults but for `more`."""
     encoder = pocket.encoder
     if pooled:
         encoder = in_one_vector(encoder)
     chosen = defaults(MultimodalPrompt) | {
         "text": text, "images": images, "masks": masks, "tokens_per_picture": str(tokens),
-    }  # fmt: skip
+    } | more  # fmt: skip
     model, positive, negative, *_ = MultimodalPrompt.execute(pocket.model, encoder, **chosen).args
     return model, positive, negative, positive[0][0].shape[1]
 
@@ -371,12 +378,20 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def written(output: Path, name: str, text: str, numbers: dict[str, Any]) -> None:
+    """Print a table, and write it and all numbers."""
+    print("\n" + text)
+    (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    (output / f"{name}.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Parse, train, measure, print, write output/bench."""
     parser = argparse.ArgumentParser(prog="python dev.py bench multimodal", description=__doc__.splitlines()[0])
     begun = parser.add_mutually_exclusive_group()
     begun.add_argument(
         "--trained",
+        type=learning.trained_folder,
         metavar="FOLDER",
         help="measure it, train nothing: tests/pocket/models, or --work of an earlier run",
     )
@@ -387,7 +402,12 @@ def main() -> None:
         metavar=("ALIGN", "READ", "DRAW"),
         help="train by the node's lessons alone, of so many steps; goes on where it stopped",
     )
-    begun.add_argument("--adapt", metavar="FOLDER", help="train on from what was trained for another U-Net")
+    begun.add_argument(
+        "--adapt",
+        type=learning.trained_folder,
+        metavar="FOLDER",
+        help="train on from what was trained for another U-Net",
+    )
     parser.add_argument("--work", metavar="FOLDER", help="for the training, which goes on where it stopped")
     parser.add_argument("--minutes", type=float, default=110.0, help="of training")
     parser.add_argument("--steps", type=int, default=0, help="of each of the four trainings, instead of minutes")
@@ -398,7 +418,13 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--steps-sampled", type=int, default=STEPS)
     parser.add_argument("--methods", choices=METHODS, nargs="+", help="some of the rows")
+    parser.add_argument("--ablation", choices=ABLATIONS, help="this in place of the table")
+    parser.add_argument("--arms", nargs="+", help="some of the trainings of an ablation")
+    parser.add_argument("--clip-vision", metavar="FILE", help="of an ablation: CLIP in place of the judge's features")
     options, output = pocket_host.parse(parser, threads=1)
+    if options.ablation:
+        importlib.import_module(ABLATIONS[options.ablation]).run(options, output)
+        return
     work = Path(options.trained or options.work or output / "multimodal_training")
     trained = {}
     if not options.trained:
@@ -416,8 +442,5 @@ def main() -> None:
     said = {name: row["said"] for name, row in rows.items() if "said" in row}
     if said:
         text += "\n\nWhat the tokens of a picture say:\n\n" + table(SAID, said, lambda column: 2)
-    print("\n" + text)
-    numbers = setting(options, pocket) | {"training": trained, "rows": rows}
-    (output / "multimodal.md").write_text(text + "\n", encoding="utf-8")
-    (output / "multimodal.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")
+    written(output, "multimodal", text, setting(options, pocket) | {"training": trained, "rows": rows})
     contact_sheet(shown, asked, output / "multimodal.jpg")

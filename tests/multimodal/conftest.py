@@ -39,3 +39,31 @@ def loaded(encoder_folders):
         return read[kind, perceiver]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Four drawn scenes of the benchmark's trainings, with random latents."""
+    import torch
+    from benchmarks import multimodal_pocket as learning
+    from pocket import world
+
+    scenes = world.held_out_scenes(4)
+    latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    return learning.Data(scenes, *learning.painted(scenes), latents)
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """A small random SD 1.5 whose prompts are as wide as the text encoder's; its weights can be trained through."""
+    import comfy.model_patcher
+    import tiny_models
+    import torch
+
+    family = (*tiny_models.FAMILIES["sd15"][:2], tiny_models.SD15 | {"context_dim": 768})
+    monkeypatch.setitem(tiny_models.FAMILIES, "sd15-wide", family)
+    torch.manual_seed(0)
+    base = tiny_models.network("sd15-wide")
+    with torch.no_grad():
+        tiny_models.fill(base.diffusion_model)
+    return comfy.model_patcher.ModelPatcher(base, load_device=tiny_models.CPU, offload_device=tiny_models.CPU)

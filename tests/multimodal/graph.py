@@ -17,10 +17,12 @@ from graphs.parts import (
     group,
     invert,
     load_image,
+    negative,
     note,
     preview,
     sampler,
     save,
+    words,
 )
 from kv.graph import tune
 
@@ -28,6 +30,15 @@ SENTENCE = "a <image1> cup on a table beside a <image2> cat"
 STYLE = "a <image1> teapot on a kitchen table"
 SUBJECT = "a close-up photo of a <image1> cat looking ahead, eyes open"
 REPOSED = "a close-up photo of a <image1> cat sleeping, eyes closed"
+CONTENTS = """a [man] and his bicycle in front of a brick wall
+an old [woman] drinking tea in a garden
+a [cat] on a windowsill, rain outside
+a [robot] watering flowers on a balcony"""
+STYLES = """a photo, natural light
+an oil painting, thick brush strokes
+a pencil drawing on white paper
+a flat geometric poster, bold colours
+claymation"""
 SIDE = 512
 
 NO_WEIGHTS = """**It needs weights that nobody has published for SD 1.5 or SDXL**: without a connector of your own,
@@ -65,8 +76,8 @@ START_BOTH = (
 3. **The picture as it should be**: the same with another action.
 4. Queue.
 
-**Tune KV** learns the photo's keys and values under a prompt that shows the subject itself: what words leave out is in
-the picture of it, and both hold its looks while the pose changes."""
+**Tune KV** records the photo's keys and values under a prompt that shows the subject itself: what words leave out is in
+the picture of it."""
 )
 
 START_TRAIN = """**It needs a vision-language model in models/palimpsest_encoders, hundreds of pictures, and days**:
@@ -82,6 +93,21 @@ nobody has published such a connector for SD 1.5 or SDXL.
    text encoder's words first, then drawing; *paper* is MUMU's training.
 
 The paper trained 300,000 steps on five million pictures."""
+
+
+START_SYNTHETIC = """## Pictures of your own checkpoint, to train an encoder on
+
+1. **Synthetic Prompts**: what is shown, one to a line, with what is to be cut out in [brackets]; how it looks, one to a
+   line. Each content comes in several styles: only so does an encoder learn which is which.
+2. **Load Checkpoint**: the model that draws them, and that *19 Train a connector* trains for.
+3. Queue: a picture for every prompt. **Attention Map** notes where the bracketed word acts while it is drawn, **Read
+   Attention Map** makes a mask of it, **Build Multimodal Dataset** cuts it out: no detector is needed. Look at the
+   contact sheet.
+
+Several words in one content: choose a *detector* in Build Multimodal Dataset in place of the masks. A picker's scores
+go into *scores* (*min_score*), photos of your own are another run with *min_picture*, *alike_bits* and *max_people*.
+
+The paper drew three million pictures and kept those of a least PickScore."""
 
 
 def lora() -> dict:
@@ -173,7 +199,7 @@ def with_kv() -> dict:
             {"image": load_image(MASKED_CAT, "Your photo, its subject masked"), "encode": encode()},
         ),
         group(
-            "2 Learn the photo under its own picture",
+            "2 Record the photo under its own picture",
             "learned",
             {
                 "source": prompt(SUBJECT, "The picture as it is"),
@@ -243,9 +269,59 @@ def train() -> dict:
     )  # fmt: skip
 
 
+def synthetic() -> dict:
+    sampled = new_picture()
+    given = {"model": "watch.model", "positive": "words.positive", "negative": "negative.CONDITIONING",
+             "seed": "prompts.seeds"}  # fmt: skip
+    drawn = {**words("", "cat", "The prompt, its word chosen"), "widgets": {}}
+    drawn["inputs"] = {"clip": "checkpoint.CLIP", "text": "prompts.prompts", "words": "prompts.words"}
+    return graph(
+        {"start": note("Start here", START_SYNTHETIC, 420)},
+        group(
+            "1 What is drawn, and how",
+            "yours",
+            {
+                "checkpoint": checkpoint(),
+                "prompts": {"type": "PalimpsestSyntheticPrompts", "size": [380, 400],
+                            "widgets": {"contents": CONTENTS, "styles": STYLES, "styles_each": 3}},
+                "empty": {**empty(), "widgets": {"width": SIDE, "height": SIDE, "batch_size": 1}},
+            },
+        ),
+        group(
+            "2 Drawn by your checkpoint",
+            "learned",
+            {
+                "words": drawn,
+                "negative": negative(),
+                "watch": {"type": "PalimpsestAttentionMap", "size": [380, 180],
+                          "inputs": {"model": "checkpoint.MODEL", "tokens": "words.tokens"}},
+            },
+            {
+                "sample": {**sampled, "inputs": sampled["inputs"] | given},
+                "decode": decode(),
+                "save": save("The pictures"),
+            },
+        ),
+        group(
+            "3 Cut out by their words",
+            "edit",
+            {
+                "read": {"type": "PalimpsestReadAttentionMap", "size": [380, 340],
+                         "inputs": {"record": "watch.record", "samples": "sample.LATENT", "image": "decode.IMAGE"}},
+                "build": {"type": "PalimpsestBuildMultimodalDataset", "size": [380, 480],
+                          "widgets": {"name": "palimpsest_synthetic", "min_side": 75},
+                          "inputs": {"images": "decode.IMAGE", "captions": "prompts.prompts",
+                                     "words": "prompts.words", "masks": "read.mask"}},
+            },
+            {"sheet": preview("The contact sheet", "build.contact_sheet", 480)},
+        ),
+    )  # fmt: skip
+
+
 GRAPHS = {
     "16 Two pictures in a sentence (Multimodal)": sentence,
     "17 Style from a picture (Multimodal)": style,
     "18 Re-pose a subject shown by a picture (Multimodal)": with_kv,
     "19 Train a connector on your own pictures (Multimodal)": train,
+    "37 Synthetic pairs for a multimodal encoder (Multimodal)": synthetic,
 }

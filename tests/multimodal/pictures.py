@@ -6,18 +6,24 @@ python dev.py draw multimodal
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import torch
 from benchmarks import pocket_host
-from make_pictures import CELL, ROOT, panels, save
+from make_pictures import CELL, ROOT, grid, panels, save
 from multimodal import benchmark as bench
 from palimpsest.nodes import plots
+from palimpsest.nodes.multimodal.dataset.synthetic import PairSettings
+from palimpsest.nodes.multimodal.dataset.synthetic import pairs as synthetic_pairs
 from palimpsest.nodes.multimodal.interleaved import cut_out, fill, numbered, squared, with_tokens
 from palimpsest.nodes.multimodal.seen import layout_picture
 from PIL import Image, ImageDraw
 from pocket import world
 
+import nodes as host_nodes
+
 SCENE, SIDE, PATCH = 5, 512, 14
+SYNTHETIC, SIDE_OF_THUMBNAIL = "37 Synthetic pairs for a multimodal encoder (Multimodal)", 384
 ANIMALS = (0, 2)  # of the held-out ones that the benchmark asks for
 DETAIL = {16: "16 tokens: 56 px", 64: "64: 112 px", 324: "324: 252 px", 1296: "1296: 504 px"}
 
@@ -83,8 +89,22 @@ def animals(pocket: bench.Pocket) -> Image.Image:
     return panels(cells)
 
 
+def pairs(pocket: bench.Pocket) -> list[tuple[Image.Image, str]]:
+    """Contents times styles, drawn by the pocket model, whose styles are places: pictures and their prompts."""
+    chosen = PairSettings(
+        "a red [cat] sitting on the right\na brown [dog] running on the left", "in the snow\nat night"
+    )
+    cells, (negative,) = [], host_nodes.CLIPTextEncode().encode(pocket.clip, "")
+    for pair in synthetic_pairs(chosen):
+        (positive,) = host_nodes.CLIPTextEncode().encode(pocket.clip, pair.prompt.replace(",", ""))
+        question = SimpleNamespace(seed=pair.seed)
+        found = bench.draw(pocket, question, (pocket.plain, positive, negative, 0))
+        cells.append((to_image(found.movedim(-1, 1) * 2 - 1), pair.prompt))
+    return cells
+
+
 def main() -> None:
-    """Write web/docs/PalimpsestLoadMultimodalEncoder and web/docs/PalimpsestMultimodalPrompt."""
+    """Write the pictures of Load Multimodal Encoder, Multimodal Prompt and Synthetic Prompts, and a thumbnail."""
     picture, mask = drawn()
     removed, kept = (cut_out(picture, mask, "image1", remove) for remove in (True, False))
     cells = {
@@ -101,3 +121,8 @@ def main() -> None:
     pocket, folder = load(), ROOT / "web" / "docs" / "PalimpsestMultimodalPrompt"
     print(save(seen(pocket), folder / "seen.jpg"))
     print(save(animals(pocket), folder / "animals.jpg"))
+    with torch.inference_mode():
+        drawn_pairs = pairs(pocket)
+    print(save(panels(drawn_pairs), ROOT / "web" / "docs" / "PalimpsestSyntheticPrompts" / "pairs.jpg"))
+    thumbnail = grid([picture for picture, _ in drawn_pairs]).resize((SIDE_OF_THUMBNAIL,) * 2, Image.Resampling.LANCZOS)
+    print(save(thumbnail, ROOT / "workflows" / f"{SYNTHETIC}.jpg"))

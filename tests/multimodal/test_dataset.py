@@ -287,7 +287,8 @@ def test_every_widget_arrives_under_its_name(monkeypatch, folders):
     chosen = {
         "detector": "dino", "min_side": 11, "max_share": 0.31, "max_crops": 5, "head_share": 0.41, "vary_share": 0.51,
         "whole_share": 0.61, "canny": False, "sketch": True, "remove_background": True, "box_threshold": 0.71,
-        "text_threshold": 0.81, "people": "Cat, dog", "name": "other",
+        "text_threshold": 0.81, "people": "Cat, dog", "name": "other", "min_picture": 12, "max_aspect": 7.5,
+        "alike_bits": 3, "min_score": 0.75, "max_text": 0.25, "max_people": 4, "people_weight": 2.5,
     }  # fmt: skip
     caught = {}
 
@@ -299,15 +300,18 @@ def test_every_widget_arrives_under_its_name(monkeypatch, folders):
     monkeypatch.setattr(dataset_nodes, "load_detector", lambda folder: folder)
     monkeypatch.setattr(dataset_nodes, "build_dataset", keep)
     with pytest.raises(KeyboardInterrupt):
-        build(masks=[masks()], **chosen)
+        build(masks=[masks()], scores=[0.8], **chosen)
     folder, _, captions, finder, recipe, wholes = caught["given"]
     assert (folder.name, captions, wholes) == ("other_00001", [CAPTION], ("sketch",))
     assert (finder.words, finder.remove) == ([("man", "dog")], True)
     assert recipe.named() == {name: chosen[name] for name in recipe.named()}
-    assert caught["people"] == ("cat", "dog")
+    assert caught["people"] == caught["keep"].people == ("cat", "dog")
+    limits = caught["keep"].limits.named()
+    assert limits == {name: chosen[name] for name in limits} and limits.keys() | recipe.named().keys() <= chosen.keys()
+    assert caught["keep"].score(0, None, "") == 0.8
     detector = caught["heads"].__self__
     assert (detector.detector, detector.box_threshold, detector.text_threshold) == ("folder of dino", 0.71, 0.81)
-    sockets = {"images", "captions", "words", "masks", "boxes", "depth"}
+    sockets = {"images", "captions", "words", "masks", "boxes", "depth", "text_masks", "scores", "clip_vision", "clip"}
     assert {socket.id for socket in BuildMultimodalDataset.define_schema().inputs} == chosen.keys() | sockets
     assert type(recipe) is Recipe
 

@@ -20,7 +20,7 @@ from palimpsest.nodes.multimodal.dataset.finders import ByBox, ByMask
 from palimpsest.nodes.multimodal.dataset.lines import record_of
 from palimpsest.nodes.multimodal.dataset.nodes import BuildMultimodalDataset
 from palimpsest.nodes.multimodal.dataset.pictures import MOST_PIXELS, read_picture, write_picture
-from PIL import Image
+from PIL import Image, ImageOps
 
 INTERRUPT = comfy.model_management.InterruptProcessingException
 CROP = {"word": "cat", "start": 2, "end": 5, "box": [0, 0, 16, 16], "score": 1.0, "file": "a.png"}
@@ -258,6 +258,25 @@ def test_a_picture_of_any_mode_keeps_its_greys(folder, mode):
     assert found.shape == (9, 8, 3)
     rows = (0, 2) if mode == "1" else (0, 1, 2)
     torch.testing.assert_close(found[rows, 0, 0], torch.tensor(greys[rows, 0] / 255).float(), atol=1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_photograph_is_read_upright(folder, kind, orientation):
+    """As the host's Load Image, by what the camera wrote beside it; what is none of the eight says nothing."""
+    corner = Image.new("L", (32, 16), 0)
+    corner.paste(255, (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    corner.save(folder / "b.png", kind, exif=exif)
+    with Image.open(folder / "b.png") as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    torch.testing.assert_close(read_picture(folder / "b.png"), torch.tensor(wanted / 255).float())
+
+
+def test_what_stands_beside_a_photograph_may_be_nonsense(folder):
+    Image.new("L", (32, 16), 0).save(folder / "b.png", "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert read_picture(folder / "b.png").shape == (16, 32, 3)
 
 
 def test_a_file_that_is_too_large_is_not_opened(folder):

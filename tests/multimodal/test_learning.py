@@ -1,13 +1,10 @@
 """The training of the pocket multimodal encoder: what each lesson changes, that it goes on where it stopped, files."""
 
-import comfy.model_patcher
 import pytest
-import tiny_models
 import torch
 from benchmarks import multimodal_pocket as learning
 from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.vlm import load_vlm
-from pocket import world
 
 LESSONS = {"see": ("vlm.", "heads."), "say": ("connector.",), "read": ("lora.",), "draw": ("connector.", "lora.")}
 
@@ -23,25 +20,6 @@ def training():
     from benchmarks import multimodal_learning
 
     return multimodal_learning
-
-
-@pytest.fixture(scope="module")
-def data():
-    scenes = world.held_out_scenes(4)
-    latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    return learning.Data(scenes, *learning.painted(scenes), latents)
-
-
-@pytest.fixture
-def model(monkeypatch):
-    """A small random SD 1.5 whose prompts are as wide as the text encoder's; its weights can be trained through."""
-    family = (*tiny_models.FAMILIES["sd15"][:2], tiny_models.SD15 | {"context_dim": 768})
-    monkeypatch.setitem(tiny_models.FAMILIES, "sd15-wide", family)
-    torch.manual_seed(0)
-    base = tiny_models.network("sd15-wide")
-    with torch.no_grad():
-        tiny_models.fill(base.diffusion_model)
-    return comfy.model_patcher.ModelPatcher(base, load_device=tiny_models.CPU, offload_device=tiny_models.CPU)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The pocket multimodal encoder of `dev.py bench multimodal`: its model, prompts, first targets and file."""
 
+import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +46,16 @@ def test_every_word_of_a_caption_is_one_token(vlm):
         ids, _ = vlm.tokenised((text,))
         assert len(ids) == 1 + len(text.split())
         assert vlm.tokenizer.unk_token_id not in ids
+
+
+def test_a_folder_that_holds_no_training_is_refused_in_a_sentence(tmp_path):
+    shipped = Path(learning.__file__).parent.parent / "pocket" / "models"
+    assert learning.trained_folder(str(shipped)) == shipped
+    (tmp_path / learning.VLM).mkdir(parents=True)
+    (tmp_path / learning.VLM / "model.safetensors").touch()
+    for text, missing in ((str(tmp_path / "gone"), learning.VLM), (str(tmp_path), learning.CONNECTOR)):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"has no {missing}.*: give tests/pocket/models"):
+            learning.trained_folder(text)
 
 
 def test_a_pooled_picture_is_the_mean_of_its_tokens(vlm, data):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from ....kernels.conditioning_pictures import Box, area, crop, inside, worth_showing
 from .dataset import Crop, Dataset, Recipe, Record
 from .files import NO_DETECTOR
+from .filters import Limits, PictureFilter
 from .finders import Finder, Found
 from .folder import write_records
 from .pictures import WHOLES, write_picture
@@ -23,7 +25,7 @@ Heads = Callable[[Tensor], list[tuple[Box, float]]]  # finds heads in a picture,
 
 
 @dataclass(frozen=True)
-class DatasetSettings(Recipe):
+class DatasetSettings(Limits, Recipe):
     """How a dataset is built; see PalimpsestBuildMultimodalDataset for each."""
 
     detector: str = NO_DETECTOR
@@ -41,6 +43,11 @@ class DatasetSettings(Recipe):
         return Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)})
 
     @property
+    def limits(self) -> Limits:
+        """Which pictures are taken."""
+        return Limits(**{each.name: getattr(self, each.name) for each in fields(Limits)})
+
+    @property
     def wholes(self) -> tuple[str, ...]:
         """The kinds in which whole pictures are drawn."""
         return tuple(kind for kind in WHOLES if getattr(self, kind))
@@ -48,7 +55,7 @@ class DatasetSettings(Recipe):
 
 @dataclass
 class Counted:
-    """What became of the parts that were found."""
+    """What became of the parts that were found; left_out: of whole pictures, by the reason."""
 
     kept: int = 0
     too_small: int = 0
@@ -56,6 +63,7 @@ class Counted:
     overlapping: int = 0
     heads: int = 0
     without: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def build_dataset(
@@ -69,23 +77,38 @@ def build_dataset(
     depths: Sequence[Tensor] = (),
     people: Sequence[str] = (),
     heads: Heads | None = None,
+    keep: PictureFilter | None = None,
     tell: Callable[[int, str], None] = lambda done, text: None,
 ) -> tuple[Dataset, Counted]:
     """Write a dataset of pictures (H, W, 3) and their captions; returns it and what was kept and dropped.
 
     Pictures are taken one after the other, held to 0..1, and not kept.
     wholes: kinds of WHOLES to draw; depths: a depth map (H, W, 3) for each picture, or none at all; heads: finds heads
-    in a picture, for crops of `people`. tell is called with the number of pictures done, and may raise to stop.
+    in a picture, for crops of `people`. keep: which pictures are taken. tell is called with the number of pictures
+    done, and may raise to stop. Raises ValueError where no picture is left.
     """
-    builder = Builder(folder, finder, recipe, tuple(wholes), tuple(people), heads)
+    keep = keep or PictureFilter(Limits())
+    builder = Builder(folder, recipe, tuple(wholes), tuple(people), heads)
     digits, records = max(5, len(str(len(pictures)))), []
     for index, (given, caption) in enumerate(zip(pictures, captions, strict=True)):
         tell(index, f"picture {index + 1} of {len(pictures)}, {builder.counted.kept} crops")
         picture = given.float().cpu().clamp(0, 1)  # here, so that no second copy of all of them is held
-        crops = builder.crops(index, picture, caption, f"{index + 1:0{digits}}")
+        out, found = keep.reason(index, picture, caption), []
+        if out is None:
+            found = finder(index, picture, caption)
+            out = keep.crowd(found, caption)
+        if out is not None:
+            builder.counted.left_out[out] += 1
+            continue
+        crops = builder.crops(found, picture, caption, f"{index + 1:0{digits}}")
         whole = builder.whole(picture, depths[index] if len(depths) else None, f"{index + 1:0{digits}}")
         file = write_picture(picture, folder, f"pictures/{index + 1:0{digits}}.png")
         records.append(Record(file, caption, (picture.shape[1], picture.shape[0]), crops, whole))
+    if not records:
+        raise ValueError(
+            f"all {len(pictures)} pictures are left out: {told_reasons(builder.counted)}. Widen the limits "
+            "(min_picture, max_aspect, alike_bits, min_score, max_text, max_people), or connect other pictures."
+        )
     dataset = Dataset(folder, tuple(records), recipe)
     write_records(dataset)
     return dataset, builder.counted
@@ -93,19 +116,18 @@ def build_dataset(
 
 @dataclass(frozen=True, eq=False)
 class Builder:
-    """Finds, filters, cuts and writes, picture by picture, and counts what became of what was found."""
+    """Filters what was found, cuts and writes, picture by picture, and counts what became of it."""
 
     folder: Path
-    finder: Finder
     recipe: Recipe
     wholes: tuple[str, ...]
     people: tuple[str, ...]
     heads: Heads | None
     counted: Counted = field(default_factory=Counted)
 
-    def crops(self, index: int, picture: Tensor, caption: str, name: str) -> tuple[Crop, ...]:
-        """The crops of a picture, written."""
-        kept = self.kept(self.finder(index, picture, caption), picture)
+    def crops(self, found: Sequence[Found], picture: Tensor, caption: str, name: str) -> tuple[Crop, ...]:
+        """The crops of a picture in which something was found, written."""
+        kept = self.kept(found, picture)
         heads = []
         if self.heads and any(is_person(caption[found.start : found.end], self.people) for found in kept):
             heads = self.heads(picture)
@@ -188,4 +210,17 @@ def describe_dataset(dataset: Dataset, counted: Counted) -> str:
         f"{counted.heads} heads; dropped: {counted.too_small} smaller than {recipe.min_side} x {recipe.min_side} "
         f"px, {counted.too_large} larger than {100 * recipe.max_share:.0f} % of their picture, "
         f"{counted.overlapping} on words of a better one; {counted.without} pictures have no crop"
+        f"{told_people(dataset)}{'; left out: ' * bool(counted.left_out)}{told_reasons(counted)}"
     )
+
+
+def told_people(dataset: Dataset) -> str:
+    """How many pictures show people, where that counts."""
+    weight = dataset.recipe.people_weight
+    people = sum(record.has_people for record in dataset.records)
+    return f"; {people} with people, which come {weight:g} times as often" if weight != 1 else ""
+
+
+def told_reasons(counted: Counted) -> str:
+    """How many whole pictures were left out, and why."""
+    return ", ".join(f"{count} {reason}" for reason, count in counted.left_out.most_common())

@@ -25,7 +25,8 @@ class Recipe(Settings):
 
     min_side: a crop of fewer pixels than its square is dropped; max_share: as is one of more of the picture than
     this. max_crops: crops in one prompt. head_share, vary_share, whole_share: how often a person is shown by the head
-    alone, a picture is varied, and the whole picture stands in the prompt without its looks.
+    alone, a picture is varied, and the whole picture stands in the prompt without its looks. people_weight: how often a
+    picture with a crop of a person comes, beside one without.
     """
 
     min_side: int = 150
@@ -34,6 +35,7 @@ class Recipe(Settings):
     head_share: float = 0.7
     vary_share: float = 0.2
     whole_share: float = 0.3
+    people_weight: float = 1.0
 
 
 RANGES = {  # what a recipe may say, as the node's inputs do
@@ -43,6 +45,7 @@ RANGES = {  # what a recipe may say, as the node's inputs do
     "head_share": (0.0, 1.0),
     "vary_share": (0.0, 1.0),
     "whole_share": (0.0, 1.0),
+    "people_weight": (0.1, 20.0),
 }
 
 
@@ -69,6 +72,11 @@ class Record:
     size: tuple[int, int]
     crops: tuple[Crop, ...] = ()
     wholes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_people(self) -> bool:
+        """Whether one of its crops shows a person."""
+        return any(crop.person for crop in self.crops)
 
     def prompt(self) -> str:
         """The caption with every crop in it, as Multimodal Prompt writes it."""
@@ -125,7 +133,7 @@ class Dataset:
 
     def fitting(self, stage: Stage) -> list[int]:
         """The records that a stage can be trained on. Raises ValueError where there are none."""
-        found = [i for i, record in enumerate(self.records) if not stage.people or any(c.person for c in record.crops)]
+        found = [i for i, record in enumerate(self.records) if not stage.people or record.has_people]
         if not found:
             what = "no crop of a person in it (words under people)" if stage.people else "no picture in it"
             raise ValueError(

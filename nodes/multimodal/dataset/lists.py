@@ -61,13 +61,24 @@ def depth_for_each(depth: list | None, pictures: int) -> list[torch.Tensor]:
     return depths
 
 
-def masks_for_each(masks: list[torch.Tensor], pictures: int) -> list[torch.Tensor]:
+def scores_for_each(scores: list | None, pictures: int) -> list[float]:
+    """The score of each picture, or none at all. Raises ValueError for another number."""
+    found = [float(score) for score in scores or ()]
+    if found and len(found) != pictures:
+        raise ValueError(
+            f"scores has {len(found)} numbers for {pictures} pictures: give one for each, in their order, or "
+            "disconnect it."
+        )
+    return found
+
+
+def masks_for_each(masks: list[torch.Tensor], pictures: int, what: str = "masks") -> list[torch.Tensor]:
     """A batch of masks for each picture; a single batch of as many masks as there are pictures is taken apart."""
     if not all(mask.numel() and torch.isfinite(mask).all() for mask in masks):
-        raise ValueError("masks has one that is empty or holds NaN: look at the node that makes it.")
+        raise ValueError(f"{what} has one that is empty or holds NaN: look at the node that makes it.")
     if len(masks) == 1 and pictures != 1 and len(masks[0]) == pictures:
         masks = [*masks[0][:, None]]
-    return require_number(masks, pictures, "masks")
+    return require_number(masks, pictures, what)
 
 
 def boxes_for_each(boxes: list, pictures: int) -> list[list[dict]]:

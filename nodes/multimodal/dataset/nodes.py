@@ -10,9 +10,12 @@ from ... import host, inputs, plots, sockets
 from . import files, lists
 from .building import PEOPLE, DatasetSettings, build_dataset, describe_dataset
 from .contact_sheet import overview
+from .filtering import filtering
+from .filters import PictureFilter, chosen_score, chosen_text
 from .finders import ByDetector
 from .folder import SHEET
 from .open_detection import load_detector
+from .synthetic import SyntheticPrompts
 from .text import comma
 
 BOXES = io.Custom("BOUNDING_BOX")
@@ -179,6 +182,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                     tooltip="The folder's name in output/palimpsest_datasets, to which a number is added. Nothing that "
                     "is there is overwritten. Folders (mine/cats) and dates (%date:yyyy-MM-dd%) are understood.",
                 ),
+                *filtering(),
             ],
             outputs=[
                 sockets.MultimodalDataset.Output(
@@ -200,6 +204,7 @@ class BuildMultimodalDataset(io.ComfyNode):
     @classmethod
     def execute(cls, images, captions, words=("",), masks=None, boxes=None, depth=None, **chosen) -> io.NodeOutput:
         """Every input is a list, as the host gives it to such nodes."""
+        judged = {name: chosen.pop(name, None) for name in ("text_masks", "scores", "clip_vision", "clip")}
         settings = DatasetSettings.of({name: values[0] for name, values in chosen.items()})
         pictures = lists.one_by_one(images)
         texts = lists.captions_for_each(captions, len(pictures))
@@ -207,6 +212,7 @@ class BuildMultimodalDataset(io.ComfyNode):
         detector = chosen_detector(settings, named)
         finder = lists.chosen_finder(detector, named, masks, boxes, settings.remove_background)
         depths = lists.depth_for_each(depth, len(pictures))
+        keep = chosen_filter(settings, len(pictures), detector, **judged)
         shown = host.ProgressText(host.node_id(cls))
         with files.new_dataset(settings.name) as folder:
             dataset, counted = build_dataset(
@@ -219,6 +225,7 @@ class BuildMultimodalDataset(io.ComfyNode):
                 depths=depths,
                 people=comma(settings.people.lower()),
                 heads=detector.heads if detector else None,
+                keep=keep,
                 tell=teller(len(pictures), shown),
             )
             sheet = overview(dataset)
@@ -237,6 +244,27 @@ def chosen_detector(settings: DatasetSettings, words: list[tuple[str, ...]]) -> 
     return ByDetector(detector, settings.box_threshold, settings.text_threshold, spoken)
 
 
+def chosen_filter(
+    settings: DatasetSettings,
+    pictures: int,
+    detector: ByDetector | None,
+    *,
+    text_masks: list | None,
+    scores: list | None,
+    clip_vision: list | None,
+    clip: list | None,
+) -> PictureFilter:
+    """Which of so many pictures are taken, by the settings and what is connected for it."""
+    vision, text = (given[0] if given else None for given in (clip_vision, clip))
+    masks = lists.masks_for_each(text_masks, pictures, "text_masks") if text_masks else []
+    return PictureFilter(
+        settings.limits,
+        chosen_score(settings.limits, lists.scores_for_each(scores, pictures), vision, text),
+        chosen_text(settings.limits, masks, detector),
+        comma(settings.people.lower()),
+    )
+
+
 def teller(pictures: int, shown: host.ProgressText) -> Callable[[int, str], None]:
     """Shows how many of so many pictures are done, and stops when the run is cancelled."""
     import comfy.model_management
@@ -253,4 +281,4 @@ def teller(pictures: int, shown: host.ProgressText) -> Callable[[int, str], None
 
 
 SHELVES = [files.DETECTORS]
-NODES = [BuildMultimodalDataset]
+NODES = [SyntheticPrompts, BuildMultimodalDataset]

@@ -6,26 +6,20 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from ....kernels.scripts import COMMAS, UNSPACED, split_lines
 from ...quoting import quoted
 
-# Thai, Lao, Myanmar, Khmer, kana, Bopomofo, Chinese characters: a word's letters stand beside the next word's
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3105-\u312f\u31f0-\u31ff\u3400-\u4dbf"
-    "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af]"
-)
-COMMAS = re.compile("[,\uff0c\u3001\uff64\u060c]")  # full-width, ideographic, half-width ideographic, Arabic
 PUNCTUATION = " .,;:!?\u3000\u3001\u3002\uff01\uff0c\uff0e\uff1a\uff1b\uff1f"  # around a phrase
-LINES = re.compile(r"\r\n|\r|\n")  # as editors end them; U+2028 and its like are blanks of a text
 
 
 def comma(text: str) -> tuple[str, ...]:
     """Words between commas of any script."""
-    return tuple(word for word in (part.strip() for part in COMMAS.split(cleaned(text))) if word)
+    return tuple(word for word in (part.strip() for part in re.split(f"[{COMMAS}]", cleaned(text))) if word)
 
 
 def lines(text: str) -> list[str]:
     """The lines of a text that are not empty, without blanks at their ends."""
-    return [line.strip() for line in LINES.split(cleaned(text)) if line.strip()]
+    return split_lines(cleaned(text))
 
 
 def cleaned(text: str) -> str:

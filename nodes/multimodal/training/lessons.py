@@ -6,6 +6,7 @@ been, and processes that share a batch learn what one process learns from all of
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -40,6 +41,11 @@ class Lesson:
     said: tuple[Said, ...] = ()
 
 
+def times(weight: float, count: int) -> int:
+    """How often so many pictures come at a weight: once at least, where there are any."""
+    return max(1, round(weight * count)) if count else 0
+
+
 @dataclass(frozen=True, eq=False)
 class Lessons:
     """The lessons of a training, each by its number. sizes: of every record that the stage can be trained on."""
@@ -54,9 +60,23 @@ class Lessons:
 
     @property
     def per_epoch(self) -> int:
-        """Batches in which every picture comes once."""
-        counts = Counter(self.sizes.values())
-        return sum(math.ceil(count / self.settings.batch_size) for count in counts.values())
+        """Batches in which every picture comes once, those with people as often as the dataset says."""
+        return sum(math.ceil(count / self.settings.batch_size) for count in self.counts.values())
+
+    @functools.cached_property
+    def counts(self) -> dict[tuple[int, int], int]:
+        """How many pictures of each size come in an epoch."""
+        people = Counter(size for record, size in self.sizes.items() if self.is_weighted(record))
+        weight = self.dataset.recipe.people_weight
+        return {
+            size: count - people[size] + times(weight, people[size])
+            for size, count in Counter(self.sizes.values()).items()
+        }
+
+    def is_weighted(self, record: int) -> bool:
+        """Whether a picture counts as one with people; where all are, or weigh as others do, it makes no difference."""
+        weight, stage = self.dataset.recipe.people_weight, STAGES[self.settings.stage]
+        return weight != 1 and not stage.people and self.dataset.records[record].has_people
 
     @property
     def per_step(self) -> int:
@@ -64,7 +84,7 @@ class Lessons:
         return self.settings.gradient_accumulation * self.world
 
     def epoch(self, number: int) -> list[list[int]]:
-        """Batches of pictures of one size; each picture comes once, those that fill up a batch twice."""
+        """Batches of pictures of one size; each picture comes once, or by its weight; some again to fill up a batch."""
         if number not in self.drawn:
             self.drawn.clear()
             self.drawn[number] = self.shuffled(number)
@@ -81,12 +101,23 @@ class Lessons:
     def batches_of(self, size: tuple[int, int], number: int) -> list[list[int]]:
         """An epoch's batches of pictures of one size."""
         batch = self.settings.batch_size
-        here = [record for record, other in self.sizes.items() if other == size]
         generator = generator_at(self.settings.seed, "order", number, size)
+        here = self.weighted([record for record, other in self.sizes.items() if other == size], generator)
         order = torch.randperm(len(here), generator=generator).tolist()
         count = math.ceil(len(here) / batch) * batch
         rows = [here[order[i % len(order)]] for i in range(count)]
         return [rows[i : i + batch] for i in range(0, count, batch)]
+
+    def weighted(self, records: list[int], generator: torch.Generator) -> list[int]:
+        """The pictures of an epoch: those with people as often as the recipe says, which ones by chance."""
+        weight = self.dataset.recipe.people_weight
+        people = [record for record in records if self.is_weighted(record)]
+        if not people:
+            return records
+        whole, rest = divmod(times(weight, len(people)), len(people))
+        some = torch.randperm(len(people), generator=generator)[:rest].tolist()
+        others = [record for record in records if not self.is_weighted(record)]
+        return others + people * whole + [people[i] for i in some]
 
     def of_step(self, step: int) -> Iterator[Lesson]:
         """This process's lessons of a step."""
