@@ -11,6 +11,9 @@ scaled to the steps and layers at hand. The sweep (scenes 0 to 3, poses) moves i
 keeps the old pose as published; of the settings that reach the new one, attention alone is best (0.45): the row "tuned
 here".
 
+InstructPix2Pix is the pocket's own 8-channel U-Net, trained on instructions (bench instruction_training). It is told
+what to do ("let it be sitting") instead of the new caption, and starts from new noise beside the picture.
+
 KV Inversion runs as the nodes stand, in every mode (source guidance only in *extend*, to which it belongs); *extend*
 also "recorded only", with nothing learned, which the other modes refuse. The rows "source mask" may look only at the
 source's animal, by its drawn mask, as one would have it where the surroundings change; the other rows know no mask.
@@ -41,8 +44,9 @@ import torch
 from benchmarks import pocket_host
 from benchmarks.scenes import KINDS, Edit, Scenes, contact_sheet, defaults
 from comfy.patcher_extension import WrappersMP
+from instruction_training.benchmark import PICTURE_GUIDANCE, TEXT_GUIDANCE
 from palimpsest.nodes.kv import nodes as kv_nodes
-from rivals import masactrl, null_text, plug_and_play, prompt_to_prompt
+from rivals import instruct_pix2pix, masactrl, null_text, plug_and_play, prompt_to_prompt
 
 SCORES = {
     "attribute": "edited", "followed": "prompt followed", "identity": "identity", "texture": "texture",
@@ -67,12 +71,14 @@ IDEAL, UNEDITED = "ideal edit through the autoencoder", "source, not edited"
 class Prepared:
     """A method that is ready for a picture's edits.
 
-    draw: CONDITIONING of the edit -> latent; rebuild: () -> latent; kept: bytes of all pictures.
+    draw: CONDITIONING of the edit -> latent; rebuild: () -> latent; kept: bytes of all pictures. inverted: whether it
+    edits from the inverted picture.
     """
 
     draw: Callable[[list], torch.Tensor]
     rebuild: Callable[[], torch.Tensor]
     kept: int
+    inverted: bool = True
 
 
 def prompt_swap(scenes: Scenes, guidance: float) -> Prepared:
@@ -115,6 +121,17 @@ def words_beside_source(exact: bool, scenes: Scenes, guidance: float) -> Prepare
     return replace(beside_source(masactrl, exact, scenes, guidance), draw=draw)  # the same branch, kept and rebuilt
 
 
+def instructed(scenes: Scenes, guidance: float) -> Prepared:
+    """InstructPix2Pix by the instruction of each edit, at its training's guidances; nothing is inverted."""
+    model = instruct_pix2pix.load(scenes)
+    guidances = {"text": TEXT_GUIDANCE, "picture": PICTURE_GUIDANCE}
+
+    def draw(prompt: list) -> torch.Tensor:
+        return instruct_pix2pix.sample(scenes, model, prompt[0][1]["scenes"], **guidances)
+
+    return Prepared(draw, lambda: draw(scenes.was), size(scenes.latent["samples"]), inverted=False)
+
+
 def ours(scenes: Scenes, guidance: float, subject: bool = False, recorded: bool = False, **editing: Any) -> Prepared:
     """KV Inversion as the nodes stand except `editing`.
 
@@ -143,6 +160,7 @@ METHODS: dict[str, tuple[str, Callable[[Scenes, float], Prepared]]] = {
     ),
     "p2p": ("DDIM + Prompt-to-Prompt", partial(words_beside_source, False)),
     "direct-p2p": ("direct inversion + Prompt-to-Prompt", partial(words_beside_source, True)),
+    "instruct": ("InstructPix2Pix", instructed),
     "ours": ("KV Inversion", ours),
     "ours-recorded": ("KV Inversion, recorded only", partial(ours, recorded=True)),
     "ours-soft": ("KV Inversion, source guidance 1", partial(ours, source_guidance=1.0)),
@@ -231,6 +249,7 @@ def measure(
 ) -> tuple[dict, dict[str, torch.Tensor]]:
     """One method over all edits: (costs and scores by kind, pictures by kind)."""
     prepared, once = meter(method, scenes, guidance)
+    inversion = inversion if prepared.inverted else Cost(0.0, 0.0, math.nan)
     latents, each = zip(*(meter(prepared.draw, edit.prompt) for edit in edits), strict=True)
     pictures = {edit.kind: scenes.decode(latent) for edit, latent in zip(edits, latents, strict=True)}
     costs = {
@@ -312,6 +331,8 @@ def compare(scenes: Scenes, count: PassCount, methods: dict, kinds: list[str], g
     edits = [scenes.edit(kind) for kind in kinds]
     meter = Meter(count, len(scenes.sources), scenes.model.load_device)
     scenes.sample(scenes.model, scenes.was, 1.0)  # loads the model, so that no method pays for it
+    if "instruct" in methods:
+        instruct_pix2pix.load(scenes)
     _, inversion = meter(scenes.invert)
     ceiling = scenes.decode(scenes.latent["samples"])
     references = {

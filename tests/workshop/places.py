@@ -10,6 +10,7 @@ MODELS = DEV / "models"
 PACK = "palimpsest"
 POCKET = MODELS / "checkpoints" / "palimpsest_pocket.safetensors"
 POCKET_EDIT = "palimpsest_pocket_edit.safetensors"  # the same as an InstructPix2Pix model, which ignores the picture
+POCKET_POSE = "palimpsest_pocket_pose.safetensors"  # its ControlNet for poses
 TIERS = ("maths", "host", "browser")
 
 

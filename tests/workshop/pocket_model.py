@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .places import MODELS, POCKET, POCKET_EDIT, ROOT, Problem
+from .places import MODELS, POCKET, POCKET_EDIT, POCKET_POSE, ROOT, Problem
 from .steps import digest, is_done, mark_done, run_logged, step
 
 
@@ -14,6 +14,8 @@ def build_pocket_model(python: Path) -> None:
     if not (source / "checkpoint.py").is_file():
         raise Problem(f"{source / 'checkpoint.py'} is missing: work in a complete copy of the repository")
     parts = [source / name for name in ("checkpoint.py", "flow_files.py", "text_encoder.py", "weights")]
+    pose = source.parent / "pose_control"
+    parts += [pose / "pocket_control.py", pose / "weights"]
     stamp, key = MODELS / ".pocket-stamp", digest(*parts)
     if is_done(stamp, key) and POCKET.is_file():
         return
@@ -22,6 +24,7 @@ def build_pocket_model(python: Path) -> None:
         run_logged([python, source / "checkpoint.py", "--out", POCKET], "pocket")
         build_edit_model(python, POCKET.parent)
         run_logged([python, source / "flow_files.py", "--out", MODELS], "pocket-flow")
+        build_pose_control(python, MODELS)
     mark_done(stamp, key)
 
 
@@ -29,3 +32,9 @@ def build_edit_model(python: str | Path, folder: Path) -> None:
     """Make the pocket's InstructPix2Pix form beside the pocket checkpoint of a folder."""
     program = ROOT / "tests" / "pocket" / "checkpoint.py"
     run_logged([python, program, "--edit-of", folder / POCKET.name, "--out", folder / POCKET_EDIT], "pocket_edit")
+
+
+def build_pose_control(python: str | Path, models: Path) -> None:
+    """Make the pocket's ControlNet for poses in a models folder."""
+    program = ROOT / "tests" / "pose_control" / "pocket_control.py"
+    run_logged([python, program, "--out", models / "controlnet" / POCKET_POSE], "pocket_pose")

@@ -15,8 +15,8 @@ from .base_folders import offer_models, prepare_base
 from .browsers import Browser
 from .environments import has_accelerator
 from .hosts import Place
-from .places import DEV, MODELS, POCKET, POCKET_EDIT, ROOT, Problem
-from .pocket_model import build_edit_model
+from .places import DEV, MODELS, POCKET, POCKET_EDIT, POCKET_POSE, ROOT, Problem
+from .pocket_model import build_edit_model, build_pose_control
 from .steps import last_lines, step
 
 
@@ -66,8 +66,11 @@ def start_host(
     base = Path(base).absolute()
     prepare_base(base, pack, Path(models) if models else None, examples)
     checkpoints = base / "models" / "checkpoints"
-    if examples and (checkpoints / POCKET.name).is_file() and not (checkpoints / POCKET_EDIT).is_file():
-        build_edit_model(python, checkpoints)
+    if examples and (checkpoints / POCKET.name).is_file():
+        if not (checkpoints / POCKET_EDIT).is_file():
+            build_edit_model(python, checkpoints)
+        if not (base / "models" / "controlnet" / POCKET_POSE).is_file():
+            build_pose_control(python, base / "models")
     port = port or free_port()
     check_port(port)
     command = [python, ROOT / "tests" / "run_host.py", Path(comfy) / "main.py", "--port", port]
