@@ -210,6 +210,24 @@ def flow_noise_angle(sigma: float) -> float:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
+def flow_noised(clean: Tensor, bias: Tensor | float, noise: Tensor, sigma: Tensor | float) -> Tensor:
+    """A draw from a flow's q(x_s | x_0, c): (1 - s) x_0 + b + s eps, b = s (1 - s) r: eq. 1 by flow_bias_level.
+
+    clean, bias, noise (B, C, H, W); sigma a number or (B, 1, 1, 1).
+    """
+    return (1.0 - sigma) * clean + bias + sigma * noise
+
+
+def flow_weight(sigma: float, limit: float = 5.0) -> float:
+    """lambda of a flow level s: min(1 / s^2, limit). Derived here, not in the paper.
+
+    A flow's network gives the velocity v = (x - f) / s, and f = x_0 asks for v* = (x - x_0) / s = eps - x_0 + (1 - s) r
+    of the shifted x. So |v - v*|^2 = |f - x_0|^2 / s^2: unlimited, eq. 6 is the loss that such models are trained by,
+    as snr_weight makes it the eps loss of a diffusion model. The limit keeps levels near the picture from ruling.
+    """
+    return min(1.0 / (sigma * sigma), limit)
+
+
 def snr_weight(sigma: float, limit: float = 5.0) -> float:
     """lambda_t = min(SNR, limit), SNR = abar / (1 - abar) = 1 / sigma^2: eq. 6's weight, which the paper leaves open.
 

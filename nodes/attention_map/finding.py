@@ -43,7 +43,7 @@ def find_words(
     host.require_active(model, positive, [trajectory.sigmas[step] for step in steps], "positive")
     patched, record = record_words(model, words, RecordSettings(), needs_samples=False)
     sigmas = torch.tensor([*(trajectory.sigmas[step] for step in steps), 0.0])
-    picture = model.model.process_latent_out(trajectory.latents[-1].clone())
+    picture = model.model.process_latent_out(host.as_sampled(model, trajectory.latents[-1].clone()))
     visit = host.VisitLevels(trajectory.latents[steps])
     host.sample(patched, visit, picture, sigmas=sigmas, positive=positive, callback=callback, unguided=True)
     record.of(None)

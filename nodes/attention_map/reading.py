@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import attention_map as maths
+from ...kernels.scripts import split_list
 from .. import host
 from ..quoting import quoted
 from ..settings import Settings
@@ -69,7 +70,7 @@ def chosen_levels(run: RecordedRun, levels: str) -> list[host.Grid]:
 
 def chosen_words(record: AttentionRecord, asked: str) -> list[int]:
     """The recorded words of a comma-separated list, all if it is empty. Raises ValueError for one that is not there."""
-    names = [word.strip() for word in asked.replace("\n", ",").split(",") if word.strip()]
+    names = split_list(asked)
     known = {word.casefold(): i for i, word in enumerate(record.words)}
     for name in names:
         if name.casefold() not in known:
@@ -155,7 +156,7 @@ def read(
     cut = tuple(side // host.CELL for side in size) == cells  # the VAE left the sides' rest out
     levels = chosen_levels(run, settings.levels)
     mass = mean_mass(run, levels, settings.start_percent, settings.end_percent, encoded if cut else size)
-    mass = host.beyond(mass, size) if cut else mass
+    mass = run.of_video(host.beyond(mass, size) if cut else mass)
     mask = host.as_encoded(mask, cells) if mask is not None and size == encoded else mask
     shown, mass = normalised(mass, settings.normalise, record)[:, chosen], mass[:, chosen]
     thresholds = maths.otsu(shown) if settings.threshold == 0 else torch.full(shown.shape[:2], settings.threshold)

@@ -18,13 +18,24 @@ KEPT_RUNS = 8
 class RecordedRun:
     """Where W words acted in one sampling run of T steps and B pictures.
 
-    samples (B, C, H, W): the latent that the run gave, by which a reader knows it. levels: by the grid (h, w) of the
-    layers, the share of a place's attention that went to each word, (T, B, W, h, w) float32 on the CPU, averaged over
-    heads, layers and the model calls of a step; nan in steps that were not recorded. Empty if no prompt held the words.
+    samples (B, C, H, W) or (B, C, F, H, W): the latent that the run gave, by which a reader knows it. levels: by the
+    grid (h, w) of the layers, the share of a place's attention that went to each word, (T, B, W, h, w) float32 on the
+    CPU, averaged over heads, layers and the model calls of a step; nan in steps that were not recorded. Empty if no
+    prompt held the words. Of videos B counts the frames of their latents, of which each but the first stands for
+    `ratio` of the video's.
     """
 
     samples: Tensor
     levels: Mapping[host.Grid, Tensor]
+    ratio: int = 1
+
+    def of_video(self, maps: Tensor) -> Tensor:
+        """Maps (B, ...) of pictures as they are, of the frames of latents for every frame of their videos."""
+        frames = self.samples.shape[2] if self.samples.ndim == 5 else 1
+        if frames == 1 or len(maps) != len(self.samples) * frames:
+            return maps
+        rest = maps.unflatten(0, (-1, frames))[:, 1:].repeat_interleave(self.ratio, 1)
+        return torch.cat([maps.unflatten(0, (-1, frames))[:, :1], rest], 1).flatten(0, 1)
 
     @property
     def bytes(self) -> int:

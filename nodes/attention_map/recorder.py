@@ -34,7 +34,8 @@ class Sums:
     def add(self, call: host.ModelCall, mass: Tensor, grid: host.Grid, tokens: Tensor | None) -> None:
         """One layer's mass (B, W, n) of one prompt of a call: on some tokens of the grid, or on all of it."""
         if grid not in self.sums:
-            shape = (len(self.sigmas), call.clip, mass.shape[1], grid[0] * grid[1])
+            pictures = len(mass) if call.frames.shown is None else call.clip
+            shape = (len(self.sigmas), pictures, mass.shape[1], grid[0] * grid[1])
             self.sums[grid], self.counts[grid] = mass.new_zeros(shape), mass.new_zeros(*shape[:2], 1, shape[-1])
         where = slice(None) if tokens is None else tokens.to(mass.device)
         step = host.nearest_level(self.sigmas, call.sigma)
@@ -74,7 +75,8 @@ class KeepRun:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         sums = host.run_of(executor.class_obj.model_options).kept(self.name, lambda: Sums(sigmas))
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        self.record.add(RecordedRun(samples.detach().to("cpu", torch.float32, copy=True), sums.maps()))
+        ratio = host.video_ratio(executor.class_obj.model_patcher.model)
+        self.record.add(RecordedRun(samples.detach().to("cpu", torch.float32, copy=True), sums.maps(), ratio))
         return samples
 
 
@@ -83,7 +85,7 @@ class Sight:
     """A layer that looks at the prompt: its grid, rows of a prompt, heads, keys (R, M, C), and its attention.
 
     attend: what the picture gets for any values (R, M, C) -> (R, N, C), asked for in the rows of some chunks; the rows
-    of the others may be anything finite.
+    of the others may be anything finite. frames: of a video, whose places N are those of one frame after the other.
     """
 
     call: host.ModelCall
@@ -92,6 +94,7 @@ class Sight:
     heads: int
     key: Tensor
     attend: Callable[[Tensor, tuple[int, ...]], Tensor]
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,14 @@ class RecordWords:
         if attention.layer not in self.layers:
             return
         flat = attention.key[:, 0, :, :1].expand(-1, -1, heads * attention.key.shape[-1])  # its shape is asked for
-        grid = (sequence.frames * sequence.grid[0], sequence.grid[1])
+        frames = sequence.frames if sequence.apart else 1  # elsewhere they are layers of one picture
+        grid = (sequence.frames // frames * sequence.grid[0], sequence.grid[1])
 
         def apart(values: Tensor, chunks: tuple[int, ...]) -> Tensor:
             return attend(values.unflatten(2, (heads, -1)).transpose(1, 2), chunks)
 
-        self.look(Sight(call, grid, call.pictures, heads, flat, apart), places=sequence.places)
+        sight = Sight(call, grid, call.pictures, heads, flat, attend=apart, frames=frames)
+        self.look(sight, places=sequence.places)
 
     def look(self, sight: Sight, places: int) -> None:
         """Ask the layer for the words' mass and add it up, prompt by prompt, in a run that KeepRun has begun."""
@@ -137,13 +142,14 @@ class RecordWords:
         starts = self.starts(call, sight.key.shape[1])
         if not any(starts):
             return
-        if grid[0] * grid[1] != places:
+        if sight.frames * grid[0] * grid[1] != places:
             raise ValueError(
                 f"Attention Map cannot tell where a layer of {grid[1]} x {grid[0]} places looks: it asks for "
                 f"{places} here because another node merges or tiles them (ToMe, HyperTile): take it out."
             )
         with torch.no_grad():
-            mass = self.mass(sight, starts).unflatten(0, (call.chunks, sight.pictures))
+            mass = self.mass(sight, starts).unflatten(1, (sight.frames, -1)).flatten(0, 1)
+        mass = mass.unflatten(0, (call.chunks, sight.pictures * sight.frames))
         for chunk, area in ((chunk, call.areas[chunk]) for chunk in range(call.chunks) if starts[chunk]):
             whole = grid if area is None else host.whole_grid(area, grid)
             tokens = None if area is None else area.tokens(whole, *grid)

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...kernels.contextdiff_conditions import class_map, nearest_colours, part_shares
+from ...kernels.scripts import COMMAS
 from .. import host, inputs
 from ..quoting import quoted
 from ..settings import Settings
@@ -18,6 +19,7 @@ from .config import CLASS, LAYOUT, LIMITS_BY_KIND
 
 SIDE = 32  # cells of a layout a side, whatever its size
 COLOURS = 64  # of a palette, at most
+BETWEEN = rf"[{COMMAS};\s]+"  # numbers and colours of a list
 FAR = 0.25  # a pixel farther than this from every colour of the palette is told of
 
 
@@ -53,7 +55,8 @@ class ContextCondition(io.ComfyNode):
                     "kind",
                     options=[LAYOUT, CLASS],
                     tooltip="layout (default): a picture whose colours say which part is where. class: a number for "
-                    "the whole picture. Train and sample with the same kind.",
+                    "the whole picture, by label and labels (Show advanced inputs). Train and sample with the same "
+                    "kind.",
                 ),
                 io.Image.Input(
                     "layout",
@@ -73,6 +76,7 @@ class ContextCondition(io.ComfyNode):
                 io.String.Input(
                     "label",
                     default="0",
+                    advanced=True,
                     tooltip="Only for class: the number of the picture's class, from 0; or one for each picture, as in "
                     "3, 0, 2.",
                 ),
@@ -81,6 +85,7 @@ class ContextCondition(io.ComfyNode):
                     default=1000,
                     min=2,
                     max=LIMITS_BY_KIND["labels"],
+                    advanced=True,
                     tooltip="Only for class: how many classes there are. 1000 (default): ImageNet's, as in the paper. "
                     "It must be that of the training.",
                 ),
@@ -118,7 +123,7 @@ def read_layout(settings: ConditionSettings, layout: Tensor | None) -> tuple[Ten
 def read_classes(settings: ConditionSettings, layout: Tensor | None) -> tuple[Tensor, str]:
     """(the classes' maps, which they are in words). Raises ValueError for what is no class."""
     found = []
-    for word in re.split(r"[,;\s]+", settings.label.strip()):
+    for word in re.split(BETWEEN, settings.label.strip()):
         if not re.fullmatch(r"\d{1,9}", word) or int(word) >= settings.labels:
             raise ValueError(
                 f"label has {quoted(word)}: write whole numbers from 0 to {settings.labels - 1}, as in 3, 0, 2."
@@ -132,7 +137,7 @@ READ = {LAYOUT: read_layout, CLASS: read_classes}
 
 def colours(palette: str) -> Tensor:
     """The colours (K, 3) in 0..1 of a palette as people write it. Raises ValueError for what is none."""
-    words = re.split(r"[,;\s]+", palette.strip())
+    words = re.split(BETWEEN, palette.strip())
     for word in words:
         if not re.fullmatch(r"#?[0-9a-fA-F]{6}", word):
             raise ValueError(f"palette has {quoted(word)}, which is no colour: write it as #rrggbb.")

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...kernels.contextdiff import noise_angle
 from .. import host, training
 from ..settings import Settings
 from .adapter import ContextAdapter
@@ -181,7 +180,7 @@ class FitAdapter:
         training.require_finite(step, size, found, fault)
         self.good.keep()
         optimiser.step()
-        self.history.note(step, map(noise_angle, draw.sigmas), found)
+        self.history.note(step, map(draw.kind.angle, draw.sigmas), found)
         self.watch.tell(f"step {step + 1} of {self.settings.steps}, loss {self.history.recent():.4f}")
         self.watch.show(step, denoised.detach())
 

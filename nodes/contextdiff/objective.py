@@ -9,7 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...kernels.contextdiff import bias_level, context_loss, contextual_noised, noise_angle, shifted_noise, snr_weight
+from ...kernels.contextdiff import (
+    bias_level,
+    context_loss,
+    contextual_noised,
+    flow_bias_level,
+    flow_noise_angle,
+    flow_noised,
+    flow_weight,
+    noise_angle,
+    shifted_noise,
+    snr_weight,
+)
+from .. import host
 from .bias import PAPER, RELEASED_CODE, noisiest
 from .sight import Sight
 
@@ -17,6 +29,20 @@ CLEAN, PREDICTED = "x0", "x0_hat"
 
 
 # ------------------------------------------------------------------------------------------------------ one draw
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between diffusion and flow-matching models: noised pictures, B, the level told to r_phi, lambda."""
+
+    noised: Callable[[Tensor, Any, Tensor, Tensor], Tensor]
+    level: Callable[[float], float]
+    angle: Callable[[float], float]
+    weight: Callable[[float, float], float]
+
+
+DIFFUSION = Kind(contextual_noised, bias_level, noise_angle, snr_weight)
+FLOW = Kind(flow_noised, flow_bias_level, flow_noise_angle, flow_weight)
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,7 @@ class Draw:
     text: Tensor
     sigmas: tuple[float, ...]
     noise: Tensor
+    kind: Kind = DIFFUSION
 
     def column(self, function: Callable[[float], float] = float) -> Tensor:
         """A function of each picture's noise level, (B, 1, 1, 1)."""
@@ -38,18 +65,18 @@ class Draw:
 
     def plain(self) -> Tensor:
         """The noised pictures without a bias."""
-        return contextual_noised(self.clean, 0.0, self.noise, self.column())
+        return self.kind.noised(self.clean, 0.0, self.noise, self.column())
 
 
 def biased(draw: Draw, r: Tensor, top: float) -> Tensor:
     """The paper's noised pictures, x_0 + B(sigma) r + sigma eps; no bias at the noisiest level (k_T := 0).     eq. 1"""
-    bias = draw.column(lambda sigma: bias_level(sigma) if sigma < top else 0.0) * r
-    return contextual_noised(draw.clean, bias, draw.noise, draw.column())
+    bias = draw.column(lambda sigma: draw.kind.level(sigma) if sigma < top else 0.0) * r
+    return draw.kind.noised(draw.clean, bias, draw.noise, draw.column())
 
 
 def with_shifted_noise(draw: Draw, r: Tensor, top: float) -> Tensor:
     """The released code's noised pictures, x_0 + sigma (eps + 0.018125 r)."""
-    return contextual_noised(draw.clean, 0.0, shifted_noise(draw.noise, r), draw.column())
+    return draw.kind.noised(draw.clean, 0.0, shifted_noise(draw.noise, r), draw.column())
 
 
 def true_picture(draw: Draw, predict: Callable[[Draw, Tensor], Tensor]) -> Tensor:
@@ -123,6 +150,11 @@ class Objective:
         return self.model.inner_model.inner_model.model_sampling
 
     @property
+    def kind(self) -> Kind:
+        """Of the model that is asked."""
+        return FLOW if host.is_flow_sampling(self.sampling) else DIFFUSION
+
+    @property
     def top(self) -> float:
         """The level from which on there is no bias."""
         return noisiest(self.sampling)
@@ -137,7 +169,7 @@ class Objective:
         clean = self.latents[rows].to(self.text)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         text = self.text[rows] if len(self.text) > 1 else self.text.expand(len(rows), *self.text.shape[1:])
-        return Draw(rows, clean, text, tuple(map(self.sigma, shares)), noise)
+        return Draw(rows, clean, text, tuple(map(self.sigma, shares)), noise, self.kind)
 
     def predict(self, draw: Draw, x: Tensor) -> Tensor:
         """f_theta(x, c, t) of noised pictures, without guidance."""
@@ -146,7 +178,7 @@ class Objective:
 
     def losses(self, draw: Draw, seen: Tensor) -> tuple[Tensor, Tensor]:
         """(loss of each picture, prediction) with r evaluated at `seen`.                                       eq. 6"""
-        angle = draw.column(noise_angle)[:, 0, 0, 0]
+        angle = draw.column(draw.kind.angle)[:, 0, 0, 0]
         frames = len(draw.rows) if self.network.config.video else 1
         r = self.network(seen, draw.text, angle, frames, self.picture(draw, seen))
         return self.weighted(draw, FORWARD[self.formula](draw, r, self.top))
@@ -160,5 +192,5 @@ class Objective:
     def weighted(self, draw: Draw, x: Tensor) -> tuple[Tensor, Tensor]:
         """(lambda_t |f(x) - x_0|^2 of each picture, prediction)."""
         denoised = self.predict(draw, x)
-        weight = draw.column(lambda sigma: snr_weight(sigma, self.min_snr_gamma))[:, 0, 0, 0]
+        weight = draw.column(lambda sigma: draw.kind.weight(sigma, self.min_snr_gamma))[:, 0, 0, 0]
         return context_loss(denoised, draw.clean, weight), denoised

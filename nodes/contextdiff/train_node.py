@@ -35,9 +35,9 @@ class TrainContextAdapter(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="An SD 1.x, SD 2.x or SDXL model, with LoRAs if you will sample with them. The gradient "
-                    "passes through it: in half precision a picture of a step takes 0.8 GB beside the weights for "
-                    "SD 1.5 at 512 px, 5.3 GB for SDXL at 1024 px.",
+                    tooltip="An SD 1.x, SD 2.x, SDXL or SD 3 model, with LoRAs if you will sample with them. The "
+                    "gradient passes through it: in half precision a picture of a step takes 0.8 GB beside the weights "
+                    "for SD 1.5 at 512 px, 5.3 GB for SDXL at 1024 px.",
                 ),
                 io.Latent.Input(
                     "latent",

@@ -28,6 +28,8 @@ from .validation import verdict
 
 TECHNIQUE = "Train Context Adapter"
 NAME = "palimpsest_context_training"
+# By the host's class: the rotary positions of others have a gradient within the host's own training nodes alone.
+TRANSFORMERS = {"SD3": "SD 3 and 3.5"}
 LAYERS = {  # of a U-Net; the authors train the queries
     QUERIES: re.compile(r"\.to_q$"),
     ALL_ATTENTION: re.compile(r"\.to_(q|k|v|out\.0)$"),
@@ -91,13 +93,34 @@ def sizes_seen(sight: Sight | None, latent: Tensor, settings: TrainSettings) -> 
     return {"rows": latent.shape[-2], "columns": latent.shape[-1]} if settings.adapter == RELEASED else {}
 
 
-def check(model: Any, latent: Tensor) -> None:
-    """Raise ValueError for models and latents that cannot be trained on."""
-    import comfy.model_sampling
+def require_trainable(model: Any, settings: TrainSettings, positive: list) -> None:
+    """Raise ValueError for transformers that no gradient of ours goes through, and for what they do not have."""
+    kind = type(model.model).__name__
+    if kind not in TRANSFORMERS:
+        raise ValueError(
+            f"{TECHNIQUE} works with U-Net models (SD 1.x, SD 2.x, SDXL and their fine-tunes) and with "
+            f"{', '.join(TRANSFORMERS.values())}; the connected model is {kind}, whose rotary positions the host "
+            "gives a gradient in its own training nodes only: load a checkpoint of one of those families."
+        )
+    refusals = {
+        "train_unet": ("adds its LoRA to the layers of a U-Net", settings.train_unet != FROZEN),
+        "checkpointing": ("runs the blocks of a U-Net again", settings.checkpointing),
+    }
+    for name, (why, asked) in refusals.items():
+        if asked:
+            raise ValueError(f"{name} {why}, the connected model is {TRANSFORMERS[kind]}: set it to its default.")
+    if len({text.shape[1] for text, _ in positive}) > 1 or (len(positive) > 1 and "attention_mask" in positive[0][1]):
+        raise ValueError(
+            f"prompts of other lengths cannot share a step of {TRANSFORMERS[kind]}, which would read the repeated "
+            "ones as longer texts: give one prompt for all pictures, or prompts of one length."
+        )
 
-    host.require_unet(model, TECHNIQUE)
-    if isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST):
-        raise ValueError(f"{TECHNIQUE} trains with diffusion models, the connected model is a flow-matching one.")
+
+def check(model: Any, latent: Tensor, positive: list, settings: TrainSettings) -> None:
+    """Raise ValueError for models, latents and prompts that cannot be trained on."""
+    if not host.is_unet(model):
+        require_trainable(model, settings, positive)
+    host.kind_of_path(model, TECHNIQUE)
     if latent.ndim != 4:
         raise ValueError(
             f"the latent has {latent.ndim} dimensions: give pictures (batch, channels, height, width), a clip as a "
@@ -145,7 +168,7 @@ def train(
     or fails. encoders: clip_vision and vae, for kinds that see through CLIP. Raises ValueError for unusable inputs and
     a model that returns NaN.
     """
-    check(model, latent)
+    check(model, latent, positive, settings)
     model, watch = host.single_device(model), watch or Watch()
     with torch.inference_mode(False):
         context = condition.joined(positive, len(latent))

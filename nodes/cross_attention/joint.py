@@ -2,12 +2,13 @@
 
 A word reaches the picture there on three ways: the picture's tokens look at it, other tokens of text look at it and
 hand it on, and in some families text looks at text before it meets the picture. `Hidden` says which of them are closed.
+Where the picture looks at text in an attention of its own there is the first way only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ class JointWords:
     recorders: tuple[Callable, ...] = ()
 
     def __call__(self, attention: host.JointAttention) -> Tensor | None:
-        if None in attention.call.prompts:
+        if None in attention.call.prompts or not attention.sees_text:
             return None
         parts = self.parts(attention)
         if attention.layer is not None:
@@ -85,9 +86,16 @@ def every_part(regions: tuple[Region, ...], attention: host.JointAttention) -> l
 
 
 def region_places(region: Region, call: host.ModelCall, area: host.Area | None, sequence: host.Sequence) -> Tensor:
-    """The words' weight at each of the picture's tokens, (pictures or 1, N)."""
+    """The words' weight at each of the picture's tokens, (pictures or 1, N).
+
+    Several masks are those of a batch's pictures; of a video's frames where the model is one for video.
+    """
     whole = call.latent if area is None else area.whole
     region.look_at(call, whole)
+    if sequence.apart and sequence.frames > 1 and len(region.mask) > 1:
+        masks = host.masks_of_frames(region.mask, sequence.frames, host.video_ratio(call.model))
+        frames = replace(region, mask=masks)
+        return frames.weights(area, sequence.frames, *sequence.grid, whole=whole).reshape(1, -1)
     weights = region.weights(area, call.pictures, *sequence.grid, whole=whole, frames=call.frames)
     return weights.repeat(1, sequence.frames)
 
@@ -126,7 +134,8 @@ def token_weights(region: Region, words: set[int], places: Tensor, attention: ho
     weights = torch.full((attention.tokens,), closed if shut else 1.0)
     if not refining:
         weights[sequence.image] = places.cpu() if region.hidden.picture else 1.0
-    weights[sorted(words)] = 1.0
+    if not sequence.apart:
+        weights[sorted(words)] = 1.0
     return weights
 
 

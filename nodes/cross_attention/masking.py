@@ -52,7 +52,8 @@ def mask_words(
     for every token in a mode that only moves attention from one word to another.
     """
     mode, chosen = MODES[settings.mode], choose_layers(model, settings.layers, settings.custom_layers)
-    if words is None and mode.renormalise and host.is_unet(model):
+    family = host.family_of(model)
+    if words is None and mode.renormalise and (family is None or family.apart):
         raise ValueError(
             f"mode {settings.mode!r} gives what a masked word loses to the prompt's other words, and without tokens "
             "there are none: connect tokens from Select Words, or take mode 'after softmax'."
@@ -100,7 +101,8 @@ def ways_left(hidden: Hidden, family: host.Family) -> str:
         way
         for way, open_there in (
             ("by the picture's own tokens (hide_from_picture)", not hidden.picture),
-            ("through the prompt's other tokens (hide_from_text)", not hidden.text),
+            ("through the prompt's other tokens (hide_from_text)", not hidden.text and not family.apart),
+            ("in the prompt's other words, with which the network mixes them before", family.adapted),
             ("through the layers that refine the prompt (hide_from_refiner)", family.refiner and not hidden.refiner),
             ("in the prompt's pooled vector", family.pooled),
         )

@@ -53,7 +53,7 @@ class CrossAttentionMask(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     tooltip="Where the words act: white is yes, black is no, grey in between. Any size; one for the "
-                    "whole batch, or one for each picture of it.",
+                    "whole batch, or one for each picture of it; of a video one for each frame.",
                 ),
                 io.Combo.Input("mode", options=list(MODES), tooltip=MODE_TOOLTIP),
                 io.Combo.Input(
@@ -112,8 +112,9 @@ class CrossAttentionMask(io.ComfyNode):
                     "hide_from_picture",
                     default=True,
                     advanced=True,
-                    tooltip="Transformers only (FLUX, Z-Image, Qwen-Image, SD 3): the picture's own tokens do not see "
-                    "the words where they may not act. On (default) is the mask itself; off leaves the next two alone.",
+                    tooltip="Transformers only (FLUX, Z-Image, Qwen-Image, SD 3, Wan): the picture's own tokens do not "
+                    "see the words where they may not act. On (default) is the mask itself; off leaves the next two "
+                    "alone.",
                 ),
                 io.Boolean.Input(
                     "hide_from_text",
@@ -121,7 +122,8 @@ class CrossAttentionMask(io.ComfyNode):
                     advanced=True,
                     tooltip="Transformers only: the prompt's other tokens do not see the words either, and cannot hand "
                     "them on to the rest of the picture. On holds a word tightest; off (default) leaves the sentence "
-                    "whole, and part of the word gets through.",
+                    "whole, and part of the word gets through. Not needed on Wan and Anima, whose text hands nothing "
+                    "on.",
                 ),
                 io.Boolean.Input(
                     "hide_from_refiner",

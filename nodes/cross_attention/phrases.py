@@ -44,6 +44,11 @@ def add_phrase(
 
     Raises ValueError for an empty phrase, one of another model's text encoder, what is no mask, and an empty span.
     """
+    if (family := host.family_of(model)) is not None and family.adapted:
+        raise ValueError(
+            f"{TECHNIQUE} puts a phrase behind the prompt, and {family.name} makes one text of both before the picture "
+            "looks at it: write the phrase into the prompt, and use Select Words with Cross-Attention Mask."
+        )
     phrase = encoded(clip, settings.phrase)
     joined = [(behind(tensor, phrase), with_mask(extra, tensor, phrase)) for tensor, extra in positive]
     own = ChosenWords((settings.phrase.strip(),), (tuple(range(phrase.shape[1])),), phrase)

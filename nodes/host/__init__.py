@@ -27,8 +27,9 @@ from .call import (
 )
 from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
+from .controls import with_own_adapters
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
-from .families import Family, family_of, patch_of, require_words, thirds
+from .families import Family, family_of, patch_of, require_words, thirds, video_ratio
 from .finite import is_finite
 from .flow import (
     DIFFUSION,
@@ -50,7 +51,7 @@ from .frames import EVERY, Frames, pick_rows, showing, windows_part_prompts
 from .gradient import with_fixed_controls
 from .joint import JointAttention, Sequence, replace_joint
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
-from .masks import one_colour, picture_rows, rows_of_frames, stretched
+from .masks import masks_of_frames, one_colour, picture_rows, rows_of_frames, stretched
 from .model import (
     AttentionLayer,
     Grid,
@@ -166,6 +167,7 @@ __all__ = [
     "latents_at",
     "layer_key",
     "layout_fingerprint",
+    "masks_of_frames",
     "meet_blocks",
     "middle",
     "nearest_level",
@@ -221,9 +223,11 @@ __all__ = [
     "transformer_parts",
     "uncompiled",
     "unseen_picture",
+    "video_ratio",
     "was_cut",
     "whole_grid",
     "windows_part_prompts",
     "with_fixed_controls",
+    "with_own_adapters",
     "word_layers",
 ]

@@ -22,7 +22,15 @@ Block = tuple[str, int]
 
 
 def block_outputs(model: Any, family: Family) -> list[Block]:
-    """The blocks of a transformer, (block type, number), in the order of a forward pass."""
+    """The blocks of a transformer, (block type, number), in the order of a forward pass.
+
+    Raises ValueError where the host lets nobody see what they give back.
+    """
+    if not family.meets:
+        raise ValueError(
+            f"the host lets no other node see what the blocks of {family.name} give back, so that its features cannot "
+            "be blended: take Apply KV, which works in its attention, and Keep Outside for what must not change."
+        )
     return [key[:2] for key in joint_keys(model, family)]
 
 
@@ -86,9 +94,9 @@ class MeetBlocks(EachCall):
     def prepared(self, model: Any, x: Tensor, t: Tensor, text: Tensor | None, options: dict, conds: dict) -> dict:
         if self.name not in options:
             return options
-        require_no_references(self.family, conds)
         network = model.diffusion_model
-        sequence = sequence_of(self.family, network, x, text)
+        require_no_references(self.family, network, conds)
+        sequence = sequence_of(self.family, network, x, text, conds)
         if sequence.frames > 1:
             raise ValueError(
                 f"blocks of {self.family.name} are met for one picture at a time, the latent has {sequence.frames} "

@@ -60,10 +60,14 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A sampled prompt: its text (B, L, D) or None, and whether the host takes it for a negative one."""
+    """A sampled prompt: its text (B, L, D) or None, and whether the host takes it for a negative one.
+
+    encoded: what the network made that text of, where it makes another one (Anima).
+    """
 
     text: Tensor | None
     negative: bool
+    encoded: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -97,6 +101,7 @@ class Run(Keeps):
         named = [(cond, name) for name, group in self.conds.items() for cond in group]
         self.negative = {cond["uuid"]: cond.get("prompt_type", name) == "negative" for cond, name in named}
         self.prompts: dict[tuple, Prompt] = {}
+        self.encoded: dict[int, Tensor | None] = {}
 
     @property
     def every_cond(self) -> list[dict]:
@@ -114,11 +119,12 @@ class Run(Keeps):
             for cond in group or ():
                 kind = group[0].get("prompt_type") == "negative"
                 text, negative = sampled_text(cond), self.negative.get(group[0]["uuid"], kind)
+                encoded = self.encoded.setdefault(id(text), encoded_text(cond))  # copies stand behind what they copy
                 cut = frames.shown is not None and text is not None and len(text) > 1
                 name = (index, cond["uuid"], frames) if cut else id(text)
                 kept = self.prompts.get((name, negative))
                 if kept is None or (cut and not same_text(kept.text, text)):
-                    kept = self.prompts[name, negative] = Prompt(text, negative)
+                    kept = self.prompts[name, negative] = Prompt(text, negative, encoded)
                 found[index, cond["uuid"]] = kept
         return found
 
@@ -131,6 +137,11 @@ def sampled_text(cond: dict) -> Tensor | None:
     """
     found = cond.get("model_conds", {}).get("c_crossattn")
     return cond.get("cross_attn") if found is None else found.cond
+
+
+def encoded_text(cond: dict) -> Tensor | None:
+    """What a text encoder gave for one of the host's prompts, where the network makes another text of it."""
+    return cond.get("cross_attn") if cond.get("t5xxl_ids") is not None else None
 
 
 def same_text(a: Tensor, b: Tensor) -> bool:

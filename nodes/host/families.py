@@ -1,7 +1,8 @@
 """Transformers whose attention we know: a table of families, and the layers of a model of one of them.
 
-In these the tokens of text and picture stand in one sequence, text first, and every layer lets all of them look at all.
-A family is described by data; what differs in the arithmetic of a network is none of our business.
+In most of these the tokens of text and picture stand in one sequence, text first, and every layer lets all of them look
+at all. In some they are apart, as in a U-Net: the picture looks at itself, then at the text. A family is described by
+data; what differs in the arithmetic of a network is none of our business.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from .prompts import is_unet
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of transformer with joint attention.
+    """A kind of transformer.
 
     name: as people know it. kind: the host's class in comfy.model_base, itself and not one derived from it. blocks: by
     the block type that the host tells an attention, which of the network's lists these are. width: the network's own
     number of channels. numbered: whether the host tells an attention its block; where not, a block replacement does.
     refiner: the network's list of layers in which text looks at text before it meets the picture; "" without.
-    pooled: whether a vector of the whole prompt acts beside its tokens, where no mask of tokens reaches.
+    pooled: whether a vector of the whole prompt acts beside its tokens, where no mask of tokens reaches. apart: whether
+    the picture looks at text in an attention of its own. typed: whether the host tells an attention the type of its
+    block, where there is one type only. adapted: whether the network makes another text of the encoded one before.
+    meets: whether the host lets others see what blocks give back. ratio: how many frames of a video each frame of its
+    latent stands for, but for the first one, which stands for itself.
     """
 
     name: str
@@ -30,6 +35,11 @@ class Family:
     numbered: bool = True
     refiner: str = ""
     pooled: bool = False
+    apart: bool = False
+    typed: bool = True
+    adapted: bool = False
+    meets: bool = True
+    ratio: int = 1
 
 
 DOUBLE_AND_SINGLE = (("double", "double_blocks"), ("single", "single_blocks"))
@@ -40,24 +50,39 @@ FAMILIES = (
     Family("Chroma", "Chroma", DOUBLE_AND_SINGLE),
     Family("Qwen-Image", "QwenImage", (("double", "transformer_blocks"),), width="inner_dim"),
     Family("SD 3 and 3.5", "SD3", (("double", "joint_blocks"),), numbered=False, pooled=True),
-)
+    Family("Wan 2.1 and 2.2", "WAN21", (("double", "blocks"),), width="dim", apart=True, ratio=4),
+    Family("Wan 2.2 5B", "WAN22", (("double", "blocks"),), width="dim", apart=True, ratio=4),
+    Family(
+        "Anima", "Anima", (("double", "blocks"),), width="model_channels", apart=True, typed=False, adapted=True,
+        meets=False, ratio=4,
+    ),
+)  # fmt: skip
 NO_NUMBER = "the host does not tell its attention which layer it is"
 NO_DOOR = "the host lets no other node into its attention"
-APART = "text and picture attend apart in it, which is not served yet"
+MORE_STREAMS = "it reads other pictures or sound beside the clip in layers of their own, which is not served yet"
 MISSING = {  # by the host's class: why it is not served
     "HiDream": NO_NUMBER,
     "PixArt": NO_DOOR,
     "HunyuanDiT": NO_DOOR,
     "ErnieImage": NO_DOOR,
-    "WAN21": APART,
-    "WAN22": APART,
-    "Anima": APART,
-    "CosmosPredict2": APART,
+    "WAN21_Vace": MORE_STREAMS,
+    "WAN21_Camera": MORE_STREAMS,
+    "WAN21_HuMo": MORE_STREAMS,
+    "WAN22_Animate": MORE_STREAMS,
+    "WAN22_S2V": MORE_STREAMS,
+    "WAN21_SCAIL": MORE_STREAMS,
+    "WAN21_SCAIL2": MORE_STREAMS,
+    "CosmosPredict2": "its noise levels are of a kind of their own, which is not served yet",
     "HunyuanVideo": "a token refiner mixes its words before they meet the picture, which is not served yet",
     "ZImagePixelSpace": "the version that works on pixels is not served yet",
     "ChromaRadiance": "the version that works on pixels is not served yet",
 }
 NOT_DESCRIBED = "where its words stand is not described yet"
+
+
+def video_ratio(model: Any) -> int:
+    """Family.ratio of one of the host's models themselves; 1 where no family is known."""
+    return next((family.ratio for family in FAMILIES if family.kind == type(model).__name__), 1)
 
 
 def family_of(model: Any) -> Family | None:
@@ -84,7 +109,14 @@ def require_words(model: Any, technique: str) -> Family | None:
 
 def patch_of(network: Any) -> int:
     """Cells of the latent on a side of one picture token."""
-    return network.patch_size
+    size = network.patch_spatial if hasattr(network, "patch_spatial") else network.patch_size
+    return size if isinstance(size, int) else size[-1]
+
+
+def patch_in_time(network: Any) -> int:
+    """Frames of a clip's latent in one picture token."""
+    size = getattr(network, "patch_size", None)
+    return getattr(network, "patch_temporal", 1) if isinstance(size, int | None) else size[0]
 
 
 def text_multiple(network: Any) -> int:
@@ -93,7 +125,10 @@ def text_multiple(network: Any) -> int:
 
 
 def joint_keys(model: Any, family: Family) -> list[tuple[str, int, int]]:
-    """The layers of a transformer, (block type, number, 0), in the order of a forward pass."""
+    """The layers of a transformer, (block type, number, 0), in the order of a forward pass.
+
+    Where text and picture are apart, both attentions of a block are one layer.
+    """
     network = model.model.diffusion_model
     return [(name, i, 0) for name, blocks in family.blocks for i in range(len(getattr(network, blocks)))]
 

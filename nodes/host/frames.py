@@ -52,6 +52,11 @@ def shown_frames(model_options: dict, x: Tensor) -> Frames:
     window = model_options.get("transformer_options", {}).get(WINDOW)
     if handler is None or window is None:
         return EVERY
+    if window.dim == 2 and x.ndim == 5:
+        raise ValueError(
+            "the host's context windows cut the frames of this video apart, which is not served yet: take Context "
+            "Windows out, or sample a shorter video."
+        )
     if window.dim != 0:
         raise ValueError(
             f"the host's context windows cut along dimension {window.dim}, which is no frame of a clip but a part of "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .compiled import uncompiled
 from .model import AttentionLayer, blocks
 from .others import guiding_nodes
+from .prompts import is_unet
 
 
 def alias(weight: Tensor) -> Tensor:
@@ -46,7 +47,10 @@ class CallNetwork(nn.Module):
 
 @dataclass
 class AliasWeights:
-    """DIFFUSION_MODEL wrapper: where a gradient is wanted, the U-Net runs on aliases of its weights. Copies none."""
+    """Wrapper of the network (DIFFUSION_MODEL), or of the model around it (APPLY_MODEL): on aliases of its weights.
+
+    Where a gradient is wanted. Copies none.
+    """
 
     names: list[str]
     aliases: dict[str, Tensor] = field(default_factory=dict)
@@ -56,7 +60,7 @@ class AliasWeights:
         if not torch.is_grad_enabled():
             return executor(*args, **kwargs)
         if not self.aliases:  # made once the host has loaded the weights; they stay until the run ends
-            parameters = dict(network.named_parameters())
+            parameters = dict(network.named_parameters()) | dict(network.named_buffers())
             self.aliases = {f"network.{name}": alias(parameters[name]) for name in self.names}
         return torch.func.functional_call(CallNetwork(network), self.aliases, (executor, *args), kwargs)
 
@@ -184,10 +188,12 @@ def prepare(model: Any, first: AttentionLayer, cache: bool) -> tuple[Any, Cached
     plain = [n for n in names if type(model.get_model_object(n)) in (Tensor, nn.Parameter)]
     for name in set(names) - set(plain):
         patched.add_weight_wrapper(name, ordinary)
-    unprefixed = [name.removeprefix("diffusion_model.") for name in plain]
+    around = WrappersMP.DIFFUSION_MODEL if is_unet(model) else WrappersMP.APPLY_MODEL  # not every network has the first
+    if is_unet(model):
+        plain = [name.removeprefix("diffusion_model.") for name in plain]
     passes = PassesOfACall(model, whole=first.key[:2] == ("input", 0))
     for kind, wrapper in (
-        (WrappersMP.DIFFUSION_MODEL, AliasWeights(unprefixed)),
+        (around, AliasWeights(plain)),
         (WrappersMP.PREDICT_NOISE, passes.begin),
         (WrappersMP.CALC_COND_BATCH, passes.count),
     ):
@@ -229,12 +235,16 @@ class LateReader:
 def parameters_in_gradient(model: Any, first: AttentionLayer) -> list[str]:
     """Keys, as the host's patcher names them, of the U-Net parameters that a gradient into layer `first` touches.
 
-    They lie at or behind it in a forward pass; in hosts that leave requires_grad on, the others count too.
+    They lie at or behind it in a forward pass; in hosts that leave requires_grad on, the others count too. All of
+    another network's, with its buffers, which autograd may have to save as well.
     """
+    network = model.model.diffusion_model
+    if not is_unet(model):
+        return [f"diffusion_model.{name}" for name, _ in (*network.named_parameters(), *network.named_buffers())]
     order = {"input_blocks": 0, "middle_block": 1, "output_blocks": 2, "out": 3}
     start = ({"input": 0, "middle": 1, "output": 2}[first.block], first.number)
     keys = []
-    for name, module in model.model.diffusion_model.named_modules():
+    for name, module in network.named_modules():
         if not hasattr(module, "weight_function"):
             continue
         parts = name.split(".")

@@ -1,4 +1,4 @@
-"""Attention over text and picture together, as transformers have it: which call it is, where its tokens stand, and how
+"""Attention of transformers, mostly over text and picture together: which call it is, where its tokens stand, and how
 to stand in its place.
 
 Two doors of the host reach all of these models: an APPLY_MODEL wrapper, which sees latent and text of a call, and
@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .apart import Seen, seen_apart, text_length
 from .call import NAME, EachCall, ModelCall, call_of, observe
 from .compiled import not_compiled
-from .families import Family, patch_of, text_multiple
+from .families import Family, patch_in_time, patch_of, text_multiple
 from .model import Grid, LayerKey
 
 JOINT, SEQUENCE = NAME + ".joint", NAME + ".sequence"
@@ -38,13 +39,16 @@ class Sequence:
     """Where tokens stand in the joint sequence of a model call: text, then the picture, then what else there is.
 
     text: all its tokens, with those that pad it. grid (h, w) of the picture's tokens, frames times. references: tokens
-    of reference pictures may follow. layers: how many layers refine text alone before.
+    of reference pictures may follow. layers: how many layers refine text alone before. apart: the picture's tokens are
+    a sequence of their own, and text, or vision tokens of CLIP, what they look at elsewhere.
     """
 
     text: int
     grid: Grid
     frames: int = 1
     layers: int = 0
+    apart: bool = False
+    vision: int = 0
 
     @property
     def places(self) -> int:
@@ -53,8 +57,9 @@ class Sequence:
 
     @property
     def image(self) -> slice:
-        """Where the picture's own tokens are."""
-        return slice(self.text, self.text + self.places)
+        """Where the picture's own tokens are among those that look."""
+        first = 0 if self.apart else self.text
+        return slice(first, first + self.places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +69,7 @@ class JointAttention:
     query (R, H, T, D), key and value (R, H, M, D); M is T, or more where another node adds keys. layer: None in one
     that refines text, where T is the text alone. run: the attention that the host or another node would use,
     run(query, key, value, mask, options) -> (R, N, H * D). mask: what the model itself masks by, in any of the host's
-    forms, or None.
+    forms, or None. sees_text, sees_picture: what is among its keys; both, but in a refiner and where they are apart.
     """
 
     call: ModelCall
@@ -77,6 +82,8 @@ class JointAttention:
     mask: Tensor | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     behind: tuple[Act, ...] = ()  # the acts that have not seen it yet
+    sees_text: bool = True
+    sees_picture: bool = True
 
     @property
     def tokens(self) -> int:
@@ -172,13 +179,23 @@ def longer_mask(mask: Tensor | None, key: Tensor, more: int, bias: Tensor | None
     return torch.cat([mask.expand(rows, *mask.shape[1:]), added], 3)
 
 
-def sequence_of(family: Family, network: Any, x: Tensor, text: Tensor | None) -> Sequence:
-    """Where tokens stand in a call, from its latent (R, C, H, W) or (R, C, F, H, W) and its text (R, L, D)."""
+def sequence_of(
+    family: Family, network: Any, x: Tensor, text: Tensor | None, conds: Mapping[str, Any] | None = None
+) -> Sequence:
+    """Where tokens stand in a call, from its latent (R, C, H, W) or (R, C, F, H, W) and its text (R, L, D).
+
+    conds: what else the model is given.
+    """
     patch, multiple = patch_of(network), text_multiple(network)
-    length = multiple if text is None else -(-text.shape[1] // multiple) * multiple
     grid = tuple(-(-side // patch) for side in x.shape[-2:])
+    frames = -(-x.shape[2] // patch_in_time(network)) if x.ndim == 5 else 1
+    if family.apart:
+        reads_vision = getattr(network, "img_emb", None) is not None
+        vision = getattr((conds or {}).get("clip_fea"), "shape", (0, 0))[-2] if reads_vision else 0
+        return Sequence(text_length(text, conds or {}), grid, frames, apart=True, vision=vision)
+    length = multiple if text is None else -(-text.shape[1] // multiple) * multiple
     refiner = len(getattr(network, family.refiner)) if family.refiner else 0
-    return Sequence(length, grid, x.shape[2] if x.ndim == 5 else 1, refiner)
+    return Sequence(length, grid, frames, refiner)
 
 
 # ---- what the host calls --------------------------------------------------------------------------------------------
@@ -205,11 +222,10 @@ class Override:
         found = self.seen(query, key, heads, named.get("skip_reshape", False), options)
         if found is None:
             return run(query, key, value, heads, *rest, **named)
-        call, layer = found
         split = named.get("skip_reshape", False)
         given = JointAttention(
-            call=call,
-            layer=layer,
+            call=found.call,
+            layer=found.layer,
             sequence=options[SEQUENCE],
             query=heads_apart(query, heads, split),
             key=heads_apart(key, heads, split),
@@ -218,6 +234,8 @@ class Override:
             mask=rest[0] if rest else named.get("mask"),
             options=options,
             behind=tuple(act for _, act in self.acts),
+            sees_text=found.text,
+            sees_picture=found.picture,
         )
         made = given.passed()
         if not isinstance(made, Tensor) and made.as_given(given):
@@ -225,10 +243,8 @@ class Override:
         out = made if isinstance(made, Tensor) else made.part()
         return heads_apart(out, heads, False) if named.get("skip_output_reshape") else out
 
-    def seen(
-        self, query: Tensor, key: Tensor, heads: int, split: bool, options: dict
-    ) -> tuple[ModelCall, LayerKey | None] | None:
-        """The call and layer of a joint attention, or of one that refines text; None for any other.
+    def seen(self, query: Tensor, key: Tensor, heads: int, split: bool, options: dict) -> Seen | None:
+        """The call and layer of an attention to text or picture, or of one that refines text; None for any other.
 
         Raises ValueError where another node took tokens out of the sequence, or added rows.
         """
@@ -236,18 +252,27 @@ class Override:
         if call is None or sequence is None:
             return None
         tokens, keys = (tensor.shape[2 if split else 1] for tensor in (query, key))
-        layer = (options[TYPE], options[NUMBER], 0) if NUMBER in options and TYPE in options else None
+        kind = options.get(TYPE) if self.family.typed else self.family.blocks[0][0]
+        layer = None if kind is None or NUMBER not in options else (kind, options[NUMBER], 0)
+        if sequence.apart:
+            self.require_tokens(call, sequence, tokens, len(query))
+            return seen_apart(self.family, call, sequence, layer, tokens, keys)
         if layer is None:
-            return (call, None) if tokens == keys and refines_text(call, sequence, tokens) else None
+            return Seen(call, None) if tokens == keys and refines_text(call, sequence, tokens) else None
         if tokens == sequence.places:
             return None  # a picture that looks at itself (SD 3.5 medium), or at something of another node
-        if min(tokens, keys) < sequence.image.stop or len(query) != call.chunks * call.pictures:
+        self.require_tokens(call, sequence, min(tokens, keys), len(query))
+        return Seen(call, layer)
+
+    def require_tokens(self, call: ModelCall, sequence: Sequence, tokens: int, rows: int) -> None:
+        """Raise ValueError where a layer has fewer tokens than the picture, with its text, or other rows."""
+        if tokens < sequence.image.stop or rows != call.chunks * call.pictures:
+            there = "the picture has" if sequence.apart else "text and picture are"
             raise ValueError(
-                f"a layer of {self.family.name} has {tokens} tokens in {len(query)} rows, and text and picture are "
+                f"a layer of {self.family.name} has {tokens} tokens in {rows} rows, and {there} "
                 f"{sequence.image.stop} in {call.chunks * call.pictures}: another node merges, drops or adds some. "
                 "Take that node out."
             )
-        return call, layer
 
 
 def refines_text(call: ModelCall, sequence: Sequence, tokens: int) -> bool:
@@ -276,9 +301,10 @@ def run_again(
     return run(query, key, value, heads, mask, *rest, **others)
 
 
-def require_no_references(family: Family, conds: Mapping[str, Any]) -> None:
-    """Raise ValueError where reference pictures stand in front of the picture."""
-    if conds.get("ref_latents") and family.refiner:
+def require_no_references(family: Family, network: Any, conds: Mapping[str, Any]) -> None:
+    """Raise ValueError where reference pictures stand in front of the picture (Z-Image, and Wan's Fun versions)."""
+    fun = getattr(network, "ref_conv", None) is not None and conds.get("reference_latent") is not None
+    if (conds.get("ref_latents") and family.refiner) or fun:
         raise ValueError(
             f"reference pictures stand in front of the picture in {family.name}, where its words cannot be "
             "told apart yet: take ReferenceLatent out."
@@ -313,8 +339,8 @@ class Adapter(EachCall):
         if call_of(options) is None:
             return options
         network = model.diffusion_model
-        require_no_references(self.family, conds)
-        options[SEQUENCE] = sequence_of(self.family, network, x, text)
+        require_no_references(self.family, network, conds)
+        options[SEQUENCE] = sequence_of(self.family, network, x, text, conds)
         options[OVERRIDE] = Override(self.family, self.acts, options.get(OVERRIDE))
         if not self.family.numbered:
             options["patches_replace"] = numbered(self.family, network, options.get("patches_replace", {}))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...kernels.scripts import split_list
 from .model import AttentionLayer, Place, places, self_attention_layers
 
 PART = re.compile(r"(input|middle|output|out|double|single)(?: ?(\d+)(?: ?- ?(\d+))?)?(?:\.(\d+))?")
@@ -42,7 +43,7 @@ class Part:
 def read_parts(text: str, name: str, example: str) -> list[Part]:
     """The parts of a list. Raises ValueError, with the input's name and an example, for anything else and for none."""
     found = []
-    for written in filter(None, (" ".join(part.lower().split()) for part in text.split(","))):
+    for written in (" ".join(part.lower().split()) for part in split_list(text)):
         match = PART.fullmatch(written)
         if match is None:
             raise ValueError(f"{name}: {written[:60]!r} names no layer; write for instance {example!r}.")

@@ -39,6 +39,22 @@ def rows_of_frames(mask: Tensor, frames: Frames, pictures: int, height: int, wid
     return frames.rows(whole).expand(pictures, -1, -1, -1)
 
 
+def masks_of_frames(mask: Tensor, frames: int, ratio: int) -> Tensor:
+    """A MASK (B, h, w) of a video's frames, or of those of its latent, as one for each of the latent's (frames, h, w).
+
+    A latent's first frame holds one of the video's, each further one `ratio` of them, whose mean counts. Raises
+    ValueError for another number.
+    """
+    if len(mask) == frames:
+        return mask
+    if len(mask) != ratio * (frames - 1) + 1:
+        raise ValueError(
+            f"the mask has {len(mask)} pictures, the video {ratio * (frames - 1) + 1} frames ({frames} in its latent): "
+            "give one mask for all, or one for each."
+        )
+    return torch.cat([mask[:1], mask[1:].unflatten(0, (frames - 1, ratio)).mean(1)])
+
+
 def one_colour(mask: Tensor) -> str | None:
     """ "black" or "white" where a MASK is that all over; None for one that has a region."""
     if float(mask.max()) < BLACK:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .families import patch_of
+from .prompts import is_unet
+
 GIVEN = "concat_latent_image"  # the host's key in a CONDITIONING for the latent of that picture
 
 
@@ -33,6 +36,17 @@ class PictureChannels:
 def in_words(model: Any) -> str:
     """A model that is given pictures beside the latent, as messages name it."""
     return type(model.model).__name__ if picture_channels(model) else "an inpainting model"
+
+
+def needs_pictures(model: Any) -> bool:
+    """Whether a model is given pictures beside the latent, as those for inpainting and instructions are."""
+    network, channels = model.model.diffusion_model, model.get_model_object("latent_format").latent_channels
+    if is_unet(model):
+        return network.in_channels > channels
+    flat, clip = (getattr(getattr(network, name, None), "weight", None) for name in ("img_in", "patch_embedding"))
+    if clip is not None and clip.ndim == 5:  # Wan: (C, channels that are read, 1, 2, 2)
+        return clip.shape[1] > channels
+    return flat is not None and flat.shape[1] > channels * patch_of(network) ** 2
 
 
 def shows_picture(prompt: list) -> bool:

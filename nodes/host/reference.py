@@ -22,12 +22,11 @@ from torch import Tensor
 
 from .call import Run, noise_level, observe, run_of
 from .cancelling import stop_if_cancelled
-from .families import patch_of
 from .finite import is_finite
 from .flow import as_sampled, in_dimensions_of
 from .frames import in_one_window
-from .pictures import in_words, shows_picture
-from .prompts import is_unet, require_active
+from .pictures import in_words, needs_pictures, shows_picture
+from .prompts import require_active
 from .sampling import sample
 from .streaming import PieceStream
 from .trajectory import Trajectory, latents_at, nearest_level
@@ -373,15 +372,6 @@ def chosen_source(
         return cached, f"source cached ({size}), no further cost a step"
     reason = f"; cached it would take {needed / 1e6:.1f} MB" if not unseen else ""
     return SameStep(prompt), f"source run at the same step: one more row of the network in {levels} steps{reason}"
-
-
-def needs_pictures(model: Any) -> bool:
-    """Whether a model is given pictures beside the latent, as those for inpainting and instructions are."""
-    network, channels = model.model.diffusion_model, model.get_model_object("latent_format").latent_channels
-    if is_unet(model):
-        return network.in_channels > channels
-    read = getattr(getattr(network, "img_in", None), "weight", None)
-    return read is not None and read.shape[1] > channels * patch_of(network) ** 2
 
 
 def expected_bytes(model: Any, wanted: Wanted) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flow import is_flow, noise_to
+from .flow import in_dimensions_of, is_flow, noise_to
 from .frames import in_one_window
 from .others import without_guidance
 
@@ -66,7 +66,7 @@ class VisitLevels:
     def __call__(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable=False, **_):
         """sigmas: the levels, and one more that is not visited. latents (levels, B, C, H, W). Returns x."""
         for i, (latent, sigma) in enumerate(zip(self.latents, sigmas[:-1].tolist(), strict=True)):
-            latent = latent.to(x)
+            latent = in_dimensions_of(latent, x).to(x)
             denoised = model(latent, latent.new_full((len(latent),), sigma), **(extra_args or {}))
             if callback is not None:
                 callback({"i": i, "x": latent, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from ...kernels.scripts import split_list
 from ..quoting import MOST_LETTERS, quoted
 from .reading import EMBEDDING, Word
 
@@ -28,8 +29,7 @@ def choose(words: list[Word], asked: str, read: Callable[[str], list[Word]]) -> 
     punctuation do not count. read: the words of a text by the same text encoder.
     Raises ValueError for an entry that is not in the prompt, and for an empty list.
     """
-    entries = [entry.strip() for entry in re.split(r"[,\n]", asked)]
-    entries = [entry for entry in entries if entry]
+    entries = split_list(asked)
     spoken = [word for word in words if word.spoken]
     if EVERY_CONTENT_WORD in entries:
         at = entries.index(EVERY_CONTENT_WORD)

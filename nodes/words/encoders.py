@@ -14,7 +14,7 @@ from typing import Any
 CLIP, BYTE_PAIRS, SENTENCE_PIECES = "clip", "byte pairs", "sentence pieces"
 SPELLING = {
     "l": CLIP, "g": CLIP, "h": CLIP,
-    "t5xxl": SENTENCE_PIECES, "gemma2_2b": SENTENCE_PIECES,
+    "t5xxl": SENTENCE_PIECES, "umt5xxl": SENTENCE_PIECES, "gemma2_2b": SENTENCE_PIECES,
     "qwen3_4b": BYTE_PAIRS, "qwen3_8b": BYTE_PAIRS, "qwen25_7b": BYTE_PAIRS, "mistral3_24b": BYTE_PAIRS,
 }  # fmt: skip
 
@@ -35,9 +35,15 @@ ROWS: dict[frozenset[str], tuple[tuple[str, ...], ...]] = {
         (("qwen3_8b",), (("qwen3_8b",),)),  # Klein 9B
         (("qwen25_7b",), (("qwen25_7b",),)),  # Qwen-Image
         (("mistral3_24b",), (("mistral3_24b",),)),  # FLUX.2
+        (("umt5xxl",), (("umt5xxl",),)),  # Wan
+        (("qwen3_06b", "t5xxl"), (("t5xxl",),)),  # Anima: the network makes a row of each of T5's tokens
     )
 }
-MODELS = "SD 1.x, SD 2.x, SDXL, SD 3, FLUX.1, FLUX.2, Klein, Chroma, Z-Image, Lumina Image 2, Qwen-Image"
+ADAPTED = frozenset({"qwen3_06b", "t5xxl"})  # Anima's, whose encoded text is not the one that the picture looks at
+MODELS = (
+    "SD 1.x, SD 2.x, SDXL, SD 3, FLUX.1, FLUX.2, Klein, Chroma, Z-Image, Lumina Image 2, Qwen-Image, Wan 2.1 and 2.2, "
+    "Anima"
+)
 UNKNOWN = "<unk>"
 RAW_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -51,6 +57,11 @@ def groups_of(names: set[str]) -> tuple[tuple[str, ...], ...]:
             f"{MODELS}: load the text encoder of one of those models."
         )
     return groups
+
+
+def rows_of_text(tokens: dict[str, list], encoded: int) -> int:
+    """Rows of the text that the picture looks at: as many as are encoded, or as T5 has tokens in Anima."""
+    return sum(map(len, tokens["t5xxl"])) if frozenset(tokens) == ADAPTED else encoded
 
 
 def tokenizer_of(clip: Any, name: str) -> Any:

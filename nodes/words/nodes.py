@@ -33,7 +33,7 @@ class SelectWords(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     tooltip="The text encoder of the model that samples: SD 1.x, SD 2.x, SDXL, SD 3, FLUX, Z-Image, "
-                    "Qwen-Image and others, with CLIP skip or a LoRA if you use one.",
+                    "Qwen-Image, Wan, Anima and others, with CLIP skip or a LoRA if you use one.",
                 ),
                 io.String.Input(
                     "text",

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import Tensor
-
 from ..quoting import quoted
 from .choosing import choose
-from .encoders import groups_of
+from .encoders import groups_of, rows_of_text
 from .reading import Word, read_words, refuse_foreign_embeddings, row_offsets, spelled
 from .words import ChosenWords
 
@@ -29,10 +27,11 @@ def select(clip: Any, text: str, asked: str) -> tuple[ChosenWords, list, str]:
     conditioning = clip.encode_from_tokens_scheduled(tokens)
     tensors = [tensor for tensor, _ in conditioning]
     refuse_foreign_embeddings(tokens, tensors[0].shape[-1])
-    offsets = row_offsets(clip, tokens, tensors[0].shape[1])
+    rows = rows_of_text(tokens, tensors[0].shape[1])
+    offsets = row_offsets(clip, tokens, rows)
     positions = in_rows(groups, offsets)
-    refuse_what_is_cut(positions, tensors[0])
-    words = ChosenWords(tuple(positions), tuple(positions.values()), tensors[0], tuple(tensors[1:]))
+    refuse_what_is_cut(positions, rows)
+    words = ChosenWords(tuple(positions), tuple(positions.values()), tensors[0], tuple(tensors[1:]), rows)
     encoder, read = next(iter(by_encoder.items()))
     return words, conditioning, report(read, words, text, offsets[encoder])
 
@@ -77,13 +76,13 @@ def positions_of(clip: Any, encoder: str, words: list[Word], asked: str) -> Posi
     return {entry: tuple(row for word in found for row in word.positions) for entry, found in chosen.items()}
 
 
-def refuse_what_is_cut(positions: Positions, encoded: Tensor) -> None:
+def refuse_what_is_cut(positions: Positions, encoded: int) -> None:
     """Raise ValueError for words behind the end of what the text encoder gives."""
     for entry, rows in positions.items():
-        if max(rows) >= encoded.shape[1]:
+        if max(rows) >= encoded:
             raise ValueError(
                 f"{quoted(entry)} lies at token {max(rows)}, but the text encoder cuts this prompt after "
-                f"{encoded.shape[1]}: shorten the prompt."
+                f"{encoded}: shorten the prompt."
             )
 
 
@@ -105,7 +104,7 @@ def report(read: list[Word], chosen: ChosenWords, text: str, offset: int = 0) ->
     tokens = "; ".join(
         f"{word}: {', '.join(map(str, rows))}" for word, rows in zip(chosen.words, chosen.positions, strict=True)
     )
-    total = f"{chosen.prompt.shape[1]} tokens in all, start and end included"
+    total = f"{chosen.rows} tokens in all, start and end included"
     notes = [BREAK_NOTE] if re.search(r"\bBREAK\b", text) else []
     return "\n".join([" ".join(shown), f"tokens of {tokens}", total, *notes])
 

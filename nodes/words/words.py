@@ -32,22 +32,28 @@ class ChosenWords:
 
     words: as a person wrote them; positions: for each of them the rows of `prompt` (1, L, D), the text tensor of the
     CONDITIONING that was made together with this choice. variants: the other text tensors of the same prompt, where a
-    schedule on the text encoder makes several.
+    schedule on the text encoder makes several. length: how many rows the picture looks at where the network makes
+    another text of the encoded one, 0 for L; the positions are rows of that one.
     """
 
     words: tuple[str, ...]
     positions: tuple[tuple[int, ...], ...]
     prompt: Tensor
     variants: tuple[Tensor, ...] = ()
+    length: int = 0
 
     def require_sound(self) -> None:
         """Raise ValueError where there is no word, or one behind the end of the prompt."""
         rows = self.every_position
-        if not rows or rows[-1] >= self.prompt.shape[1]:
+        if not rows or rows[-1] >= self.rows:
             raise ValueError(
-                f"the chosen words are tokens {rows or 'none'} of a prompt of {self.prompt.shape[1]}: choose them by "
-                "Select Words."
+                f"the chosen words are tokens {rows or 'none'} of a prompt of {self.rows}: choose them by Select Words."
             )
+
+    @property
+    def rows(self) -> int:
+        """How many rows the text has that the picture looks at."""
+        return self.length or self.prompt.shape[1]
 
     @property
     def every_position(self) -> tuple[int, ...]:
@@ -72,8 +78,17 @@ class ChosenWords:
         return tuple(sorted({row for wanted in (self.prompt, *self.variants) for row in rows_of(wanted[0], context)}))
 
     def starts(self, prompt: host.Prompt, run: host.Run) -> tuple[int, ...]:
-        """`offsets` in a sampled prompt, which a run looks up once; nowhere in one without text."""
-        return run.kept((self, prompt), lambda: () if prompt.text is None else self.offsets(prompt.text))
+        """`offsets` in a sampled prompt, which a run looks up once; nowhere in one without text.
+
+        Where the network has made another text of a prompt, what it was made of is searched, and only its beginning.
+        """
+
+        def look() -> tuple[int, ...]:
+            if prompt.encoded is not None:
+                return tuple(row for row in self.offsets(prompt.encoded) if row == 0)
+            return () if prompt.text is None else self.offsets(prompt.text)
+
+        return run.kept((self, prompt), look)
 
 
 def rows_of(wanted: Tensor, context: Tensor) -> list[int]:

@@ -1,5 +1,9 @@
 """Context adapters that act without a training, what they see with, and a flow-matching model."""
 
+import json
+import tempfile
+from pathlib import Path
+
 import comfy.clip_vision
 import comfy.model_sampling
 import folder_paths
@@ -44,13 +48,15 @@ def flow(model):
 
 def vision(width=24, kind="clip_vision_model"):
     """A CLIP_VISION of the host's own class, small and random: 5 tokens of this width."""
-    model = comfy.clip_vision.ClipVisionModel(
-        {
-            "model_type": "clip_vision_model", "hidden_act": "quick_gelu", "hidden_size": width,
-            "intermediate_size": 32, "layer_norm_eps": 1e-5, "num_attention_heads": 2, "num_hidden_layers": 2,
-            "num_channels": 3, "image_size": 28, "patch_size": 14, "projection_dim": 16,
-        }
-    )  # fmt: skip
+    config = {
+        "model_type": "clip_vision_model", "hidden_act": "quick_gelu", "hidden_size": width,
+        "intermediate_size": 32, "layer_norm_eps": 1e-5, "num_attention_heads": 2, "num_hidden_layers": 2,
+        "num_channels": 3, "image_size": 28, "patch_size": 14, "projection_dim": 16,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:  # older hosts read it from a file alone
+        path = Path(folder, "config.json")
+        path.write_text(json.dumps(config), encoding="utf-8")
+        model = comfy.clip_vision.ClipVisionModel(str(path))
     model.model_type = kind
     torch.manual_seed(0)
     with torch.no_grad():

@@ -97,7 +97,7 @@ Both nodes take the same adapter, the same strength and the same noise levels.""
 START_LAYOUT = """## Edit by prompt, the layout held
 
 1. **Load Checkpoint**, **Load Image**: your SD 1.5 or SDXL model, your photo at the model's size. Right-click the
-   photo, **Open in MaskEditor**, paint the subject.
+   photo, **Open in Mask Editor**, paint the subject.
 2. **The picture as it is**: describe it. **The picture as it should be**: the same text with the change.
 3. Queue.
 

@@ -298,3 +298,26 @@ def test_the_released_codes_shift_needs_no_change_in_sampling():
     biases = [contextdiff.RELEASED_CODE_SHIFT * s * context for s in (4.1, 0.9)]
     step = ddim(clean, 4.1, 0.9)
     torch.testing.assert_close(contextdiff.contextual_step(step, x, *biases), step(x))
+
+
+def test_the_loss_of_a_flow_model_is_the_velocitys_loss_where_nothing_limits_it():
+    """v = (x - f) / s against (x - x_0) / s, of shifted pictures; the target is eps - x_0 + (1 - s) r."""
+    clean, r, noise, off = torch.randn(4, 2, 3, 5, 5, dtype=torch.float64).unbind(0)
+    for s in (0.05, 0.5, 0.9, 1.0):
+        x = contextdiff.flow_noised(clean, contextdiff.flow_bias_level(s) * r, noise, s)
+        target = (x - clean) / s
+        torch.testing.assert_close(target, noise - clean + (1 - s) * r)
+        denoised = clean + 0.1 * off
+        velocity = (x - denoised) / s
+        wanted = (velocity - target).pow(2).flatten(1).mean(1)
+        found = contextdiff.context_loss(denoised, clean, contextdiff.flow_weight(s, float("inf")))
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+    assert contextdiff.flow_weight(0.1, 5.0) == 5.0 and contextdiff.flow_weight(1.0, 5.0) == 1.0
+
+
+def test_noised_pictures_of_a_flow_are_the_stock_ones_without_a_shift():
+    clean, noise = torch.randn(2, 2, 3, 5, 5, dtype=torch.float64).unbind(0)
+    sigma = torch.tensor([0.25, 1.0], dtype=torch.float64)[:, None, None, None]
+    found = contextdiff.flow_noised(clean, 0.0, noise, sigma)
+    torch.testing.assert_close(found, (1 - sigma) * clean + sigma * noise)
+    assert torch.equal(found[1], noise[1])

@@ -6,18 +6,18 @@ import itertools
 import math
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.samplers
 import comfy.sd
 import comfy.utils
 import folder_paths
 import pytest
 import tiny_models
+import tiny_transformers
 import torch
 from benchmarks import counting
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_extras.nodes_train import LoraModelLoader
-from contextdiff.acting import use_folder
+from contextdiff.acting import flow, use_folder
 from palimpsest.kernels import contextdiff
 from palimpsest.nodes import files as storage
 from palimpsest.nodes import training
@@ -188,6 +188,13 @@ def test_the_loss_falls_and_the_adapter_acts_in_sampling(family, train_on):
 def test_the_gradient_through_the_u_net_is_the_finite_difference(prediction):
     """Of eq. 6 for one draw, from the loss as the training computes it."""
     model = tiny_models.unet(prediction=prediction)
+    values = differences(model, tiny_models.latent(2)["samples"], tiny_models.prompt(1))
+    assert values["gradient"] == pytest.approx(values["difference"], rel=2e-2)
+    assert abs(values["gradient"]) > 1e-4
+
+
+def differences(model, latents, positive):
+    """The gradient of eq. 6 in one direction of the weights, and the finite difference."""
     values = {}
 
     class Measuring(FitAdapter):
@@ -212,9 +219,8 @@ def test_the_gradient_through_the_u_net_is_the_finite_difference(prediction):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context_training, "FitAdapter", Measuring)
         settings = TrainSettings(batch_size=2)
-        context_training.train(model, tiny_models.latent(2)["samples"], tiny_models.prompt(1), settings)
-    assert values["gradient"] == pytest.approx(values["difference"], rel=2e-2)
-    assert abs(values["gradient"]) > 1e-4
+        context_training.train(model, latents, positive, settings)
+    return values
 
 
 def test_the_loss_is_equation_6_by_hand():
@@ -755,9 +761,66 @@ def other(family="sd15", width=24, **config):
     return ContextAdapter.new(AdapterConfig.for_model(unet(family), width, **config))
 
 
-def test_a_flow_model_is_refused():
-    model = tiny_models.unet()
-    kind = type("Flow", (comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {})
-    model.add_object_patch("model_sampling", kind(model.model.model_config))
-    with pytest.raises(ValueError, match="flow-matching"):
-        train(model)
+# ---- flow-matching models
+
+
+def shy(model):
+    """A flow model that predicts too little of the picture at high noise, so that r can help it."""
+    model = model.clone()
+    model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * (1 - 0.7 * float(args["sigma"][0])))
+    return model
+
+
+def sd3_given(pictures=2):
+    noise = torch.randn(pictures, 16, 3, 2, generator=torch.Generator().manual_seed(3))
+    smooth = torch.nn.functional.interpolate(noise, (12, 8), mode="bilinear")
+    return {"latent": {"samples": smooth}, "positive": tiny_transformers.prompt("sd3", 1)}
+
+
+@pytest.mark.parametrize("kind", ["U-Net", "SD 3"])
+def test_a_flow_model_learns_and_the_adapter_acts_in_its_sampling(kind):
+    """The transformer stays as it was, and so do its buffers, which the gradient saves."""
+    if kind == "U-Net":
+        model, given = shy(flow(tiny_models.unet())), {}
+    else:
+        made = tiny_transformers.model("sd3")
+        model, given = shy(made), sd3_given()
+    network = model.model.diffusion_model
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    adapter, _, report, _ = train(model, 2, whole=True, steps=12, learning_rate=3e-3, **given)
+    assert adapter.info["loss_x0_hat"] < 0.99 and adapter.info["sampled"] < 1.0
+    assert "12 steps" in report
+    assert_same(dict(network.state_dict()), before)
+    ours = tiny_models.execute(ContextSampler, context_adapter=adapter)[0]
+
+    def drawn(sampler):
+        guider = comfy.samplers.CFGGuider(model)
+        positive = given.get("positive") or tiny_models.prompt(1)
+        guider.set_conds(positive, positive)
+        guider.set_cfg(1.0)
+        levels = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
+        start = torch.randn(given.get("latent", tiny_models.latent(1))["samples"][:1].shape,
+                            generator=torch.Generator().manual_seed(3))  # fmt: skip
+        return guider.sample(start, torch.zeros_like(start), sampler, levels, disable_pbar=True, seed=5)
+
+    stock = drawn(comfy.samplers.sampler_object("euler"))
+    assert (drawn(ours) - stock).norm() > 1e-4 * stock.norm()
+
+
+@pytest.mark.parametrize("kind", ["U-Net", "SD 3"])
+def test_the_gradient_of_a_flow_model_is_the_finite_difference(kind):
+    model = flow(tiny_models.unet()) if kind == "U-Net" else tiny_transformers.model("sd3")
+    given = {"latent": tiny_models.latent(2), "positive": tiny_models.prompt(1)} if kind == "U-Net" else sd3_given()
+    values = differences(model, given["latent"]["samples"], given["positive"])
+    assert values["gradient"] == pytest.approx(values["difference"], rel=2e-2)
+    assert abs(values["gradient"]) > 1e-4
+
+
+def test_what_cannot_be_trained_on_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"the connected model is Flux, whose rotary positions"):
+        train(tiny_transformers.model("flux"), latent={"samples": torch.ones(1, 16, 12, 8)})
+    sd3 = {"model": tiny_transformers.model("sd3"), **sd3_given()}
+    with pytest.raises(ValueError, match="train_unet adds its LoRA to the layers of a U-Net"):
+        train(**sd3, train_unet=JOINT)
+    with pytest.raises(ValueError, match="prompts of other lengths cannot share a step of SD 3"):
+        train(**sd3 | {"positive": tiny_transformers.prompt("sd3", 1) + tiny_transformers.prompt("sd3", 2, 12)})

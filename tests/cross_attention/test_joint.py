@@ -462,9 +462,7 @@ def test_it_acts_in_the_chosen_layers_only(models, family):
     ("kind", "missing"),
     {
         "HiDream": "the host does not tell its attention which layer it is",
-        "WAN21": "text and picture attend apart in it, which is not served yet",
-        "WAN22": "text and picture attend apart in it, which is not served yet",
-        "Anima": "text and picture attend apart in it, which is not served yet",
+        "WAN21_Vace": "it reads other pictures or sound beside the clip in layers of their own",
         "PixArt": "the host lets no other node into its attention",
         "SomethingNew": "where its words stand is not described yet",
     }.items(),

@@ -5,9 +5,10 @@ import tiny_models
 import torch
 from harness import assert_acts, assert_close
 from palimpsest.nodes.feature_blend.nodes import FeatureBlend, TuneFeatureBlend
-from tiny_transformers import FAMILIES, latent, own_run, prompt, sample
+from tiny_transformers import EVERY, FAMILIES, latent, own_run, prompt, sample
 
 STEPS = 3
+SERVED = [*FAMILIES, "wan", "wan22"]
 POOLED = ("flux", "sd3", "sd35m")
 FEATURES_ALONE = {"blend_latents_until": 0.0}
 
@@ -27,13 +28,13 @@ def drawn(model, family, text=3, pictures=1, tokens=9, **settings):
 
 def left(family):
     """A MASK in pixels, white on the left half."""
-    height, width = (side * 8 for side in FAMILIES[family].side)
+    height, width = (side * 8 for side in EVERY[family].side)
     mask = torch.zeros(1, height, width)
     mask[..., : width // 2] = 1
     return mask
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SERVED)
 @pytest.mark.parametrize("layers", ["output, out", "out", "input, output"])
 def test_the_source_everywhere_is_the_source_where_tokens_are_all_of_the_prompt(models, family, layers):
     """The last block decides: behind it a token meets no other. A pooled vector acts there still, which is said."""
@@ -51,12 +52,12 @@ def test_the_source_everywhere_is_the_source_where_tokens_are_all_of_the_prompt(
     assert torch.equal(drawn(model, family, text=1), plain)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SERVED)
 def test_outside_of_a_mask_is_the_source_and_inside_is_not(models, family):
     model = models(family)
     trajectory, plain = own_run(model, family)
     patched, _ = blend(model, trajectory, family, mask=left(family), **FEATURES_ALONE)
-    found, edit, half = drawn(patched, family), drawn(model, family), FAMILIES[family].side[1] // 2
+    found, edit, half = drawn(patched, family), drawn(model, family), EVERY[family].side[1] // 2
     assert_acts(found[..., :half], plain[..., :half])
     if family in POOLED:
         assert (found - plain)[..., half:].norm() < (edit - plain)[..., half:].norm()
@@ -68,7 +69,7 @@ def test_outside_of_a_mask_is_the_source_and_inside_is_not(models, family):
     assert torch.equal(drawn(idle, family), edit)
 
 
-@pytest.mark.parametrize("family", ["flux", "flux2", "qwen", "zimage"])
+@pytest.mark.parametrize("family", ["flux", "flux2", "qwen", "zimage", "wan"])
 def test_recorded_and_beside_every_step_are_alike_guided_and_in_batches(models, family):
     model = models(family)
     trajectory, _ = own_run(model, family, pictures=2)
@@ -80,13 +81,13 @@ def test_recorded_and_beside_every_step_are_alike_guided_and_in_batches(models, 
     assert_acts(found[0], drawn(model, family, cfg=3.0, pictures=2, tokens=12))
 
 
-@pytest.mark.parametrize("family", ["qwen", "sd3", "zimage"])
+@pytest.mark.parametrize("family", ["qwen", "sd3", "zimage", "wan"])
 def test_held_latents_leave_the_source_outside(models, family):
     """Held to the end the latent is the source's, whatever the prompt does; of clips of one frame as well."""
     model = models(family)
     trajectory, plain = own_run(model, family)
     patched, report = blend(model, trajectory, family, mask=left(family), blend_latents_until=1.0)
-    half = FAMILIES[family].side[1] // 2
+    half = EVERY[family].side[1] // 2
     assert_close(drawn(patched, family)[..., half:], plain[..., half:], 1e-5)
     assert "held for 100 %" in report
 
@@ -128,4 +129,6 @@ def test_what_is_refused(models):
     given = {"positive": prompt(family, 1), "target_positive": prompt(family, 3), "negative": prompt(family, 2)}
     with pytest.raises(ValueError, match="U-Net"):
         tiny_models.execute(TuneFeatureBlend, model=model, trajectory=trajectory, **given)
+    with pytest.raises(ValueError, match="see what the blocks of Anima give back"):
+        blend(models("anima"), own_run(models("anima"), "anima")[0], "anima", mask=left("anima"))
     assert "blends single 0-1" in blend(model, trajectory, family, preset="paper")[1]

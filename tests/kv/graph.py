@@ -71,17 +71,17 @@ KNOBS_OF_TUNING = """
 Save KV has written the recording to models/palimpsest_kv. The templates *02 Edit again from a file* and *03 Many
 prompts from one file* take it from there."""
 
-START_AGAIN = """## Edit a photo again without learning it again
+START_AGAIN = """## Edit a photo again without recording it again
 
 **No file yet?** Run the template *01 Change what a subject does* once: it writes it. Then press R here.
 
-1. **Load Checkpoint**: the model the photo was tuned with.
+1. **Load Checkpoint**: the model the photo was recorded with.
 2. **Load KV**: the file that Save KV wrote (models/palimpsest_kv). It brings the photo's noise along: Invert Picture is
    not needed, and the photo only to compare with.
 3. **The picture as it should be**: any new action.
 4. Queue: one ordinary sampling.
 
-Keep steps, scheduler and cfg as they were when you tuned."""
+Keep steps, scheduler and cfg as they were when the photo was recorded."""
 
 START_MANY = """## One photo, many prompts, one run
 
@@ -92,7 +92,7 @@ START_MANY = """## One photo, many prompts, one run
    *lines*, one prompt a line. A line that begins with # is left out.
 3. Queue once: every line is sampled and saved, one after the other.
 
-Keep steps, scheduler and cfg as they were when you tuned.
+Keep steps, scheduler and cfg as they were when the photo was recorded.
 
 For whole prompts, paste them into *lines* and set *template* to {} alone."""
 

@@ -11,7 +11,7 @@ from palimpsest.nodes.host import reference
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 from palimpsest.nodes.words import ChosenWords
-from tiny_transformers import FAMILIES, latent, own_run, prompt, sample
+from tiny_transformers import APART, EVERY, FAMILIES, latent, own_run, prompt, sample
 
 STEPS = 3
 EVERYWHERE = {"start_percent": 0.0, "source_guidance": 1.0, "layers": "all"}
@@ -35,13 +35,13 @@ def drawn(model, family, seed=1, pictures=1, text=1, tokens=9, **settings):
 
 def left(model, family):
     """A MASK in pixels, white on the left half."""
-    height, width = (side * 8 for side in FAMILIES[family].side)
+    height, width = (side * 8 for side in EVERY[family].side)
     mask = torch.zeros(1, height, width)
     mask[..., : width // 2] = 1
     return mask
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *APART])
 def test_the_same_run_is_bit_equal_and_another_prompt_is_changed(models, family):
     model = models(family)
     trajectory, plain = own_run(model, family)
@@ -57,7 +57,7 @@ def test_the_same_run_is_bit_equal_and_another_prompt_is_changed(models, family)
     assert torch.equal(drawn(model, family), plain)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *APART])
 def test_what_does_nothing_is_bit_equal(models, family):
     """Strength 0 and a mask that is black, guided, with prompts of two lengths."""
     model = models(family)
@@ -69,7 +69,7 @@ def test_what_does_nothing_is_bit_equal(models, family):
     assert_acts(drawn(apply(model, kv), family, text=3, cfg=3.0, tokens=12), plain)
 
 
-@pytest.mark.parametrize("family", ["flux", "qwen", "zimage", "sd3"])
+@pytest.mark.parametrize("family", ["flux", "qwen", "zimage", "sd3", "wan"])
 def test_beside_every_step_is_as_recorded(models, family, monkeypatch):
     """Where memory is too small the source has a pass of its own at each step, on the same latents."""
     model = models(family)
@@ -89,14 +89,14 @@ def joint(queries, keys, values, weights):
     return scores.softmax(-1) @ values
 
 
-@pytest.mark.parametrize("family", ["flux", "sd3", "qwen"])
+@pytest.mark.parametrize("family", ["flux", "sd3", "qwen", "wan", "anima"])
 def test_extend_is_attention_to_both_pictures_written_out(models, family):
     """The last layer's attention, of its own q, k, v and of those of the source's run; both masks and strength."""
     model = models(family)
     trajectory, _ = own_run(model, family)
     white = left(model, family)
     kv = tune(model, trajectory, family)[0]
-    side = [-(-cells // (1 if family == "flux2" else 2)) for cells in FAMILIES[family].side]
+    side = [-(-cells // (1 if family == "flux2" else 2)) for cells in EVERY[family].side]
     half = (torch.arange(side[1]) < side[1] // 2).float().repeat(side[0])
     seen = []
 
@@ -120,7 +120,7 @@ def test_extend_is_attention_to_both_pictures_written_out(models, family):
     weights[:, tokens:] = 0.5
     wanted = joint(q, k, v, weights).transpose(1, 2).flatten(2)
     assert_close(out, wanted, 1e-5)
-    assert image + 9 <= tokens
+    assert tokens == image if family in APART else image + 9 <= tokens
 
 
 def test_a_mask_keeps_the_source_inside(models):
@@ -135,7 +135,7 @@ def test_a_mask_keeps_the_source_inside(models):
     assert inside > 2 * outside
 
 
-@pytest.mark.parametrize("family", ["flux", "zimage"])
+@pytest.mark.parametrize("family", ["flux", "zimage", "wan"])
 def test_words_and_another_nodes_override_act_beside_it(models, family):
     model = models(family)
     kv = tune(model, own_run(model, family)[0], family)[0]
@@ -174,9 +174,10 @@ def test_two_sources_and_guidance_by_one(models):
     assert torch.isfinite(guided).all()
 
 
-def test_a_picture_inverted_by_uni_inv_lends_its_keys_and_values(models):
+@pytest.mark.parametrize("family", ["zimage", "wan", "anima"])
+def test_a_picture_inverted_by_uni_inv_lends_its_keys_and_values(models, family):
     """Through Invert Picture and SamplerCustomAdvanced, as the nodes are wired."""
-    model, family = models("zimage"), "zimage"
+    model = models(family)
     picture = torch.randn(latent(family).shape, generator=torch.Generator().manual_seed(3))
     given = {"positive": prompt(family, 1), "steps": 4, "scheduler": "simple"}
     trajectory, noise, rebuilt, _, found = tiny_models.execute(
@@ -242,3 +243,15 @@ def test_what_is_refused(models):
     larger = latent(family, side=(16, 8))
     with pytest.raises(ValueError, match="the trajectory was recorded for a latent of 8 x 12"):
         sample(apply(model, kv), prompt(family, 3), prompt(family, 2), larger, steps=1)
+
+
+def test_a_video_looks_at_a_recorded_picture_beside_its_own_frames_and_takes_it_for_none_of_them(models):
+    model, family = models("wan"), "wan"
+    kv = tune(model, own_run(model, family)[0], family)[0]
+
+    def video(patched):
+        return sample(patched, prompt(family, 3), prompt(family, 2), latent(family, frames=2), steps=1)
+
+    assert_acts(video(apply(model, kv, mode="extend")), video(model))
+    with pytest.raises(ValueError, match="puts 24 recorded tokens in the place of 48"):
+        video(apply(model, kv, mode="frozen"))

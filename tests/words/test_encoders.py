@@ -1,11 +1,14 @@
 """Select Words with text encoders of transformers: the host's own tokenizers around small random language models."""
 
+import io
+
 import comfy.sd
 import pytest
+import sentencepiece
 import tiny_models
 import torch
-from comfy.text_encoders import flux, pixart_t5, qwen_image, sd3_clip, z_image
-from palimpsest.nodes.words import read_words
+from comfy.text_encoders import anima, flux, pixart_t5, qwen_image, sd3_clip, wan, z_image
+from palimpsest.nodes.words import read_words, without_padding
 from palimpsest.nodes.words.nodes import SelectWords
 
 import nodes
@@ -31,6 +34,19 @@ FAMILIES = {
     "sd3 without clip": (sd3_clip.sd3_clip(clip_l=False, clip_g=False), sd3_clip.SD3Tokenizer),
 }
 pytestmark = pytest.mark.usefixtures("inference")
+
+
+def small_vocabulary():
+    """A sentence piece model of umT5's kind, trained on a few words: the host reads it from a checkpoint."""
+    text = "a red cat in the snow sleeps cat, asleep haired girl man of 1990 nosed dog 2 palimpsest"
+    words = text.split(" ")
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(words[i:] + words[:i]) for i in range(len(words))] * 3), model_writer=made,
+        vocab_size=48, model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
+        minloglevel=2,
+    )  # fmt: skip
+    return torch.frombuffer(bytearray(made.getvalue()), dtype=torch.uint8)
 
 
 class Target:
@@ -171,3 +187,48 @@ def test_weights_are_read_where_the_host_reads_them(clips):
     assert places(clips("flux"), "a (red:1.3) cat", "red") == {"red": (2,)}  # behind a and a space of its own
     found = places(clips("zimage"), "a (red:1.3) cat", "red, 1.3")  # there brackets are letters as others
     assert list(found) == ["red", "1.3"]
+
+
+class Tokens:
+    """The tokenizers of a text encoder, and the shape of what it gives; the encoders have sizes that files fix."""
+
+    class cond_stage_model:
+        pass
+
+    def __init__(self, tokenizer, rows_of, width):
+        self.tokenizer, self.rows_of, self.width = tokenizer, rows_of, width
+        self.tokenize = tokenizer.tokenize_with_weights
+
+    def encode_from_tokens_scheduled(self, tokens):
+        rows = sum(map(len, tokens[self.rows_of]))
+        return [[torch.zeros(1, rows, self.width), {}]]
+
+
+def test_words_of_wan_are_pieces_of_umt5_without_its_padding():
+    clip = Tokens(wan.WanT5Tokenizer(tokenizer_data={"spiece_model": small_vocabulary()}), "umt5xxl", 4096)
+    text = "a red (cat:1.2) in the snow, asleep"
+    tokens = clip.tokenize(text)["umt5xxl"][0]
+    assert len(tokens) == 512
+    vocabulary = clip.tokenizer.clip_umt5xxl.inv_vocab
+    found = places(clip, text, "cat, snow, *")
+    assert set(found) == {"cat", "snow", "red", "asleep"}
+    for word, rows in found.items():
+        assert "".join(vocabulary[tokens[row][0]] for row in rows).strip("\u2581,") == word
+        assert all(tokens[row][1] == (1.2 if word == "cat" else 1.0) for row in rows)
+    assert without_padding(clip, text, 512) == sum(token[0] != 0 for token in tokens)
+    with pytest.raises(ValueError, match="'dog' is not in the prompt"):
+        places(clip, text, "dog")
+
+
+def test_words_of_anima_are_tokens_of_t5_which_the_network_makes_its_text_of():
+    """Their rows may lie behind the last one of what its own text encoder gave."""
+    clip = Tokens(anima.AnimaTokenizer(), "qwen3_06b", 1024)
+    text = "a palimpsest's red (cat:1.3) in the snow"
+    tokens = clip.tokenize(text)
+    chosen, conditioning, report = select(clip, text, "cat, snow, palimpsest")
+    pieces = clip.tokenizer.t5xxl.inv_vocab
+    for word, rows in zip(chosen.words, chosen.positions, strict=True):
+        assert "".join(pieces[tokens["t5xxl"][0][row][0]] for row in rows).strip("\u2581") == word
+    assert chosen.length == len(tokens["t5xxl"][0]) > conditioning[0][0].shape[1]
+    assert f"{chosen.length} tokens in all" in report
+    chosen.require_sound()

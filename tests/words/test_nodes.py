@@ -273,7 +273,7 @@ class OtherTokens:
         return {name: [[(0, 1.0, 1)]] for name in self.names}
 
 
-@pytest.mark.parametrize("names", [("l", "llama"), ("umt5xxl",), ("l", "g", "t5xxl", "llama")])
+@pytest.mark.parametrize("names", [("l", "llama"), ("umt5base",), ("l", "g", "t5xxl", "llama")])
 def test_other_text_encoders_are_refused_by_name(names):
     with pytest.raises(
         ValueError, match=f"reads the prompt with .*{sorted(names)[-1]}.*SD 1.x, SD 2.x, SDXL, SD 3, FLUX"
