@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from .scripts import COMMAS, UNSPACED
+
 MEDIA = (
     "photo", "photograph", "photography", "snapshot", "picture", "image", "painting", "drawing", "sketch",
     "illustration", "artwork", "print", "render", "rendering", "engraving", "woodcut", "lithograph", "etching",
@@ -51,13 +53,23 @@ MADE_BY = (
     r"\b(?:in\s+(?:the|a|an)\s+(?:[\w-]+\s+){0,3}?style(?:\s+of\b.*)?|in\s+(?:the\s+)?style\s+of\b.*|(?:art\s+|"
     r"artwork\s+)?by\s+(?:the\s+)?artist\b.*|inspired\s+by\b.*|(?-i:by\s+[A-Z][\w.'-]+(?:\s+[A-Z][\w.'-]+)*))"
 )
-BETWEEN = re.compile(r"\s*(?:[,;|\n]|\.(?:\s|$))\s*")
+BETWEEN = re.compile(rf"\s*(?:[{COMMAS};\uff1b|\n]|\.(?:\s|$)|\u3002)\s*")
 
 
 def any_of(words: Iterable[str]) -> str:
-    """A pattern of any of some words or phrases, whole, the longest first; a final s is let through."""
+    """A pattern of any of some words or phrases, whole, the longest first; a final s is let through.
+
+    Words of scripts that put no blanks between words are found wherever their letters stand.
+    """
     longest = sorted({" ".join(word.lower().split()) for word in words if word.strip()}, key=len, reverse=True)
-    return r"\b(?:" + "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in longest) + r")s?(?!\w)"
+    return "(?:" + "|".join(map(whole, longest)) + ")"
+
+
+def whole(word: str) -> str:
+    """A pattern of one word or phrase, ended where its script ends words."""
+    begins = "" if UNSPACED.match(word[0]) else r"\b"
+    ends = "" if UNSPACED.match(word[-1]) else r"s?(?!\w)"
+    return begins + re.escape(word).replace(r"\ ", r"\s+") + ends
 
 
 @dataclass(frozen=True)
@@ -127,8 +139,8 @@ def reduced_part(part: str, vocabulary: Vocabulary, found: Reduced, least: int) 
 
 
 def content_of(text: str) -> list[str]:
-    """The words of a text that say something."""
-    return [word for word in re.findall(r"\w[\w'-]*", text) if word.lower() not in SMALL]
+    """The words of a text that say something; the letters of those that stand without blanks."""
+    return [word for word in re.findall(rf"{UNSPACED.pattern}|\w[\w'-]*", text) if word.lower() not in SMALL]
 
 
 def trimmed(text: str) -> str:

@@ -26,6 +26,7 @@ from .quoting import quoted
 LOOK_BEFORE = "look at the node before it"
 LEAST_LATENT = 4  # cells a side: a U-Net halves the grid several times
 LOUDEST = 1e9  # of a prompt: language models reach some ten thousands
+LARGEST = 1e9  # of numbers whose sockets name no bounds
 BRIGHTEST = 1e5  # of a picture: more than half precision holds, for pictures of high dynamic range
 LETTERS = 1_000_000  # of a text: a caption for each of ten thousand pictures
 LETTERS_OF_A_PROMPT = 10_000  # thirty times what CLIP encodes at once; two prompts are compared word by word
@@ -142,9 +143,10 @@ def sigmas(value: Any, name: str) -> Tensor:
 def number(value: Any, name: str, socket: Any) -> int | float:
     """A finite number within the input's bounds, which the host checks only where it was typed."""
     make, what = KINDS_OF_NUMBER[socket.io_type]
+    least, most = getattr(socket, "min", -LARGEST), getattr(socket, "max", LARGEST)  # a bare socket has none
     counts = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not counts or make(value) != value or not socket.min <= value <= socket.max:
-        raise ValueError(f"{name} is {quoted(value)}: give it {what} from {socket.min:g} to {socket.max:g}.")
+    if not counts or make(value) != value or not least <= value <= most:
+        raise ValueError(f"{name} is {quoted(value)}: give it {what} from {least:g} to {most:g}.")
     return make(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import warnings
 import zlib
@@ -20,11 +21,16 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # decoded by Pillow itself; others sta
 MIN_SIDE = 8  # pixels that become one of a latent's
 MOST_PIXELS = 1 << 25  # 8192 x 4096, an 8K frame: a second to decode, 0.4 GB as numbers; SDXL learns from 1 << 20
 MOST_FILE_BYTES = 8 * MOST_PIXELS + (1 << 20)  # uncompressed, 16 bits a channel, and what stands around it
+ORIENTATION = 0x0112  # EXIF's number of it
+TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def read_picture(path: Path) -> Tensor:
-    """A picture file as (H, W, 3) in 0..1; stopped where the run is cancelled.
+    """A picture file as (H, W, 3) in 0..1, upright; stopped where the run is cancelled.
 
     Raises ValueError for one that is missing or damaged, larger than MOST_PIXELS, of another format than FORMATS, or no
     regular file: before anything of it is decoded.
@@ -37,7 +43,7 @@ def read_picture(path: Path) -> Tensor:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the budget below is smaller
             with Image.open(file, formats=FORMATS) as image:
                 require_pixels(*image.size, f"{name} of the dataset", least=1)
-                return in_colours(image)
+                return in_colours(upright(image))
     except WrongSize:
         raise
     except Image.DecompressionBombError as error:
@@ -48,6 +54,14 @@ def read_picture(path: Path) -> Tensor:
         raise ValueError(
             f"{name} of the dataset is damaged or none of {', '.join(FORMATS)}: build the dataset again."
         ) from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture as it is looked at, and as the host's Load Image reads it: cameras lay it on its side and say so."""
+    turn = None
+    with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):  # nonsense says nothing
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    return image if turn is None else image.transpose(Image.Transpose[turn])
 
 
 def in_colours(image: Image.Image) -> Tensor:

@@ -91,7 +91,21 @@ def apply(
         apart = "each step takes what was recorded at the nearest noise level"
         host.compare_runs(patched, host.Recorded.of(trajectory, apart), remarks)
     attach_fusion(patched, fusion, source)
-    return Applied(patched, prompts.edit, f"{prompts.report}; {how}{note}")
+    unlike = None if mask is None else host.stretched(mask, tuple(trajectory.latents.shape[-2:]))
+    said = [prompts.report, *one_coloured(mask), *filter(None, [unlike]), how]
+    return Applied(patched, prompts.edit, "; ".join(said) + note)
+
+
+def one_coloured(mask: Tensor | None) -> list[str]:
+    """What is to be said of a mask without a region."""
+    colour = None if mask is None else host.one_colour(mask)
+    if colour is None:
+        return []
+    effect = {
+        "black": "the source's shapes stay everywhere: paint white where they may change, or disconnect it",
+        "white": "self-attention is fused nowhere: paint black where the source's shapes stay",
+    }[colour]
+    return [f"the mask is {colour} all over, so that {effect}"]
 
 
 def fitted_mask(mask: Tensor, trajectory: host.Trajectory) -> Tensor:

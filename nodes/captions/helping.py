@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ...kernels.captions import Vocabulary, reduce, with_trigger
+from ...kernels.scripts import split_lines, split_list
 from .. import plots
 from ..settings import Settings
 from .beside import NO_FOLDER, captions_beside
@@ -48,7 +49,7 @@ class Caption:
 
 def comma_separated(text: str) -> frozenset[str]:
     """Words and phrases between commas, in small letters."""
-    return frozenset(" ".join(each.lower().split()) for each in text.replace("\n", ",").split(",") if each.strip())
+    return frozenset(" ".join(each.lower().split()) for each in split_list(text))
 
 
 def given_for(count: int, captions: Sequence[str]) -> list[str]:
@@ -58,7 +59,7 @@ def given_for(count: int, captions: Sequence[str]) -> list[str]:
     """
     texts = list(captions)
     if len(texts) == 1 and count != 1:
-        texts = [line for line in texts[0].splitlines() if line.strip()] or [""]
+        texts = split_lines(texts[0]) or [""]
     if len(texts) == 1:
         texts = texts * count
     if len(texts) != count:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.scripts import split_lines
 from ..quoting import quoted
 from ..settings import Settings
 from . import drawing, places
@@ -48,8 +49,7 @@ class Built:
 
 def texts_of(lines: str) -> list[str]:
     """The lines that are written: composed letters, single spaces, no empty ones. Raises ValueError for none."""
-    found = [" ".join(unicodedata.normalize("NFC", line).split()) for line in lines.splitlines()]
-    found = [line for line in found if line]
+    found = [" ".join(unicodedata.normalize("NFC", line).split()) for line in split_lines(lines)]
     if not 1 <= len(found) <= places.MOST:
         raise ValueError(f"lines holds {len(found)} lines of text: write 1 to {places.MOST}, one in each row.")
     for number, line in enumerate(found, 1):

@@ -124,12 +124,13 @@ class FlowEditing:
     """A host sampler function: FlowEdit (arXiv:2412.08629) from the sampled latent, towards the guider's prompts.
 
     Above the window's levels nothing is done (the paper's n_max), below it the edit is sampled plainly (its n_min).
-    mask (1 or B, h, w): black where the picture stays.
+    mask (1 or B, h, w): black where the picture stays. remarks: of a mask that does not fit the latent.
     """
 
     source: Source
     settings: FlowEditSettings
     mask: Tensor | None = None
+    remarks: host.Remarks = host.UNHEARD
 
     adds_noise = False  # as host.agreement asks: what it draws leaves again with the difference
 
@@ -176,6 +177,8 @@ class FlowEditing:
             raise ValueError(f"{NAME} edits a picture, latent_image is empty: connect VAE Encode of your picture.")
         require_way_to_clean(levels)
         self.source.refuse_unsound(guider.model_patcher, levels)
+        unlike = None if self.mask is None else host.stretched(self.mask, tuple(clean.shape[-2:]))
+        self.remarks.say([unlike] if unlike else [])
         denoise_mask, seed = extra_args.get("denoise_mask"), extra_args.get("seed")
         asked = {"model_options": extra_args.get("model_options", {}), "seed": seed}
         source = self.source.begin(guider, clean, latent_image=clean, denoise_mask=denoise_mask, seed=seed)
@@ -204,9 +207,13 @@ def require_way_to_clean(levels: list[float]) -> None:
 
 
 def weights(mask: Tensor | None, denoise_mask: Tensor | None, clean: Tensor) -> Tensor | None:
-    """Mask and inpainting mask on the latent's grid, multiplied; None without both. A clip has one, or one a frame."""
+    """Mask and inpainting mask on the latent's grid, multiplied; None without both. A clip has one, or one a frame.
+
+    A mask of the picture is cut as the VAE cut the picture.
+    """
     found = None
     if mask is not None:
+        mask = host.as_encoded(mask, tuple(clean.shape[-2:]))
         several = clean.shape[2] if clean.ndim == 5 else len(clean)
         found = host.picture_rows(mask, several, *clean.shape[-2:]).to(clean)
         found = found.movedim(0, 1)[None] if clean.ndim == 5 else found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import comfy.samplers
 from comfy_api.latest import io
+from torch import Tensor
 
-from .. import inputs
+from .. import host, inputs
 from . import flow, flow_edit
 
 
@@ -81,6 +82,7 @@ class FlowEdit(io.ComfyNode):
                     "scheduler's SIGMAS. An inpainting mask on the latent counts, too.",
                 )
             ],
+            hidden=inputs.unique_id(),
         )
 
     @classmethod
@@ -89,7 +91,19 @@ class FlowEdit(io.ComfyNode):
         settings = flow_edit.FlowEditSettings.of(chosen)
         inputs.require_negative(settings.source_guidance, source_negative, "source_guidance")
         prompts = flow_edit.Source(source, source_negative, settings.source_guidance)
-        return io.NodeOutput(comfy.samplers.KSAMPLER(flow_edit.FlowEditing(prompts, settings, mask)))
+        remarks = host.Remarks.of(cls)
+        sampler = comfy.samplers.KSAMPLER(flow_edit.FlowEditing(prompts, settings, mask, remarks))
+        return io.NodeOutput(sampler, ui=host.told(cls, edited_part(mask), remarks))
+
+
+def edited_part(mask: Tensor | None) -> str:
+    """Where FlowEdit acts, as its node says it."""
+    if mask is None:
+        return "the whole picture may change"
+    colour = host.one_colour(mask)
+    if colour == "black":
+        return "the mask is black all over, so that the picture stays as it is: paint where it may change"
+    return "the whole picture may change" if colour else f"{float(mask.float().mean()):.0%} of the picture may change"
 
 
 class FlowSampler(io.ComfyNode):

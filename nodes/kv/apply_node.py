@@ -6,6 +6,7 @@ from functools import partial
 
 import latent_preview
 from comfy_api.latest import io
+from torch import Tensor
 
 from .. import host, inputs, sockets
 from ..settings import AS_SET, AS_SET_ABOVE
@@ -26,8 +27,8 @@ class ApplyKV(io.ComfyNode):
             node_id="PalimpsestApplyKV",
             display_name="Apply KV",
             category="palimpsest/inversion",
-            description="Gives the model the learned keys and values of your picture. Sample from the inverted noise "
-            "with a new prompt: the pose follows the prompt, texture and identity stay.",
+            description="Gives the model the keys and values that were recorded or learned of your picture. Sample "
+            "from the inverted noise with a new prompt: it sets the pose, the picture brings texture and identity.",
             search_aliases=[
                 "kv inversion",
                 "masactrl",
@@ -128,5 +129,15 @@ class ApplyKV(io.ComfyNode):
         settings, said = changes.settled(chosen, what_changes, source_mask is not None)
         kv = ready(model, kv, settings, partial(latent_preview.prepare_callback, model))
         patched = apply(model, kv, settings, mask, source_mask, remarks=remarks)
-        told = "; ".join(filter(None, (said, how_to_sample(kv), burns_in(kv, settings))))
+        told = "; ".join(filter(None, (said, unpainted(mask), how_to_sample(kv), burns_in(kv, settings))))
         return io.NodeOutput(patched, ui=host.told(cls, told, remarks))
+
+
+def unpainted(mask: Tensor | None) -> str:
+    """What is to be said of a mask as Load Image gives it for an unpainted picture."""
+    if mask is None or host.one_colour(mask) != "black":
+        return ""
+    return (
+        "the mask is black all over, so that the source acts nowhere: paint where it may act, in Load Image's mask "
+        "editor, or disconnect it"
+    )

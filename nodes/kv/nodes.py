@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...kernels.scripts import split_lines
 from .. import host, inputs, saving, sockets
 from ..quoting import quoted
 from .apply_node import ApplyKV
@@ -163,8 +164,7 @@ class PromptLines(io.ComfyNode):
             raise ValueError(
                 f"template {quoted(template)} has no {{}}: write it where each line should go, or {{}} alone."
             )
-        kept = [line.strip() for line in lines.splitlines()]
-        prompts = [template.replace("{}", line) for line in kept if line and not line.startswith("#")]
+        prompts = [template.replace("{}", line) for line in split_lines(lines) if not line.startswith("#")]
         if not prompts:
             raise ValueError("lines holds no prompt: write one per line.")
         return io.NodeOutput(prompts)

@@ -86,7 +86,7 @@ class JointSteps:
     names: tuple[str, ...] = ()
 
     def __call__(self, attention: host.JointAttention) -> host.JointAttention | Tensor | None:
-        if attention.layer is None:
+        if attention.layer is None or not attention.sees_picture:
             return None
         steps = [step for step in map(attention.options.get, self.names) if step is not None]
         for step in (step for step in steps if isinstance(step, Recording)):

@@ -245,6 +245,7 @@ class SourceGuidance:
         without_text = args.get("uncond_denoised") is not None and args.get("uncond") is not None
         prompt = args["uncond"] if without_text else args["cond"]  # guidance 1 runs without the negative prompt
         shown = args["uncond_denoised"] if without_text else args["cond_denoised"]
+        prompt = host.with_own_adapters(prompt, args["model_options"])
         options = args["model_options"].get("transformer_options", {}) | {HIDDEN: self.source}
         model_options = args["model_options"] | {"transformer_options": options}
         (hidden,) = comfy.samplers.calc_cond_batch(args["model"], [prompt], args["input"], sigma, model_options)

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels.scripts import split_lines
 from ..training.pictures import bucket_of, covering
 from .settings import LoRASettings
 
@@ -40,7 +41,7 @@ def captions_for(count: int, captions: Sequence[str], trigger: str) -> list[str]
     """
     texts = list(captions)
     if len(texts) == 1 and count > 1:
-        texts = [line for line in texts[0].splitlines() if line.strip()] or texts
+        texts = split_lines(texts[0]) or texts
     if len(texts) == 1:
         texts = texts * count
     if len(texts) != count:

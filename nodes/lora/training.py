@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.denoising_loss import velocity_loss
+from ...kernels.scripts import split_lines
 from .. import host, training
 from ..host import checkpointing, gradient
 from ..training.fitting import History
@@ -159,4 +160,4 @@ def prompts_to_preview(found: list[Example], settings: LoRASettings) -> list[str
     """The prompts that previews draw: the ones given, or the first picture's caption."""
     if not settings.preview_every:
         return []
-    return [line.strip() for line in settings.preview_prompts.splitlines() if line.strip()] or [found[0].caption]
+    return split_lines(settings.preview_prompts) or [found[0].caption]

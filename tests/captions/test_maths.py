@@ -2,6 +2,7 @@
 
 import pytest
 from palimpsest.kernels.captions import Vocabulary, reduce, with_trigger
+from palimpsest.kernels.scripts import split_lines, split_list
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,7 @@ from palimpsest.kernels.captions import Vocabulary, reduce, with_trigger
          ["an ink drawing of", "in the style of ukiyo-e"]),
         ("A man with a beard. Oil on canvas.", "A man with a beard", ["Oil on canvas"]),
         ("portrait", "", ["portrait"]),
+        ("a cat\uff0chighly detailed\u3002", "a cat", ["highly detailed"]),
         ("", "", []),
     ],
 )  # fmt: skip
@@ -46,3 +48,23 @@ def test_the_trigger_comes_once():
     assert with_trigger("zwxy", "zwx") == "zwx, zwxy"
     assert with_trigger("", "zwx") == "zwx"
     assert with_trigger("a cat", "") == "a cat"
+
+
+def test_words_of_scripts_without_blanks_are_left_out_where_they_stand():
+    oil, style, cat, grass = "\u6cb9\u753b", "\u98ce\u683c", "\u732b", "\u8349\u5730\u4e0a"
+    found = reduce(f"{cat}\u3001{oil}{style}\uff0c{grass}{oil}", Vocabulary(more=frozenset({oil, style})))
+    assert (found.text, found.dropped) == (f"{cat}, {grass}", [oil + style, oil])
+
+
+def test_a_list_has_commas_of_any_script():
+    assert split_list("a cat, red\uff0csnow\u3001 tail\n\n,\u060csea") == ["a cat", "red", "snow", "tail", "sea"]
+    assert split_list(" \uff0c\n") == []
+
+
+def test_a_text_has_the_lines_that_editors_show():
+    assert split_lines("\ufeffa cat\r\n\n  a dog\u2028in snow \ra\x0btree") == [
+        "a cat",
+        "a dog\u2028in snow",
+        "a\x0btree",
+    ]
+    assert split_lines("\n \ufeff\n") == []

@@ -10,7 +10,7 @@ LINES = "COFFEE\nwhenever you like"
 START = """## Write on a photo and read it back
 
 1. **lines**: the text, one line in each row. They stand down the middle of the photo.
-2. For places of your own: right-click the photo, *Open in MaskEditor*, paint one part for each line, and connect the
+2. For places of your own: right-click the photo, *Open in Mask Editor*, paint one part for each line, and connect the
    photo's MASK to *mask*.
 3. Queue. The preview shows what stands where; *Read Text* reads it as a stranger would.
 

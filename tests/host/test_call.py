@@ -143,7 +143,7 @@ def test_outside_of_a_sampler_only_what_always_acts_acts():
 
 
 def test_a_list_of_layers_has_one_grammar():
-    parts = host.read_parts("input 7-8, Middle , output 3.1,out", "layers", "middle")
+    parts = host.read_parts("input 7-8, Middle \uff0c output 3.1,out", "layers", "middle")
     assert [(p.block, p.first, p.last, p.index) for p in parts] == [
         ("input", 7, 8, None), ("middle", None, None, None), ("output", 3, 3, 1), ("out", None, None, None)
     ]  # fmt: skip

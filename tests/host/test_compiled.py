@@ -6,6 +6,7 @@ import tiny_models
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
+from palimpsest.nodes.attention_map.nodes import AttentionMap
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
 from palimpsest.nodes.feature_blend.nodes import FeatureBlend
 from palimpsest.nodes.video.nodes import VideoAttention
@@ -55,11 +56,23 @@ def blend(model, trajectory, kv, **settings):
     return tiny_models.execute(FeatureBlend, model=model, source_features="cached", **inputs)[0]
 
 
+def together(model, trajectory, kv, **settings):
+    patched = blend(mask_words(model, trajectory, kv, **settings), trajectory, kv, **settings)
+    return harness.apply(patched, kv, mask=harness.half(), **settings)
+
+
+def recorded(model):
+    words = ChosenWords(("word",), ((2, 3),), harness.edits()[0][0][0])
+    return tiny_models.execute(AttentionMap, model=model, tokens=words)[0]
+
+
 EDITS = {
     "words": mask_words,
     "words, half of the time": lambda *given: mask_words(*given, end_percent=0.5),
     "features, half of the time": lambda *given: blend(*given, end_percent=0.5),
     "kv": lambda model, trajectory, kv: harness.apply(model, kv, mask=harness.half(), end_percent=0.5),
+    "words, features and kv, half of the time": lambda *given: together(*given, end_percent=0.5),
+    "words, recorded": lambda *given: recorded(mask_words(*given)),
     "video": lambda model, trajectory, kv: tiny_models.execute(VideoAttention, model=model, end_percent=0.5)[0],
 }
 

@@ -7,8 +7,10 @@ import pytest
 import tiny_models
 import torch
 from palimpsest.nodes import host
+from palimpsest.nodes.attention_fusion.apply import one_coloured
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
 from palimpsest.nodes.feature_blend.nodes import FeatureBlend
+from palimpsest.nodes.inversion.nodes import FlowEdit
 from palimpsest.nodes.kv.nodes import ApplyKV
 
 BLACK, WHITE = torch.zeros(1, 64, 64), torch.ones(1, 64, 64)
@@ -60,6 +62,45 @@ def test_an_unpainted_mask_of_feature_blend_is_said(inverted, mask, settings, sa
     positive = harness.prompts("sd15")[0]
     report = FeatureBlend.execute(model, trajectory, positive, mask, **defaults(FeatureBlend) | settings).args[1]
     assert (says in report) if says else ("all over" not in report)
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [(BLACK, "the source acts nowhere: paint where it may act"), (harness.half(), None), (WHITE, None)],
+)
+def test_an_unpainted_mask_of_apply_kv_is_said(inverted, mask, says):
+    model, trajectory, _ = inverted
+    kv = harness.tune(model, trajectory, inner_steps=1)[0]
+    text = ApplyKV.execute(model, kv, mask=mask, **defaults(ApplyKV)).ui["text"][0]
+    assert (says in text) if says else ("all over" not in text)
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (None, "the whole picture may change"),
+        (WHITE, "the whole picture may change"),
+        (harness.half(), "50% of the picture may change"),
+        (BLACK, "the picture stays as it is: paint where it may change"),
+    ],
+)
+def test_where_flowedit_acts_is_said(inference, mask, says):
+    given = {"source": harness.prompts()[0], "source_negative": harness.prompts()[1], "mask": mask}
+    assert says in FlowEdit.execute(**given, **defaults(FlowEdit)).ui["text"][0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (BLACK, "the source's shapes stay everywhere"),
+        (WHITE, "self-attention is fused nowhere"),
+        (harness.half(), None),
+        (None, None),
+    ],
+)
+def test_a_mask_of_attention_fusion_without_a_region_is_said(mask, says):
+    said = "; ".join(one_coloured(mask))
+    assert (says in said) if says else not said
 
 
 def test_a_mask_of_other_proportions_is_said(inverted, caplog):

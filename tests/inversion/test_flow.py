@@ -1,5 +1,7 @@
 """Flow-matching models in the host: the way up and down, noise as NOISE, FlowEdit, and what is refused."""
 
+import logging
+
 import comfy.samplers
 import pytest
 import tiny_models
@@ -8,7 +10,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler, nodes_model_advanced
 from harness import assert_acts, assert_close, half
-from palimpsest.nodes.inversion.flow_edit import FlowEditSettings
+from palimpsest.nodes.inversion.flow_edit import FlowEditSettings, weights
 from palimpsest.nodes.inversion.flow_nodes import FlowEdit, FlowSampler
 from palimpsest.nodes.inversion.nodes import Invert
 
@@ -281,6 +283,16 @@ def test_steps_before_the_start_cost_nothing():
     flow_edit("sd3", picture("sd3"), model=model, start_percent=0.5)
     at = model.get_model_object("model_sampling").percent_to_sigma(0.5)
     assert rows == [2, 2] * sum(0 < level <= at for level in schedule(model).tolist())
+
+
+def test_a_mask_of_the_picture_is_cut_as_the_picture_and_one_of_other_proportions_is_said(caplog):
+    clean, mask = picture("sd3"), torch.rand(1, 99, 71)  # 96 x 64 pixels are left of it, from the middle
+    assert torch.equal(weights(mask, None, clean), weights(mask[:, 1:97, 3:67], None, clean))
+    with caplog.at_level(logging.WARNING):
+        flow_edit("sd3", clean, mask=mask)
+        assert "proportions" not in caplog.text
+        flow_edit("sd3", clean, mask=half(64, 128))
+    assert caplog.text.count("other proportions") == 1
 
 
 def test_a_clip_is_edited_whole_and_its_mask_may_change_from_frame_to_frame():

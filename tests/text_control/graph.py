@@ -41,7 +41,7 @@ HELP_SIGN = """## Not right yet?
 
 START_PHOTO = f"""## Change the text in a photo
 
-1. Your photo, its sides multiples of 8: right-click it, *Open in MaskEditor*, paint over the old text.
+1. Your photo, its sides multiples of 8: right-click it, *Open in Mask Editor*, paint over the old text.
 2. **lines**: the new text, one line for each painted part.
 3. The prompt says what the photo shows, and each line in double quotes.
 4. Queue. Outside of the places every pixel is your photo's, by *Keep Outside*.
