@@ -26,6 +26,7 @@ EXAMPLE = TESTS / "data" / "input" / "palimpsest_example.png"
 SECOND_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_2")
 MASKED_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_masked")
 PLACE_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_place")
+POSE_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_pose")
 WALK = EXAMPLE.with_name("palimpsest_walk.webp")
 EXAMPLE_SEED = (world.HELD_OUT_SEED, 138)
 EXAMPLE_CAPTION = "a red cat standing on the right in the snow"
@@ -34,6 +35,7 @@ SECOND = {
     "species": "dog", "colour": "brown", "side": "left", "tint": (0.0, 0.0, 0.0), "pattern": "patch", "second": 0,
     "collar": 4, "socks": True, "tailtip": True,
 }  # fmt: skip
+SHOWN_POSE = {"pose": "running"}
 STRIP = 44  # pixels of the example picture's edge that show its place
 STEPS, GUIDANCE = 20, 3.0
 POSES = ("sitting", "lying", "running", "jumping")
@@ -95,6 +97,8 @@ def draw_walk() -> Path:
 
 
 def draw_examples() -> list[Path]:
+    from pose_control import skeleton
+
     EXAMPLE.parent.mkdir(parents=True, exist_ok=True)
     for path, scene in ((EXAMPLE, example_scene()), (SECOND_EXAMPLE, second_scene())):
         Image.fromarray(world.render(scene)).save(path)
@@ -102,7 +106,8 @@ def draw_examples() -> list[Path]:
     save_masked(picture, mask > 0, MASKED_EXAMPLE)
     place = world.render(walk_scene())
     save_masked(place, np.indices(place.shape[:2])[1] >= place.shape[1] - STRIP, PLACE_EXAMPLE)
-    return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE, PLACE_EXAMPLE, draw_walk()]
+    Image.fromarray(skeleton.draw(world.edit(example_scene(), **SHOWN_POSE))).save(POSE_EXAMPLE)
+    return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE, PLACE_EXAMPLE, POSE_EXAMPLE, draw_walk()]
 
 
 def save_masked(picture: np.ndarray, mask: np.ndarray, path: Path) -> None:

@@ -84,7 +84,7 @@ def found(shown: Shown) -> Image.Image:
     return with_inset(enlarged(shown["Where the word is"][0], THUMBNAIL), shown["The mask"][0], 14, -14)
 
 
-DRAWN_ELSEWHERE = {"15", "20", "21", "22", "23", "25", "28", "31", "35"}  # by pictures.py of the technique
+DRAWN_ELSEWHERE = {"15", "20", "21", "22", "23", "25", "28", "31", "35", "36", "37"}  # by the technique's pictures.py
 OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the number in the workflow's name
     "03": lambda shown: grid([shown["compare a"][0], *shown["The edited pictures"][:3]]),
     "04": lambda shown: three(shown.loaded[0], shown.loaded[1], shown["Both in one picture"][0]),

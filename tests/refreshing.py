@@ -67,8 +67,8 @@ STEPS = {
     "files": sweep("rank", "keyframes", first=8, scenes=6),
     "editing": sweep("source_guidance", "start_percent", first=0, scenes=4),
     "tuning": sweep("guidance", "inner_steps", "learning_rate", "layers", first=0, scenes=3, steps=10),
-    "paper": Step("kv.benchmark", ("--paper", "--scenes", "2")),
-    "changes": Step("what_changes.benchmark", ("--starts", "0.1")),
+    "paper": Step("kv.benchmark", ("--paper", "--scenes", "2"), results("kv_paper.json")),
+    "changes": Step("what_changes.benchmark", ("--starts", "0.1"), results("what_changes.json")),
     "pairs": Step("feature_blend.benchmark", ("--edits", "colour"), results("pairs.json", "pairs.md")),
     "instruction": Step(
         "instruction.benchmark",
@@ -94,6 +94,7 @@ STEPS = {
         ("--trained", "tests/pocket/models"),
         results("multimodal.json", "multimodal.md", "multimodal.jpg"),
     ),
+    "pose": Step("pose_control.benchmark", (), results("pose_control.json", "pose_control.jpg")),
     "text": Step("text_control.benchmark", (), results("text_control.json", "text_control.md", "text_control.jpg")),
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """What the pack adds to a transformer's step, counted as counting.py counts. Import it where the host can be imported.
 
-The networks are the host's own at full size, as its loaders find the published files: Z-Image, FLUX.1, FLUX.2 dev and
-Qwen-Image, at 1024 pixels in bfloat16, with as many tokens of text as the host gives a short prompt.
+The networks are the host's own at full size, as its loaders find the published files: Z-Image, FLUX.1, FLUX.2 dev,
+Qwen-Image and Wan 2.1 14B (a clip of one frame), at 1024 pixels in bfloat16, with as many tokens of text as the host
+gives a short prompt.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Transformer:
     @property
     def small(self) -> tiny_transformers.Tiny:
         """The small one of the family."""
-        return tiny_transformers.FAMILIES[self.kind]
+        return tiny_transformers.EVERY[self.kind]
 
     def latent(self) -> torch.Tensor:
         """A LATENT's tensor of one picture, all ones: the host leaves an empty one unscaled."""
@@ -92,6 +93,11 @@ TRANSFORMERS = {
         Transformer(
             "Qwen-Image", "qwen", {"num_layers": 60, "num_attention_heads": 24, "joint_attention_dim": 3584},
             tokens=64, text=3584, guidance=4.0,
+        ),
+        Transformer(
+            "Wan 2.1 14B", "wan",
+            {"dim": 5120, "ffn_dim": 13824, "freq_dim": 256, "text_dim": 4096, "num_heads": 40, "num_layers": 40},
+            tokens=512, text=4096, guidance=5.0,
         ),
     )
 }  # fmt: skip

@@ -60,6 +60,7 @@ ANIMAL = 5.0  # how much more an error within the animal counts
 SHARES = {"see": 0.25, "say": 0.17, "read": 0.40, "draw": 0.18}  # of the time
 ADAPTED = {"read": 0.45, "draw": 0.55}  # of the time where another U-Net is learned
 APART = {"see": 1500, "say": 1000, "read": 500, "draw": 0}  # so that each trains on scenes in another order
+OF_ANOTHER = 2500  # of a lesson that is none of these
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW
 
@@ -165,8 +166,8 @@ class Trainer:
         recipe = self.recipe
         self.learn("read", {"lora.": recipe.read_rate}, READ, recipe.batch, loss, tell)
 
-    def draw(self, tell: Tell) -> None:
-        """Connector and LoRA draw together."""
+    def draw(self, tell: Tell, kinds: dict[str, float] = DRAW) -> None:
+        """Connector and LoRA draw together, from prompts of these kinds."""
 
         def loss(lesson_: Lesson) -> Tensor:
             hidden = self.views[lesson_.kind].hidden_states(lesson_.prompts)
@@ -176,7 +177,7 @@ class Trainer:
 
         recipe = self.recipe
         rates = {"connector.": recipe.rate, "lora.": recipe.unet_rate}
-        self.learn("draw", rates, DRAW, recipe.batch, loss, tell)
+        self.learn("draw", rates, kinds, recipe.batch, loss, tell)
 
     def learn(
         self, name: str, rates: dict[str, float], kinds: dict[str, float], batch: int,
@@ -191,11 +192,11 @@ class Trainer:
             while True:
                 began = time.monotonic()
                 shares = ADAPTED if recipe.adapted else SHARES
-                limit = recipe.steps or 60 * recipe.minutes * shares[name]
+                limit = recipe.steps or 60 * recipe.minutes * shares.get(name, 1.0)
                 share = (progress.step if recipe.steps else progress.seconds) / limit
                 if share >= 1:
                     break
-                lesson_ = lesson(self.data, progress.step, recipe, APART[name], kinds, batch)
+                lesson_ = lesson(self.data, progress.step, recipe, APART.get(name, OF_ANOTHER), kinds, batch)
                 loss = loss_of(lesson_)
                 loss.backward()
                 take(self.optimiser, list(rates.values()), rise(progress.step) * fall(share))
@@ -251,8 +252,11 @@ class Trainer:
             self.network.project.weight.copy_(found[:-1].T)
             self.network.project.bias.copy_(found[-1])
 
-    def denoising(self, lesson_: Lesson, context: Tensor, mask: Tensor) -> Tensor:
-        """(1 + sigma^2) |eps' - eps|^2, the error of x_0 in units of its preconditioned size; more within animals."""
+    def denoising(self, lesson_: Lesson, context: Tensor, mask: Tensor, attn2: dict | None = None) -> Tensor:
+        """(1 + sigma^2) |eps' - eps|^2, the error of x_0 in units of its preconditioned size; more within animals.
+
+        attn2: what stands in the place of cross-attention, by block; by default what leaves the padding out.
+        """
         clean = self.data.latents[lesson_.indices]
         chance = torch.Generator().manual_seed(lesson_.seed)
         places = (torch.arange(len(clean)) + torch.rand(len(clean), generator=chance)) / len(clean)
@@ -265,7 +269,7 @@ class Trainer:
         sigma = self.sigmas[t][:, None, None, None]
         noise = torch.randn(clean.shape, generator=chance)
         with autocast(), sdpa_kernel(SDPBackend.MATH):
-            options = {"patches_replace": {"attn2": leaving_out(mask)}}
+            options = {"patches_replace": {"attn2": leaving_out(mask) if attn2 is None else attn2}}
             noisy = (clean + sigma * noise) / (1 + sigma**2).sqrt()
             predicted = self.unet(noisy, t, context=context, transformer_options=options)
         masks = self.data.masks[lesson_.indices].float()[:, None] / 255
@@ -306,7 +310,8 @@ class Trainer:
             for name, p in self.learned.items():
                 self.average[name].copy_(p)
         for name in self.progress.keys() - ADAPTED.keys():
-            self.progress[name] = Progress(known.info[f"{name}, steps"], 60 * known.info[f"{name}, minutes"])
+            steps, minutes = (known.info.get(f"{name}, {key}", 0) for key in ("steps", "minutes"))
+            self.progress[name] = Progress(steps, 60 * minutes)
 
     def load_state(self) -> None:
         """Go on from a state that was saved, if there is one."""

@@ -9,6 +9,7 @@ to be drawn; Dictionary has what a connector should say of it. multimodal_learni
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,6 +159,17 @@ CONNECTOR = "palimpsest_connectors/palimpsest_pocket.safetensors"
 LORA = "loras/palimpsest_pocket_unet.safetensors"
 
 
+def trained_folder(text: str) -> Path:
+    """A folder that write_trained wrote, as an option of a command. Raises ArgumentTypeError for any other."""
+    folder = Path(text)
+    for part in (f"{VLM}/model.safetensors", CONNECTOR, LORA):
+        if not (folder / part).is_file():
+            raise argparse.ArgumentTypeError(
+                f"{text} has no {part}: give tests/pocket/models, or --work of an earlier run that came to its end"
+            )
+    return folder
+
+
 def write_trained(folder: Path, seeing: dict[str, Tensor], connector: Connector, lora: dict[str, Tensor]) -> None:
     """Vision-language model (its trained weights by name), connector and LoRA, in float16, each in its own folder.
 
@@ -208,6 +220,10 @@ class Data:
     def animal(self, index: int) -> Tensor:
         """The animal cut out of a picture, (h, w, 3) in 0..1, black around it."""
         return cut_out(self.pictures[index].float() / 255, self.masks[index][None].float() / 255, "image1", True)
+
+    def shown(self, index: int, rng: np.random.Generator) -> Tensor:
+        """The animal as a prompt shows it: cut out, half of the time a part of it."""
+        return closer(self.animal(index), rng)
 
     def place(self, index: int) -> Tensor:
         """The edge of a picture that the animal is not at, (128, STRIP, 3) in 0..1."""
@@ -278,7 +294,7 @@ def prompt_of(data: Data, index: int, kind: str, rng: np.random.Generator, share
     count = 256 if kind == "pooled" else int(kind)
     by_picture = rng.random() < share
     before, behind = told(scene, place=not by_picture)
-    prompt = (f"{before} ", Picture(closer(data.animal(index), rng), count), f" {behind}")
+    prompt = (f"{before} ", Picture(data.shown(index, rng), count), f" {behind}")
     if by_picture:
         prompt = (*prompt, Picture(data.place(index), min(count, 64)))
     return prompt, world.caption(scene)

@@ -57,8 +57,13 @@ class Scenes:
         return Edit(kind, targets, *drawn(targets), self.encode(targets))
 
     def encode(self, scenes: list) -> list:
-        """Captions as one CONDITIONING of the batch, "token_ids" beside it; None is the empty prompt."""
+        """Captions as one CONDITIONING of the batch, the scenes beside it; None is the empty prompt."""
         texts = ["" if scene is None else world.caption(scene) for scene in scenes]
+        ((tensor, extra),) = self.encode_texts(texts)
+        return [[tensor, extra | {"scenes": scenes}]]
+
+    def encode_texts(self, texts: list[str]) -> list:
+        """Texts as one CONDITIONING of the batch, "token_ids" beside it."""
         tokens = [self.clip.tokenize(text) for text in texts]
         ids = [[int(token) for token, *_ in next(iter(found.values()))[0]] for found in tokens]
         return [[torch.cat([self.clip.encode_from_tokens(found) for found in tokens]), {"token_ids": ids}]]

@@ -26,7 +26,7 @@ class Column:
 
     title: str
     paths: tuple[Path_, ...]
-    digits: int = 2
+    digits: int | tuple[int, ...] = 2  # of all of its numbers, or of each
     best: Callable[[list[float]], float] | None = None
     unit: str = ""
 
@@ -35,9 +35,10 @@ class Column:
         numbers = [at(scores, path) for path in self.paths]
         if all(number is None for number in numbers):
             return ""
-        shown = ["-" if number is None else f"{number:.{self.digits}f}" for number in numbers]
-        bold = [f"**{s}**" if s != "-" and b is not None and s == f"{b:.{self.digits}f}" else s
-                for s, b in zip(shown, best, strict=True)]  # fmt: skip
+        digits = self.digits if isinstance(self.digits, tuple) else (self.digits,) * len(numbers)
+        shown = ["-" if number is None else f"{number:.{d}f}" for number, d in zip(numbers, digits, strict=True)]
+        bold = [f"**{s}**" if s != "-" and b is not None and s == f"{b:.{d}f}" else s
+                for s, b, d in zip(shown, best, digits, strict=True)]  # fmt: skip
         return " / ".join(bold) + self.unit
 
     def has(self, row: dict) -> bool:
@@ -64,7 +65,7 @@ class Table:
     rows: dict[str, str]
     columns: tuple[Column, ...]
     head: str = ""
-    turned: bool = False  # the file has a kind of edit first, then the rows
+    turned: bool = False  # the file has a kind of edit first, then the rows, some of them for some kinds only
     bounds: Path_ = ()  # where the rows that are no methods stand; their scores have no costs beside them
     incomplete: bool = False
 
@@ -86,7 +87,12 @@ class Table:
         rows, bounds = at(data, self.inside), at(data, self.bounds) if self.bounds else {}
         if name in bounds:
             return {"scores": bounds[name]}
-        return {kind: found[name] for kind, found in rows.items()} if self.turned else rows[name]
+        if not self.turned:
+            return rows[name]
+        found = {kind: rows[kind][name] for kind in rows if isinstance(rows[kind], dict) and name in rows[kind]}
+        if not found:
+            raise KeyError(name)
+        return found
 
 
 def at(data: Any, path: Path_) -> Any:
@@ -130,6 +136,7 @@ RIVALS = {
     "direct + plug-and-play, tuned here": "the same, attention only",
     "DDIM + Prompt-to-Prompt": "DDIM inversion + Prompt-to-Prompt",
     "direct inversion + Prompt-to-Prompt": "direct inversion + Prompt-to-Prompt",
+    "InstructPix2Pix": "InstructPix2Pix, told what to do",
     "KV Inversion": "KV Inversion, as the nodes stand",
     "KV Inversion, recorded only": "recorded only",
     "KV Inversion, source guidance 1": "the same, *source_guidance* 1",
@@ -187,7 +194,78 @@ def asked(title: str, key: str, digits: int = 2, best: Callable | None = None) -
     return Column(title, tuple((kind, key) for kind in ("plain", "vague")), digits, best)
 
 
+POSED = (
+    "prompt swapped", "KV Inversion, recorded", "the old action's words", "no action in words",
+    "no action in words, source guidance 1", "frozen, learned", "recompute, learned",
+)  # fmt: skip
+
+
+def by_change(title: str, kind: str) -> Column:
+    """What one kind of edit is worth under a setting of Apply KV."""
+    return Column(title, tuple((kind, key) for key in ("attribute", "identity", "ideal")), (2, 2, 1), unit=" dB")
+
+
 TABLES = {
+    "pose-control": Table(
+        "pose_control.json",
+        ("rows",),
+        {row + more: row + more for row in POSED for more in ("", " + skeleton")}
+        | {"ideal edit through the autoencoder": BEYOND},
+        (
+            *(single(name, name) for name in ("pose", "facing", "identity", "pattern")),
+            single("background", "background", 1, unit=" dB"),
+            single("to the ideal", "ideal", 1, most, " dB"),
+        ),
+        "edit",
+        incomplete=True,
+    ),
+    "kv-reconstruction": Table(
+        "kv.json",
+        ("reconstruction",),
+        {
+            "DDIM": "DDIM inversion alone",
+            "tuned": "tuned",
+            "autoencoder alone": "the autoencoder by itself (nothing can be better)",
+        },
+        (Column("PSNR to the source", ((),), 2, unit=" dB"),),
+        "reconstruction at the editing guidance",
+    ),
+    "kv-presets": Table(
+        "kv_paper.json",
+        (),
+        {
+            "paper, Algorithm 1": "*paper, Algorithm 1* (inverted at 7.5)",
+            "paper, equation 4 as printed": "*paper, equation 4 as printed* (inverted at 1)",
+        },
+        (
+            single("DDIM alone at 7.5", "DDIM alone at 7.5", unit=" dB"),
+            single("rebuilt", "rebuilt", unit=" dB"),
+            single("sampled at 7.5", "sampled at 7.5", best=most, unit=" dB"),
+            single("sampled at 1", "sampled at 1", best=most, unit=" dB"),
+            single("a picture", "seconds a picture", 0, unit=" s"),
+        ),
+        "preset",
+    ),
+    "what-changes": Table(
+        "what_changes.json",
+        (),
+        {
+            "source_guidance 1, start_percent 0.1": "*source_guidance* 1",
+            "source_guidance 3, start_percent 0.1": "*source_guidance* 3",
+            "source_guidance 10, start_percent 0.1": "*source_guidance* 10",
+            "what_changes: place, drawn mask": "3, drawn mask of the animal",
+            "what_changes: place, found mask": "3, found mask",
+            "source_guidance 10, start_percent 0, drawn mask": "10 from the start, drawn mask",
+            "source_guidance 10, start_percent 0, found mask": "10 from the start, found mask",
+        },
+        (
+            by_change("action", "pose"),
+            by_change("colour", "colour"),
+            by_change("place", "place"),
+            by_change("species", "species"),
+        ),
+        turned=True,
+    ),
     "kv-edits": Table(
         "kv.json",
         ("edits",),

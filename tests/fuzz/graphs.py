@@ -241,10 +241,10 @@ class Graphs:
         links = {key: key for key in self.nodes[node] if key == name or key.startswith(f"{name}.")}
         kind = TYPE_OF_AUTOGROW.get(name, kind) if kind.startswith("COMFY_AUTOGROW") else kind
         if kind in ("INT", "FLOAT"):
-            small, large = options["min"], options["max"]
-            ends = {"under": small - 1, "over": large * 2 + 1, "least": small}
-            ends |= {} if name in COSTLY else {"most": large}
-            yield from ((what, {name: value}, {}) for what, value in (ends | values.NUMBERS).items())
+            numbers = values.NUMBERS | (
+                {} if options.get("forceInput") else bounds(name, options["min"], options["max"])
+            )
+            yield from ((what, {name: value}, {}) for what, value in numbers.items())
         elif kind == "COMBO":
             others = options.get("options", [])[1:] if name not in COSTLY and (node, name) not in LONG_PRESETS else []
             yield from ((f"{value!r}", {name: value}, {}) for value in [*others, "no such", "", "../../etc/passwd"])
@@ -264,6 +264,12 @@ class Graphs:
             for what in values.BAD[kind]:
                 bad = step("FuzzBad", value=good, socket=kind, what=what)
                 yield what, {link: ["bad", 0], **others}, {"bad": bad}
+
+
+def bounds(name: str, small: float, large: float) -> dict[str, float]:
+    """Values at and beyond the ends of a number's range."""
+    ends = {"under": small - 1, "over": large * 2 + 1, "least": small}
+    return ends | ({} if name in COSTLY else {"most": large})
 
 
 def wide_prompts(graph: dict) -> dict:

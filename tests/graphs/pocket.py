@@ -27,9 +27,10 @@ from inversion import graph as flow
 from kv.graph import FULL_CUP
 from lora_training.graph import ASKED, STYLED, TAUGHT
 from lora_training.graph import STYLE as LORA_STYLE
-from multimodal.graph import REPOSED, SENTENCE, STYLE, SUBJECT
+from multimodal.graph import CONTENTS, REPOSED, SENTENCE, STYLE, STYLES, SUBJECT
 from pocket.flow_files import FILES
 from pocket.settings import POCKET
+from pose_control.graph import CONTROL, POSE, SITTING_UPRIGHT, UPRIGHT
 from text_control.graph import UNWANTED, WANTED, WANTED_THERE
 from what_changes.graph import ELSEWHERE
 from what_changes.graph import SUBJECT as FOUND_SUBJECT
@@ -51,6 +52,7 @@ from graphs.parts import (
 )
 
 PICTURE, SECOND_PICTURE = "palimpsest_example.png", "palimpsest_example_2.png"
+POSE_PICTURE = "palimpsest_example_pose.png"
 MASKED_PICTURE, PLACE_PICTURE = "palimpsest_example_masked.png", "palimpsest_example_place.png"
 RED_CAT, DOG = "a red cat {} on the right in the {}", "a brown dog {} on the left in the {}"
 SAVED = "palimpsest_example_00001.safetensors"
@@ -98,10 +100,16 @@ STRINGS = {
     LORA_STYLE: "snow",
     ELSEWHERE: RED_CAT.format("standing", "park"),
     FOUND_SUBJECT: "red cat",
+    CONTENTS: "a red [cat] standing on the right\na brown [dog] sitting on the left",
+    STYLES: "in the snow\nat night\nin the park",
     REPOSED: "a <image1> cat lying on the right in the snow",
     WANTED: RED_CAT.format("standing", "snow") + ' with a sign that says "RED CAT"',
     WANTED_THERE: RED_CAT.format("standing", "park") + ' with a sign that says "RED CAT"',
     UNWANTED: "",
+    CONTROL["name"]: "palimpsest_pocket_pose.safetensors",
+    POSE: POSE_PICTURE,
+    UPRIGHT: RED_CAT.format("standing", "snow"),
+    SITTING_UPRIGHT: RED_CAT.format("running", "snow"),
 }
 NUMBERS = {
     "steps=30": 20, "steps=200": 60, "validate_every=50": 30, "cfg=7.5": 3.0, "cfg_conds=7.5": 3.0, "guidance=7.5": 3.0,

@@ -55,8 +55,14 @@ def nodes_of(prompt: dict, kind: str) -> list[dict]:
 
 
 def pictures_wanted(prompt: dict) -> tuple[int, tuple[int, int]]:
-    """(number, size) of the pictures that each save node writes: one a line or empty latent, sources side by side."""
+    """(number, size) of the pictures that each save node writes: one a line or empty latent, sources side by side.
+
+    Of synthetic prompts one for each content in each of its styles.
+    """
     lines = [line for node in nodes_of(prompt, "PalimpsestPromptLines") for line in node["lines"].splitlines()]
+    for node in nodes_of(prompt, "PalimpsestSyntheticPrompts"):
+        styles = len(node["styles"].splitlines())
+        lines += node["contents"].splitlines() * min(styles, node["styles_each"])
     drawn = sum(node["batch_size"] for node in nodes_of(prompt, "EmptyLatentImage"))
     side_by_side = len(nodes_of(prompt, "LatentConcat")) + 1
     return len(lines) or drawn or 1, (128 * side_by_side, 128)

@@ -43,6 +43,7 @@ SAID = {  # what only a person can say, and the host's files: the widgets that s
     "folder": "made",
     "text": "a <image1> cat",
     "words": "cat",
+    "contents": "a [cat]",
     "phrase": "a red fox",
     "lines": "sitting",
     "source_text": "a cat",

@@ -1,6 +1,7 @@
 """The tables of documents: written from the benchmarks' files, by one command."""
 
 import json
+from dataclasses import replace
 
 import making
 import pytest
@@ -33,6 +34,16 @@ def test_a_table_by_hand(results):
         "| ours | 0.50 / - | **1.0** dB |",
         f"| {tables.BEYOND} | 1.00 / 1.00 |  |",
     ]
+
+
+def test_kinds_that_have_no_such_row_stay_empty_and_each_number_has_its_digits(tmp_path):
+    content = {"steps": 20, "pose": {"plain": {"a": 0.5, "dB": 17.46}}, "place": {"masked": {"a": 1.0, "dB": 19.36}}}
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    columns = [tables.Column(kind, ((kind, "a"), (kind, "dB")), (2, 1), unit=" dB") for kind in ("pose", "place")]
+    table = tables.Table("some.json", (), {"plain": "plain", "masked": "by a mask"}, tuple(columns), turned=True)
+    assert list(table.lines(tmp_path))[2:] == ["| plain | 0.50 / 17.5 dB |  |", "| by a mask |  | 1.00 / 19.4 dB |"]
+    with pytest.raises(KeyError, match="gone"):
+        list(replace(table, rows={"gone": "gone"}).lines(tmp_path))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

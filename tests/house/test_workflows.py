@@ -45,10 +45,11 @@ def test_the_api_form_is_the_workflow(name):
 def test_every_graph_is_a_workflow_with_the_values_it_gives():
     assert sorted(make_workflows.GRAPHS) == NAMES
     for name, describe in make_workflows.GRAPHS.items():
-        given = [(n["type"], n.get("widgets", {})) for n in describe()["nodes"].values() if n["type"] != "MarkdownNote"]
+        nodes = [n for n in describe()["nodes"].values() if n["type"] != "MarkdownNote"]
         saved = [(node["class_type"], node["inputs"]) for node in api_form(name).values()]
-        for kind, widgets in given:
-            wanted = {key: value for key, value in widgets.items() if key != "control_after_generate"}
+        for node in nodes:
+            kind, wired = node["type"], {"control_after_generate", *node.get("inputs", {})}
+            wanted = {key: value for key, value in node.get("widgets", {}).items() if key not in wired}
             assert any(kind == k and wanted.items() <= i.items() for k, i in saved), f"{name}: {kind} {wanted}"
 
 
@@ -92,7 +93,7 @@ def test_the_pocket_takes_the_place_of_every_value_that_it_has_no_use_for():
 
 DIRECTORIES = {  # of what a loader loads
     "CheckpointLoaderSimple": "checkpoints", "UNETLoader": "diffusion_models", "CLIPLoader": "text_encoders",
-    "DualCLIPLoader": "text_encoders", "VAELoader": "vae",
+    "DualCLIPLoader": "text_encoders", "VAELoader": "vae", "ControlNetLoader": "controlnet",
 }  # fmt: skip
 
 
