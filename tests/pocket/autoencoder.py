@@ -38,6 +38,7 @@ class Block(nn.Module):
 class Autoencoder(nn.Module):
     def __init__(self, channels: int = LATENT_CHANNELS):
         super().__init__()
+        self.channels = channels
         down = [layer for _ in range(3) for layer in (conv(WIDTH, WIDTH, stride=2, bias=False), *blocks(3))]
         up = [
             layer
@@ -64,6 +65,14 @@ class Autoencoder(nn.Module):
             if name.endswith("conv.4.weight"):
                 parameter.data.mul_(0.3)
 
+    def with_channels(self, channels: int, seed: int = 0) -> Autoencoder:
+        """A new one with more latent channels: the first are these, the others as `initialise` leaves them."""
+        wider, own = Autoencoder(channels), self.state_dict()
+        wider.initialise(seed)
+        for name, fresh in wider.state_dict().items():
+            fresh[tuple(slice(size) for size in own[name].shape)] = own[name]
+        return wider
+
 
 def has_bfloat16() -> bool:
     """Whether this CPU computes in bfloat16 itself; where it is emulated, it is ten times slower than float32."""
@@ -82,8 +91,8 @@ def blocks(n: int) -> list[Block]:
 
 def load(path: str | Path = WEIGHTS, device: str | torch.device = "cpu") -> Autoencoder:
     """The trained autoencoder in float32, from a .safetensors under the host's names (further tensors are ignored)."""
-    model = Autoencoder()
     state = {name: value.float() for name, value in load_file(path).items() if name.startswith("taesd_")}
+    model = Autoencoder(channels=state["taesd_decoder.1.weight"].shape[1])
     model.load_state_dict(state)
     return model.to(device, memory_format=torch.channels_last).eval()
 

@@ -5,38 +5,35 @@
     python tests/pocket/train.py latents --work DIR --pairs 6000
     python tests/pocket/train.py unet --work DIR --minutes 60 --init weights/unet.safetensors
     python tests/pocket/train.py judge --work DIR --steps 3000
+    python tests/pocket/train.py autoencoder --channels 16 --work OTHER; ... latents; ... transformer
 
-Every stage reads what the stages before it left in DIR and writes a .safetensors there. `--init` continues from given
-weights; `--resume` goes on with an interrupted training of the autoencoder or the U-Net. A CPU runs two single-threaded
-processes that average their gradients, in bfloat16 where it has it; a GPU runs one with larger batches. The U-Net is
-the host's own class: set COMFYUI_PATH to a ComfyUI folder.
+Every stage reads what the stages before it left in DIR and writes a .safetensors there. The last line is for the pocket
+transformer, whose latents have 16 channels; `all` leaves it out. `--init` continues from given weights; `--resume` goes
+on with an interrupted training of the autoencoder, the U-Net or the transformer. A CPU runs two single-threaded
+processes that average their gradients, in bfloat16 where it has it; a GPU runs one with larger batches. The networks
+are the host's own classes: set COMFYUI_PATH to a ComfyUI folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import itertools
 import json
-import math
 import multiprocessing
 import os
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if __package__:
     from . import autoencoder as autoencoding
-    from . import checkpoint, metrics, parallel, text_encoder, train_judge, world
+    from . import checkpoint, metrics, parallel, text_encoder, train_judge, transformer, world
+    from .fitting import SHARE_OF_SIGNS, Captions, Options, fit, import_host, pair_of_scenes, save_weights
 else:  # run as a program: its own folder is on the path
     import autoencoder as autoencoding
     import checkpoint
@@ -44,155 +41,15 @@ else:  # run as a program: its own folder is on the path
     import parallel
     import text_encoder
     import train_judge
+    import transformer
     import world
+    from fitting import SHARE_OF_SIGNS, Captions, Options, fit, import_host, pair_of_scenes, save_weights
 
-TRAINING_SEED, VALIDATION_SEED, PAIR_SEED = 1, 99, 6  # of the scenes; world.HELD_OUT_SEED stays out of training
-SHARE_OF_SIGNS = 1 / 3
+TRAINING_SEED, VALIDATION_SEED = 1, 99  # of the scenes; world.HELD_OUT_SEED stays out of training
 PART = 256  # pairs encoded into one file
 WIDTH = 160  # half of SD1.5's: checkpoint.widen doubles it
 CHANNELS_LAST = torch.channels_last
 BLOCKS = ("input", "middle", "output")  # as the host names them
-_kept = []  # modules whose declarations go with them
-
-
-@dataclass
-class Options:
-    """What the command line says; defaults depend on the device."""
-
-    work: Path
-    device: str
-    processes: int
-    seed: int = 0
-    init: Path | None = None
-    minutes: float | None = None
-    steps: int | None = None
-    batch: int | None = None
-    lr: float | None = None
-    images: int = 6000
-    pairs: int = 6000
-    compile: bool = False
-    resume: bool = False
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device != "cpu"
-
-    def autocast(self):
-        return autoencoding.autocast(self.device)
-
-
-# --------------------------------------------------------------------------------------------------- the common loop
-
-
-def fit(
-    model: nn.Module,
-    averager: parallel.Averager,
-    loss: Callable[[], tuple[Tensor, dict[str, float]]],
-    options: Options,
-    *,
-    lr: float,
-    weight_decay: float,
-    ema_decay: float,
-    warm_up: int,
-    state: Path,
-    save: Callable[[dict[str, Tensor]], None],
-) -> None:
-    """Minimise `loss()` with AdamW, cosine decay, gradient clipping at 1 and an average of the weights (EMA).
-
-    Ends after options.steps or options.minutes, whichever comes first; `save` gets the averaged parameters. Every few
-    minutes the whole state is written to the file `state`; with options.resume the run goes on from there.
-    """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    tensors = list(parameters.values())
-    averager.join(averager.rank, tensors)
-    optimizer = torch.optim.AdamW(tensors, lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
-    average = [p.detach().clone() for p in tensors]
-    step, earlier = _resume(state, parameters, average, optimizer) if options.resume else (0, 0.0)
-    first, begin = step, time.time()
-    told = saved = begin
-    seen = []
-
-    def keep() -> None:
-        save(dict(zip(parameters, average, strict=True)))
-        _write_state(state, parameters, average, optimizer, step, earlier + time.time() - begin)
-
-    while True:
-        timed = averager.agree(_share(earlier + time.time() - begin, _seconds(options.minutes)))
-        done = max(_share(step, options.steps), timed)
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / warm_up) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
-        value, shown = loss()
-        value.backward()
-        averager.average()
-        nn.utils.clip_grad_norm_(tensors, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        torch._foreach_lerp_(average, [p.data for p in tensors], 1 - min(ema_decay, (step + 1) / (step + 10)))
-        seen.append(shown)
-        if averager.rank == 0 and time.time() - told > 30:
-            told = time.time()
-            rate = (step - first) / (told - begin)
-            print(f"{told - begin:6.0f}s step {step} {_means(seen)} {rate:.2f} steps/s", flush=True)
-            seen = []
-        if averager.rank == 0 and time.time() - saved > 240:
-            saved = time.time()
-            keep()
-    if averager.rank == 0:
-        print(f"{time.time() - begin:6.0f}s step {step} {_means(seen)} done", flush=True)
-        keep()
-
-
-def _write_state(
-    path: Path,
-    parameters: dict[str, Tensor],
-    average: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    seconds: float,
-) -> None:
-    state = {"model": parameters, "average": average, "optimizer": optimizer.state_dict()}
-    temporary = path.with_suffix(".part")
-    torch.save(state | {"step": step, "seconds": seconds}, temporary)
-    os.replace(temporary, path)
-
-
-def _resume(
-    path: Path, parameters: dict[str, Tensor], average: list[Tensor], optimizer: torch.optim.Optimizer
-) -> tuple[int, float]:
-    """Fill everything from the file, if there is one; the steps and seconds that were done."""
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    with torch.no_grad():
-        for (name, parameter), mean in zip(parameters.items(), average, strict=True):
-            parameter.copy_(state["model"][name])
-            mean.copy_(state["average"][list(parameters).index(name)])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["seconds"]
-
-
-def _share(done: float, whole: float | None) -> float:
-    return done / whole if whole else 0.0
-
-
-def _seconds(minutes: float | None) -> float | None:
-    return 60 * minutes if minutes else None
-
-
-def _means(seen: list[dict[str, float]]) -> str:
-    names = dict.fromkeys(name for shown in seen for name in shown)
-    return " ".join(f"{n} {np.mean([shown[n] for shown in seen if n in shown]):.4f}" for n in names)
-
-
-def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    temporary = path.with_suffix(".part")
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file({n: v.half() if v.is_floating_point() else v for n, v in state.items()}, temporary, metadata)
-    temporary.chmod(0o644)  # the writer makes files that only their owner can read
-    os.replace(temporary, path)
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
@@ -241,18 +98,21 @@ def focus_of(scenes: list[world.Scene], masks: np.ndarray) -> np.ndarray:
 def train_autoencoder(averager: parallel.Averager, rank: int, options: Options) -> None:
     """64 px crops around the animal, or the board of a sign; errors inside its mask count four times.
 
-    With given weights the latents are held near theirs, so that a U-Net trained on those stays valid; from nothing
-    they are drawn to mean 0 and variance 1.
+    With given weights the latents are held near theirs, so that a U-Net trained on those stays valid; from nothing, or
+    with more channels than the given weights have, they are drawn to mean 0 and variance 1.
     """
     averager.rank, crop = rank, 64
     rng = np.random.default_rng([options.seed, rank])
     images, masks, scenes = drawn(options, "train", TRAINING_SEED, options.images, SHARE_OF_SIGNS)
     masks = focus_of(scenes, masks)
     centres = np.stack([[np.average(np.arange(128), weights=m.sum(axis) + 1e-6) for axis in (1, 0)] for m in masks])
-    model, anchor = autoencoding.Autoencoder(), None
+    model, anchor = autoencoding.Autoencoder(options.channels), None
     if options.init:
-        model = autoencoding.load(options.init)
-        anchor = autoencoding.load(options.init, options.device).taesd_encoder
+        model = given = autoencoding.load(options.init)
+        if given.channels == options.channels:
+            anchor = autoencoding.load(options.init, options.device).taesd_encoder
+        else:
+            model = given.with_channels(options.channels, options.seed)
     else:
         model.initialise(options.seed)
     model = model.to(options.device, memory_format=CHANNELS_LAST).train()
@@ -310,20 +170,6 @@ def report_autoencoder(options: Options) -> None:
 # ------------------------------------------------------------------------------------------------------------ latents
 
 
-def pair_of_scenes(index: int) -> tuple[world.Scene, world.Scene]:
-    """One animal in two poses; sometimes on the other side or looking the other way; a third with one sign in both."""
-    rng = np.random.default_rng([PAIR_SEED, index])
-    first = world.sample_scene(rng)
-    others = [pose for pose in world.POSES if pose != first.pose]
-    second = world.edit(first, pose=others[int(rng.integers(len(others)))])
-    if rng.random() < 0.3:
-        second = world.edit(second, side="left" if first.side == "right" else "right")
-    if rng.random() < 0.3:
-        second = world.edit(second, facing=-first.facing)
-    chosen = np.random.default_rng([PAIR_SEED, index, world.SIGN_STREAM])
-    return world.add_sign(chosen, first, second) if chosen.random() < SHARE_OF_SIGNS else (first, second)
-
-
 def encode_pairs(options: Options) -> None:
     """Draw and encode pairs: latents.npz with z float16 (n, 2, 4, 16, 16), normalised, and the mean and std used.
 
@@ -376,28 +222,6 @@ def _first_existing(*paths: Path) -> Path:
 # -------------------------------------------------------------------------------------------------------------- U-Net
 
 
-def import_host() -> None:
-    """Make the host's modules importable. Exits with a sentence where COMFYUI_PATH leads nowhere."""
-    host = Path(os.environ.get("COMFYUI_PATH", ""))
-    if not (host / "comfy").is_dir():
-        sys.exit("train: set COMFYUI_PATH to a ComfyUI folder; `python dev.py test` sets one up in .dev/")
-    if _kept:
-        return
-    spec = importlib.util.spec_from_file_location("run_host", Path(__file__).parent.parent / "run_host.py")
-    run_host = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run_host)
-    run_host.declare_missing_operators()
-    _kept.append(run_host)
-    if str(host) not in sys.path:
-        sys.path.insert(0, str(host))
-    arguments, sys.argv = sys.argv, sys.argv[:1]  # the host reads the command line when it is imported
-    from comfy.cli_args import args
-
-    sys.argv = arguments
-    args.cpu = not torch.cuda.is_available()
-    args.use_pytorch_cross_attention = True
-
-
 def build_unet(width: int = WIDTH) -> nn.Module:
     """The host's UNetModel: two levels, one residual block each, attention in every block, 8 heads.
 
@@ -447,22 +271,6 @@ def alphas_cumprod() -> Tensor:
     """SD's scaled-linear schedule: beta_t between 0.00085 and 0.012, linear in sqrt(beta); (1000,)."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
-
-
-class Captions:
-    """Encoded captions, kept in bfloat16."""
-
-    def __init__(self, limit: int = 6000):
-        self.encoder, self.limit, self.known = text_encoder.Encoder(), limit, {}
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Texts -> (B, 77, 768)."""
-        new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        if len(self.known) + len(new) > self.limit:
-            self.known, new = {}, list(dict.fromkeys(texts))
-        if new:
-            self.known |= zip(new, self.encoder(new).bfloat16(), strict=True)
-        return torch.stack([self.known[text] for text in texts])
 
 
 def see_partner(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
@@ -588,7 +396,7 @@ def count_of(model: nn.Module) -> int:
 
 def stage_autoencoder(options: Options) -> None:
     drawn(options, "train", TRAINING_SEED, options.images, SHARE_OF_SIGNS)  # before the processes start, which share it
-    numbers = count_of(autoencoding.Autoencoder())
+    numbers = count_of(autoencoding.Autoencoder(options.channels))
     parallel.run(train_autoencoder, numbers, options.processes, options)
     report_autoencoder(options)
 
@@ -597,13 +405,22 @@ def stage_unet(options: Options) -> None:
     parallel.run(train_unet, count_of(build_unet()), options.processes, options)
 
 
+def stage_transformer(options: Options) -> None:
+    import_host()
+    parallel.run(transformer.train, count_of(transformer.build()), options.processes, options)
+
+
 STAGES = {
     "autoencoder": stage_autoencoder,
     "latents": encode_pairs,
     "unet": stage_unet,
     "judge": train_the_judge,
+    "transformer": stage_transformer,
 }
-MINUTES = {"autoencoder": (40.0, 5.0), "latents": (None, None), "unet": (120.0, 8.0), "judge": (None, None)}  # CPU, GPU
+MINUTES = {
+    "autoencoder": (40.0, 5.0), "latents": (None, None), "unet": (120.0, 8.0), "judge": (None, None),
+    "transformer": (180.0, 8.0),
+}  # CPU, GPU  # fmt: skip
 
 
 def main() -> None:
@@ -616,7 +433,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="pictures per step and process")
     parser.add_argument("--lr", type=float)
     parser.add_argument("--images", type=int, default=6000, help="drawn for the autoencoder and the judge")
-    parser.add_argument("--pairs", type=int, default=6000, help="drawn for the U-Net")
+    parser.add_argument("--pairs", type=int, default=6000, help="drawn for the U-Net or the transformer")
+    parser.add_argument(
+        "--channels", type=int, default=autoencoding.LATENT_CHANNELS, help="of the autoencoder's latents"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, help="on a CPU; default 2")
@@ -631,7 +451,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     if not on_gpu:
         torch.set_num_threads(1)
-    chosen = list(STAGES) if stage == "all" else [stage]
+    chosen = [name for name in STAGES if name != "transformer"] if stage == "all" else [stage]
     for name in chosen:
         print(f"== {name}", flush=True)
         if not (given["minutes"] or given["steps"]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pocket import autoencoder as autoencoding
-from pocket import checkpoint, metrics, parallel, train, train_judge, world
+from pocket import checkpoint, fitting, metrics, parallel, train, train_judge, world
 from pocket import judge as judging
 from torch import nn
 
@@ -102,7 +102,7 @@ def test_stored_weights_are_packed_and_come_back(tmp_path):
 
 
 def test_training_never_draws_held_out_scenes():
-    seeds = {train.TRAINING_SEED, train.VALIDATION_SEED, train.PAIR_SEED}
+    seeds = {train.TRAINING_SEED, train.VALIDATION_SEED, fitting.PAIR_SEED}
     assert world.HELD_OUT_SEED not in seeds
 
 
