@@ -95,6 +95,11 @@ STEPS = {
         results("multimodal.json", "multimodal.md", "multimodal.jpg"),
     ),
     "pose": Step("pose_control.benchmark", (), results("pose_control.json", "pose_control.jpg")),
+    "lora": Step(
+        "lora_training.benchmark",
+        ("--rate", "5", "--rows", "prompt", "host", "unet", "conv", "dropped", "offset"),
+        results("lora_ink.json", "lora_ink.png"),
+    ),
     "text": Step("text_control.benchmark", (), results("text_control.json", "text_control.md", "text_control.jpg")),
 }  # fmt: skip
 

@@ -205,7 +205,32 @@ def by_change(title: str, kind: str) -> Column:
     return Column(title, tuple((kind, key) for key in ("attribute", "identity", "ideal")), (2, 2, 1), unit=" dB")
 
 
+DRAWN = {
+    "the drawings, through the autoencoder": "the drawings, through the autoencoder",
+    "prompt": "no training, the style told in the prompt",
+    "host": "the host's Train LoRA",
+    "unet": "Train LoRA, U-Net only",
+    "conv": "the same, *convolutions*",
+    "offset": "*convolutions*, *noise_offset* 0.1",
+    "dropped": "*convolutions*, *caption_dropout* 0.1",
+}
+
+
+def lora(concept: str) -> Table:
+    """What a LoRA of a few pictures taught."""
+    columns = tuple(single(name, name) for name in ("distance", "shown", "followed"))
+    return Table(
+        f"lora_{concept}.json",
+        ("rows",),
+        DRAWN,
+        (*columns, single("by heart, dB", "heart", 1)),
+        concept,
+        incomplete=True,
+    )
+
+
 TABLES = {
+    "lora-ink": lora("ink"),
     "pose-control": Table(
         "pose_control.json",
         ("rows",),

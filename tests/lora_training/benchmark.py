@@ -1,6 +1,7 @@
 """LoRAs of a few pictures beside the host's own trainer, on concepts that the pocket model has never seen.
 
     python dev.py bench lora_training                              all rows of the ink style, the paper's recipe
+    python dev.py bench lora_training --rate 5                     at the host's rate, five times the paper's
     python dev.py bench lora_training --concept fox --pictures 12
     python dev.py bench lora_training --concept zigzag --pictures 12
     python dev.py bench lora_training --rows host unet             some rows; rows that are there are not run again
@@ -39,6 +40,7 @@ from lora_training import ink
 from palimpsest.nodes.lora import files
 from palimpsest.nodes.lora.nodes import TrainLoRA
 from palimpsest.nodes.lora.settings import PAPER
+from PIL import Image
 from pocket import judge as judging
 from pocket import metrics, world
 
@@ -170,6 +172,8 @@ def measured(drawn: torch.Tensor, lesson: Lesson, judge: Any) -> dict[str, float
 
 # ---- the ways
 
+Way = Callable[["Pocket", Lesson], tuple[Any, Any, list[Path]]]
+
 
 @dataclass(frozen=True)
 class Pocket:
@@ -254,18 +258,27 @@ class Pocket:
         return comfy.sd.load_lora_for_models(self.model, self.clip, content, 1.0, 1.0)
 
 
-WAYS: dict[str, tuple[str, Callable[[Pocket, Lesson], tuple[Any, Any, list[Path]]]]] = {
+def unet_alone(style: bool = False, **changes: Any) -> Way:
+    """Our node with the text encoder left as it is, which is most of a step's cost here."""
+
+    def teach(pocket: Pocket, lesson: Lesson) -> tuple[Any, Any, list[Path]]:
+        return pocket.teach(lesson, lesson.style if style else "", text_rate=0.0, preset="as set below", **changes)
+
+    return teach
+
+
+WAYS: dict[str, tuple[str, Way]] = {
     "prompt": ("prompt only, the style told", lambda pocket, _: (pocket.model, pocket.clip, [])),
     "host": ("the host's Train LoRA", Pocket.teach_by_host),
-    "unet": ("U-Net only", lambda pocket, lesson: pocket.teach(lesson, text_rate=0.0, preset="as set below")),
+    "unet": ("U-Net only", unet_alone()),
+    "conv": ("the same, convolutions too", unet_alone(convolutions=True)),
+    "dropped": ("convolutions too, one caption in ten empty", unet_alone(convolutions=True, caption_dropout=0.1)),
+    "offset": ("convolutions too, noise offset 0.1", unet_alone(convolutions=True, noise_offset=0.1)),
+    "words": ("U-Net only, style told in the captions", unet_alone(style=True)),
+    "snr": ("U-Net only, Min-SNR 5", unet_alone(min_snr_gamma=5.0)),
+    "rank4": ("U-Net only, rank 4", unet_alone(rank=4, alpha=2.0)),
+    "rank32": ("U-Net only, rank 32", unet_alone(rank=32, alpha=16.0)),
     "both": ("U-Net and text encoder", lambda pocket, lesson: pocket.teach(lesson)),
-    "words": ("the same, style told in the captions", lambda pocket, lesson: pocket.teach(lesson, lesson.style)),
-    "snr": (
-        "the same, Min-SNR 5",
-        lambda pocket, lesson: pocket.teach(lesson, min_snr_gamma=5.0, preset="as set below"),
-    ),
-    "rank4": ("the same, rank 4", lambda pocket, lesson: pocket.teach(lesson, rank=4, alpha=2.0)),
-    "rank32": ("the same, rank 32", lambda pocket, lesson: pocket.teach(lesson, rank=32, alpha=16.0)),
 }
 
 
@@ -299,6 +312,15 @@ def table(found: dict[str, dict]) -> str:
         cells = (f"{numbers[key]:.2f}" if key in numbers else "-" for key in COLUMNS)
         lines.append(f"| {WAYS[name][0] if name in WAYS else name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def joined(sheets: list[Path], path: Path) -> None:
+    """The first row of the ways' sheets, one below the other."""
+    opened = [Image.open(sheet).convert("RGB") for sheet in sheets]
+    whole = Image.new("RGB", (opened[0].width, len(opened) * SIZE), "white")
+    for number, sheet in enumerate(opened):
+        whole.paste(sheet.crop((0, 0, sheet.width, SIZE)), (0, number * SIZE))
+    whole.save(path)
 
 
 def in_folder(folder: Path) -> Path:
@@ -341,5 +363,8 @@ def main() -> None:
             }
             contact_sheet(fives or {WAYS[name][0]: drawn}, output / f"lora_{options.concept}_{name}.png")
             print(name, {key: value for key, value in found[name].items() if key != "curve"}, flush=True)
+    sheets = [output / f"lora_{options.concept}_{name}.png" for name in WAYS if name in found]
+    if there := [sheet for sheet in sheets if sheet.is_file()]:
+        joined(there, output / f"lora_{options.concept}.png")
     ordered = [*(name for name in found if name not in WAYS), *(name for name in WAYS if name in found)]
     print(f"\n{table({name: found[name] for name in ordered})}")
