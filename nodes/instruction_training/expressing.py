@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import instruction
+from ..quoting import quoted
 from .settings import TECHNIQUE
 from .triples import Triple
 
@@ -36,7 +37,7 @@ def by(model: instruction.MgieModel) -> Callable[[Triple], instruction.Reading]:
         text = instruction.cleaned(answer)
         if not text:
             raise ValueError(
-                f"{model.name} answered nothing to {triple.instruction[:60]!r} that says how the picture should be: "
+                f"{model.name} answered nothing to {quoted(triple.instruction)} that says how the picture should be: "
                 "connect expressed, a text for each picture."
             )
         return replace(reading, text=text)

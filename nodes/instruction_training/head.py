@@ -174,8 +174,6 @@ class HeadReader:
 
     def batch(self, examples: Sequence[Example], told: Sequence[bool], device: Any) -> tuple[Tensor, None]:
         """(prompts (B, 77, context), None); of those that are not told their text the prompt of none."""
-        found = [self.states(example) for example, tell in zip(examples, told, strict=True) if tell]
-        rows = iter(found)
         none = torch.zeros_like(self.head.added)
-        states = torch.stack([(next(rows) if tell else none).to(device) for tell in told])
-        return self.head.prompts(states), None
+        states = [self.states(example) if tell else none for example, tell in zip(examples, told, strict=True)]
+        return self.head.prompts(torch.stack([each.to(device) for each in states])), None

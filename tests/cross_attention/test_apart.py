@@ -11,6 +11,8 @@ import tiny_models
 import tiny_transformers
 import torch
 from comfy.patcher_extension import WrappersMP
+from cross_attention import hidden_words
+from cross_attention.hidden_words import AFTER, PFB, RENORMALISED, TEXT, WORDS, apply, both, half, relative, words_of
 from palimpsest.kernels.cross_attention_mask import masked as masked_attention
 from palimpsest.nodes import host
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask, RegionPhrase
@@ -19,40 +21,13 @@ from palimpsest.nodes.host import joint
 from palimpsest.nodes.words import ChosenWords
 from tiny_transformers import APART, latent, prompt, sample
 
-AFTER, RENORMALISED, PFB = MODES
-TEXT, WORDS = 9, (3, 4)
 SERVED = list(APART)
 
 pytestmark = pytest.mark.usefixtures("inference")
 
 
-def half(soft=0.3):
-    """A MASK that is white on the left, with a soft border in between."""
-    mask = torch.zeros(1, 96, 64)
-    mask[..., :32], mask[..., 32:48] = 1, soft
-    return mask
-
-
-def words_of(positive, *positions):
-    return ChosenWords(("word",), (positions or WORDS,), positive[0][0])
-
-
-def apply(model, mask, tokens, **settings):
-    inputs = {"mode": RENORMALISED, "mask_negative": False} | settings
-    return tiny_models.execute(CrossAttentionMask, model=model, mask=mask, tokens=tokens, **inputs)[0]
-
-
-def both(family, negative=TEXT, tokens=TEXT):
-    return prompt(family, 1, tokens), prompt(family, 2, negative)
-
-
 def close(found, wanted, share=2e-5):
-    assert torch.isfinite(found).all()
-    assert (found - wanted).norm() <= share * wanted.norm()
-
-
-def relative(found, wanted):
-    return float((found - wanted).norm() / wanted.norm())
+    hidden_words.close(found, wanted, share)
 
 
 def by_matrix(model, places, mode=RENORMALISED, words=WORDS):

@@ -8,56 +8,35 @@ import math
 from types import SimpleNamespace
 
 import pytest
-import tiny_models
 import tiny_transformers
 import torch
 from comfy.patcher_extension import WrappersMP
+from cross_attention.hidden_words import (
+    AFTER,
+    PFB,
+    RENORMALISED,
+    TEXT,
+    WORDS,
+    apply,
+    both,
+    close,
+    half,
+    relative,
+    words_of,
+)
 from palimpsest.kernels.cross_attention_mask import masked as masked_attention
 from palimpsest.nodes import host
 from palimpsest.nodes.cross_attention.layers import choose_layers
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
-from palimpsest.nodes.cross_attention.regions import MODES
 from palimpsest.nodes.host import joint
-from palimpsest.nodes.words import ChosenWords
 from tiny_transformers import FAMILIES, latent, prompt, sample
 
-AFTER, RENORMALISED, PFB = MODES
-TEXT, WORDS = 9, (3, 4)
 MULTIPLE = {"zimage": 32}
 PATCH = {"flux2": 1}
 REFINED = ("zimage", "lumina2")
 TIGHT = {"hide_from_text": True, "hide_from_refiner": True}
 
 pytestmark = pytest.mark.usefixtures("inference")
-
-
-def half(soft=0.3):
-    """A MASK that is white on the left, with a soft border in between."""
-    mask = torch.zeros(1, 96, 64)
-    mask[..., :32], mask[..., 32:48] = 1, soft
-    return mask
-
-
-def words_of(positive, *positions):
-    return ChosenWords(("word",), (positions or WORDS,), positive[0][0])
-
-
-def apply(model, mask, tokens, **settings):
-    inputs = {"mode": RENORMALISED, "mask_negative": False} | settings
-    return tiny_models.execute(CrossAttentionMask, model=model, mask=mask, tokens=tokens, **inputs)[0]
-
-
-def both(family, negative=TEXT):
-    return prompt(family, 1, TEXT), prompt(family, 2, negative)
-
-
-def close(found, wanted, share=2e-6):
-    assert torch.isfinite(found).all()
-    assert (found - wanted).norm() <= share * wanted.norm()
-
-
-def relative(found, wanted):
-    return float((found - wanted).norm() / wanted.norm())
 
 
 # ---- the same with the matrix written out; where tokens stand is told by this file alone

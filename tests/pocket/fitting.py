@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 if __package__:
     from . import autoencoder as autoencoding
-    from . import parallel, text_encoder, world
+    from . import checkpoint, parallel, text_encoder, world
 else:  # run as a program: its own folder is on the path
     import autoencoder as autoencoding
+    import checkpoint
     import parallel
     import text_encoder
     import world
@@ -186,6 +187,44 @@ def pair_of_scenes(index: int) -> tuple[world.Scene, world.Scene]:
         second = world.edit(second, facing=-first.facing)
     chosen = np.random.default_rng([PAIR_SEED, index, world.SIGN_STREAM])
     return world.add_sign(chosen, first, second) if chosen.random() < SHARE_OF_SIGNS else (first, second)
+
+
+class Pairs:
+    """Pairs of poses by latents.npz: batches of latents with captions, one caption in ten of them empty, for guidance.
+
+    rng: of a process; other draws where an interrupted training goes on.
+    """
+
+    def __init__(self, options: Options, rank: int, state: Path):
+        started = [state.stat().st_mtime_ns] if options.resume and state.exists() else []
+        self.rng = np.random.default_rng([options.seed, rank, *started])
+        data = np.load(options.work / "latents.npz")
+        self.z = torch.from_numpy(data["z"])
+        self.settings = {"latent_mean": str(float(data["mean"])), "latent_std": str(float(data["std"]))}
+        self.scenes = [pair_of_scenes(i) for i in range(len(self.z))]
+
+    def draw(self, batch: int, paired: bool) -> tuple[Tensor, list[str]]:
+        """(latents (batch, C, 16, 16), captions); paired: rows 2i and 2i + 1 are one pair's, told both or neither."""
+        rng = self.rng
+        if paired:
+            index, which = rng.integers(0, len(self.z), batch // 2).repeat(2), np.tile([0, 1], batch // 2)
+            untold = (rng.random(batch // 2) < 0.1).repeat(2)
+        else:
+            index, which = rng.integers(0, len(self.z), batch), rng.integers(0, 2, batch)
+            untold = rng.random(batch) < 0.1
+        told = [world.training_caption(self.scenes[i][k], rng) for i, k in zip(index, which, strict=True)]
+        return self.z[index, which].float(), ["" if u else text for u, text in zip(untold, told, strict=True)]
+
+    def stratified(self, batch: int) -> np.ndarray:
+        """Numbers in 0..1, one in each of `batch` equal parts, in any order; (batch,)."""
+        return (self.rng.permutation(batch) + self.rng.random(batch)) / batch
+
+
+def begin_with(model: nn.Module, init: Path | None) -> None:
+    """Load given weights, if there are any."""
+    if init:
+        given, _ = checkpoint.load_weights(init)
+        model.load_state_dict({name: value.float() for name, value in given.items()})
 
 
 class Captions:

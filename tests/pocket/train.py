@@ -33,7 +33,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 if __package__:
     from . import autoencoder as autoencoding
     from . import checkpoint, metrics, parallel, text_encoder, train_judge, transformer, world
-    from .fitting import SHARE_OF_SIGNS, Captions, Options, fit, import_host, pair_of_scenes, save_weights
+    from .fitting import (
+        SHARE_OF_SIGNS,
+        Captions,
+        Options,
+        Pairs,
+        begin_with,
+        fit,
+        import_host,
+        pair_of_scenes,
+        save_weights,
+    )
 else:  # run as a program: its own folder is on the path
     import autoencoder as autoencoding
     import checkpoint
@@ -43,7 +53,17 @@ else:  # run as a program: its own folder is on the path
     import train_judge
     import transformer
     import world
-    from fitting import SHARE_OF_SIGNS, Captions, Options, fit, import_host, pair_of_scenes, save_weights
+    from fitting import (
+        SHARE_OF_SIGNS,
+        Captions,
+        Options,
+        Pairs,
+        begin_with,
+        fit,
+        import_host,
+        pair_of_scenes,
+        save_weights,
+    )
 
 TRAINING_SEED, VALIDATION_SEED = 1, 99  # of the scenes; world.HELD_OUT_SEED stays out of training
 PART = 256  # pairs encoded into one file
@@ -296,38 +316,24 @@ def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None
     """
     averager.rank = rank
     state = options.work / "unet_state.pt"
-    started = [state.stat().st_mtime_ns] if options.resume and state.exists() else []  # other draws than before
-    rng = np.random.default_rng([options.seed, rank, *started])
-    data = np.load(options.work / "latents.npz")
-    z, captions, alphas = torch.from_numpy(data["z"]), Captions(), alphas_cumprod().to(options.device)
-    scenes = [pair_of_scenes(i) for i in range(len(z))]
+    pairs = Pairs(options, rank, state)
+    captions, alphas = Captions(), alphas_cumprod().to(options.device)
     torch.manual_seed(options.seed)
     model = build_unet()
-    if options.init:
-        given, _ = checkpoint.load_weights(options.init)
-        model.load_state_dict({name: value.float() for name, value in given.items()})
+    begin_with(model, options.init)
     model = model.to(options.device, memory_format=CHANNELS_LAST).train()
     network = torch.compile(model) if options.compile else model
-    torch.manual_seed(int(rng.integers(1 << 31)))
+    torch.manual_seed(int(pairs.rng.integers(1 << 31)))
     batch = options.batch or (256 if options.on_gpu else 8)
     # On a CPU in bfloat16 the plain attention is faster backwards than the fused one.
     plain = not options.on_gpu and autoencoding.has_bfloat16()
     together = {"patches_replace": {"attn1": {(name, i): see_partner for name in BLOCKS for i in range(12)}}}
     steps = itertools.count()
 
-    def draw_batch(paired: bool) -> tuple[Tensor, list[str]]:
-        if paired:
-            index, which = rng.integers(0, len(z), batch // 2).repeat(2), np.tile([0, 1], batch // 2)
-            untold = (rng.random(batch // 2) < 0.1).repeat(2)
-        else:
-            index, which, untold = rng.integers(0, len(z), batch), rng.integers(0, 2, batch), rng.random(batch) < 0.1
-        told = [world.training_caption(scenes[i][k], rng) for i, k in zip(index, which, strict=True)]
-        return z[index, which].float(), ["" if u else text for u, text in zip(untold, told, strict=True)]
-
     def loss() -> tuple[Tensor, dict[str, float]]:
         paired = next(steps) % 3 != 0
-        clean, texts = draw_batch(paired)
-        t = torch.from_numpy(((rng.permutation(batch) + rng.random(batch)) / batch * 1000).astype(np.int64))
+        clean, texts = pairs.draw(batch, paired)
+        t = torch.from_numpy((pairs.stratified(batch) * 1000).astype(np.int64))
         clean, context, t = (v.to(options.device) for v in (clean, captions(texts).float(), t))
         alpha, noise = alphas[t][:, None, None, None], torch.randn_like(clean)
         noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).contiguous(memory_format=CHANNELS_LAST)
@@ -338,10 +344,8 @@ def train_unet(averager: parallel.Averager, rank: int, options: Options) -> None
         value = ((snr.clamp(max=5) / snr).sqrt() * errors).mean()
         return value, {"pair" if paired else "single": errors.mean().item()}
 
-    settings = {"latent_mean": str(float(data["mean"])), "latent_std": str(float(data["std"]))}
-
     def save(average: dict[str, Tensor]) -> None:
-        save_weights(options.work / checkpoint.UNET, checkpoint.pack(average), settings)
+        save_weights(options.work / checkpoint.UNET, checkpoint.pack(average), pairs.settings)
 
     lr = options.lr or (6e-4 if options.on_gpu else 4e-4)
     recipe = {"lr": lr, "weight_decay": 0.01, "ema_decay": 0.9985, "warm_up": 100}

@@ -16,15 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if __package__:
     from . import autoencoder as autoencoding
-    from . import checkpoint, parallel, text_encoder, world
-    from .fitting import Captions, Options, fit, import_host, pair_of_scenes, save_weights
+    from . import checkpoint, parallel, text_encoder
+    from .fitting import Captions, Options, Pairs, begin_with, fit, import_host, save_weights
 else:  # run as a program: its own folder is on the path
     import autoencoder as autoencoding
     import checkpoint
     import parallel
     import text_encoder
-    import world
-    from fitting import Captions, Options, fit, import_host, pair_of_scenes, save_weights
+    from fitting import Captions, Options, Pairs, begin_with, fit, import_host, save_weights
 
 CHANNELS, PATCH, WIDTH, HEADS = 16, 2, 256, 2
 DOUBLE, SINGLE = 2, 4  # blocks
@@ -86,10 +85,9 @@ def see_partner(attention, query: Tensor, key: Tensor, value: Tensor, *rest, **o
     return attention(query, both(key), both(value), *rest, **options)
 
 
-def levels(rng: np.random.Generator, batch: int) -> Tensor:
-    """Times t in 0..1, logit-normal as FLUX.1's and SD3's training has them, stratified over the batch; (B,)."""
-    shares = torch.from_numpy((rng.permutation(batch) + rng.random(batch)) / batch).clamp(1e-4, 1 - 1e-4)
-    return torch.special.ndtri(shares).sigmoid().float()
+def levels(shares: np.ndarray) -> Tensor:
+    """Times t in 0..1, logit-normal as FLUX.1's and SD3's training has them, by their shares in 0..1; (B,)."""
+    return torch.special.ndtri(torch.from_numpy(shares).clamp(1e-4, 1 - 1e-4)).sigmoid().float()
 
 
 def train(averager: parallel.Averager, rank: int, options: Options) -> None:
@@ -104,35 +102,21 @@ def train(averager: parallel.Averager, rank: int, options: Options) -> None:
 
     comfy.model_management.in_training = True  # rotary places by plain operations, which have a gradient
     state = options.work / "transformer_state.pt"
-    started = [state.stat().st_mtime_ns] if options.resume and state.exists() else []  # other draws than before
-    rng = np.random.default_rng([options.seed, rank, *started])
-    data = np.load(options.work / "latents.npz")
-    z, captions = torch.from_numpy(data["z"]), Captions()
-    scenes = [pair_of_scenes(i) for i in range(len(z))]
+    pairs = Pairs(options, rank, state)
+    captions = Captions()
     torch.manual_seed(options.seed)
     model = build()
-    if options.init:
-        given, _ = checkpoint.load_weights(options.init)
-        model.load_state_dict({name: value.float() for name, value in given.items()})
+    begin_with(model, options.init)
     keep_inputs(model.to(options.device).train())
-    torch.manual_seed(int(rng.integers(1 << 31)))
+    torch.manual_seed(int(pairs.rng.integers(1 << 31)))
     batch = options.batch or (256 if options.on_gpu else 8)
     plain = not options.on_gpu and autoencoding.has_bfloat16()  # faster backwards there than the fused attention
     steps = itertools.count()
 
-    def draw_batch(paired: bool) -> tuple[Tensor, list[str]]:
-        if paired:
-            index, which = rng.integers(0, len(z), batch // 2).repeat(2), np.tile([0, 1], batch // 2)
-            untold = (rng.random(batch // 2) < 0.1).repeat(2)
-        else:
-            index, which, untold = rng.integers(0, len(z), batch), rng.integers(0, 2, batch), rng.random(batch) < 0.1
-        told = [world.training_caption(scenes[i][k], rng) for i, k in zip(index, which, strict=True)]
-        return z[index, which].float(), ["" if u else text for u, text in zip(untold, told, strict=True)]
-
     def loss() -> tuple[Tensor, dict[str, float]]:
         paired = next(steps) % 3 != 0
-        clean, texts = draw_batch(paired)
-        t = levels(rng, batch)
+        clean, texts = pairs.draw(batch, paired)
+        t = levels(pairs.stratified(batch))
         clean, context, t = (v.to(options.device) for v in (clean, captions(texts).float(), t))
         noise, level = torch.randn_like(clean), t[:, None, None, None]
         noisy = (1 - level) * clean + level * noise
@@ -142,10 +126,8 @@ def train(averager: parallel.Averager, rank: int, options: Options) -> None:
         value = (predicted.float() - (noise - clean)).square().mean()
         return value, {"pair" if paired else "single": value.item()}
 
-    settings = {"latent_mean": str(float(data["mean"])), "latent_std": str(float(data["std"]))}
-
     def save(average: dict[str, Tensor]) -> None:
-        save_weights(options.work / WEIGHTS, checkpoint.pack(average), settings)
+        save_weights(options.work / WEIGHTS, checkpoint.pack(average), pairs.settings)
 
     lr = options.lr or (6e-4 if options.on_gpu else 5e-4)
     recipe = {"lr": lr, "weight_decay": 0.01, "ema_decay": 0.9985, "warm_up": 300}
