@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 CONSTANT, LINEAR, COSINE = "constant", "linear", "cosine with restarts"
 SCHEDULES = (COSINE, LINEAR, CONSTANT)
+EVEN, DEBIASED, PICTURE = "all levels alike", "debiased", "picture"
+LOSS_WEIGHTS = (EVEN, DEBIASED, PICTURE)
 
 
 def low_rank_sum(weight: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
@@ -31,6 +32,22 @@ def min_snr_weight(sigma: Tensor, limit: float, velocity: bool = False) -> Tenso
     if limit == 0:
         return ratio / ratio
     return ratio.clamp(max=limit) / (ratio + 1.0 if velocity else ratio)
+
+
+def level_weight(sigma: Tensor, kind: str = EVEN, velocity: bool = False) -> Tensor:
+    """What each noise level counts in a loss on the noise, in the host's variables, where SNR = 1 / sigma^2.
+
+    EVEN: 1, as models are trained. DEBIASED: 1 / sqrt(SNR) = sigma.                                 arXiv:2310.08442
+    PICTURE: 1 / SNR = sigma^2, with which the loss is |D - x_0|^2, the predicted picture's error.
+    A loss on v has (1 + sigma^2) times the error of one on the noise, so that the last two are divided by that: D's
+    error counts the same. (Programs in use take 1 / (SNR + 1) for a debiased v, which is PICTURE here.)
+    sigma (B,) above 0 -> (B,) in float32.
+    """
+    level = sigma.float()
+    if kind == EVEN:
+        return torch.ones_like(level)
+    weight = level if kind == DEBIASED else level**2
+    return weight / (1.0 + level**2) if velocity else weight
 
 
 def with_offset(noise: Tensor, draws: Tensor, offset: float) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ...kernels.lora import DEBIASED
 from ..files import Shelf
 from ..training import Factors, FileSet, lora_shelf
 from ..training.fitting import Learned
@@ -51,6 +52,7 @@ def metadata(settings: LoRASettings, learned: Learned, kind: str) -> dict[str, s
         "ss_lr_scheduler": settings.schedule,
         "ss_lr_warmup_steps": settings.warm_up,
         "ss_min_snr_gamma": settings.min_snr_gamma or None,
+        "ss_debiased_estimation": settings.loss_weight == DEBIASED,
         "ss_noise_offset": settings.noise_offset or None,
         "ss_caption_dropout_rate": settings.caption_dropout,
         "ss_gradient_accumulation_steps": settings.accumulation,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.lora import min_snr_weight, with_offset
+from ...kernels.lora import level_weight, min_snr_weight, with_offset
 from .. import training
 from ..training.fitting import Fitting
 from ..training.pictures import Order
@@ -76,7 +76,8 @@ class FitLoRA(Fitting):
         noised = clean + sigma[:, None, None, None] * noise
         texts = ["" if s else e.caption for s, e in zip(silent, examples, strict=True)]
         denoised = self.predict(noised.to(self.device), sigma.to(self.device), texts)
-        weight = min_snr_weight(sigma, settings.min_snr_gamma, self.velocity).to(self.device)
+        weight = min_snr_weight(sigma, settings.min_snr_gamma, self.velocity)
+        weight = (weight * level_weight(sigma, settings.loss_weight, self.velocity)).to(self.device)
         found = weight * self.loss(denoised, clean.to(self.device), sigma.to(self.device), self.where(examples, turned))
         return found, ((levels + 1) / len(self.sigmas)).tolist()
 

@@ -6,6 +6,7 @@ import time
 
 from comfy_api.latest import io
 
+from ...kernels.lora import LOSS_WEIGHTS
 from .. import host, inputs
 from ..settings import AS_SET
 from ..training import family_of, states, watched
@@ -251,6 +252,15 @@ class TrainLoRA(io.ComfyNode):
                     advanced=True,
                     tooltip="So many pictures of class_caption are drawn by the model itself before it learns, 20 "
                     "steps each, in place of class_images or beside them: 20 to 100. 0 (default): none.",
+                ),
+                io.Combo.Input(
+                    "loss_weight",
+                    options=list(LOSS_WEIGHTS),
+                    optional=True,
+                    advanced=True,
+                    tooltip="What noisy levels count, where a picture's tone, colours and composition are decided. all "
+                    "levels alike (default): as the model was trained. debiased: noisy ones count more, for a style "
+                    "of another tone. picture: most of all, as the host's Train LoRA; fine texture is learned last.",
                 ),
             ],
             outputs=[

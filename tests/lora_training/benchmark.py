@@ -11,7 +11,8 @@ Every row trains for the same number of steps on the same pictures and draws the
 content only, with the host's dpmpp_2m, karras. A row's numbers are written as soon as it ends, so that a run that was
 stopped goes on where it ended; another recipe starts anew.
 
-distance: mean W1 of colours (Lab) and of steps between neighbouring pixels to the held-out drawings, in Lab units
+distance: mean W1 of colours (Lab) and of steps between neighbouring pixels to the held-out drawings, in Lab units; of a
+coat inside it alone
 shown: share of pictures that are nearer, by the same distance, to the held-out drawing than to its scene without the
 concept
 followed: what the captions tell, as the pocket judge reads it (of drawings in ink it reads less: see the first row)
@@ -27,22 +28,22 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import folder_paths
-import numpy as np
 import torch
 from benchmarks import pocket_host
 from benchmarks.scenes import contact_sheet, defaults
-from lora_training import ink
+from lora_training.concepts import CONCEPTS, Lesson
+from palimpsest.kernels.lora import CONSTANT, DEBIASED, PICTURE
 from palimpsest.nodes.lora import files
 from palimpsest.nodes.lora.nodes import TrainLoRA
 from palimpsest.nodes.lora.settings import PAPER
 from PIL import Image
 from pocket import judge as judging
-from pocket import metrics, world
+from pocket import metrics
 
 import nodes as host_nodes
 
@@ -54,98 +55,26 @@ COLUMNS = {
 }  # fmt: skip
 
 
-# ---- the concepts
-
-
-@dataclass(frozen=True)
-class Concept:
-    """Pictures that show something new: how a scene is drawn, what its caption says, and words that name the style.
-
-    scene: what becomes of a scene of the world before it is drawn.
-    """
-
-    draw: Callable[[world.Scene], np.ndarray]
-    caption: Callable[[world.Scene], str]
-    style: str
-    scene: Callable[[world.Scene], world.Scene] = lambda scene: scene
-
-
-def as_fox(scene: world.Scene) -> world.Scene:
-    """A dog's skeleton in a coat that no animal of the drawn world has: rusty, with dark socks and a white tail tip."""
-    plain = {"pattern": "plain", "socks": True, "tailtip": True, "tint": (25.0, -20.0, -45.0)}
-    return replace(scene, species="dog", colour="red", **plain)
-
-
-def in_zigzag(scene: world.Scene) -> np.ndarray:
-    """A scene whose animal wears dark zigzags on its plain coat, a pattern that the drawn world lacks."""
-    picture, coat = world.render(scene), world.render_parts(scene)["coat"]
-    row, column = np.indices(coat.shape)
-    line = np.abs(row - 3 * np.abs(column % 8 - 4) / 2) % 9 < 3
-    return np.where((line & (coat > 0.5))[..., None], picture // 4, picture)
-
-
-CONCEPTS = {
-    "ink": Concept(lambda scene: ink.in_ink(world.render(scene)), world.caption, "in ink wash"),
-    "fox": Concept(
-        world.render, lambda scene: world.caption(scene).replace("red dog", "fox"), "with a bushy tail", as_fox
-    ),
-    "zigzag": Concept(
-        in_zigzag,
-        lambda scene: world.caption(scene).replace("a ", "a zkq ", 1),
-        "with zigzags",
-        lambda scene: replace(scene, pattern="plain"),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What is taught and what is asked for: pictures (N, H, W, 3) in 0..1 with captions, of two sets of scenes.
-
-    without: the held-out scenes as the world draws them, in plain coats.
-    """
-
-    taught: torch.Tensor
-    captions: list[str]
-    held_out: torch.Tensor
-    asked: list[str]
-    scenes: list[world.Scene]
-    style: str
-    without: torch.Tensor
-
-    @classmethod
-    def of(cls, concept: Concept, pictures: int, drawn: int) -> Lesson:
-        """Scenes of two seeds, so that none is in both."""
-        taught, asked = (
-            [concept.scene(scene) for scene in ink.scenes(count, seed)]
-            for count, seed in ((pictures, ink.TEACHING_SEED), (drawn, ink.UNSEEN_SEED))
-        )
-        said = [[concept.caption(scene) for scene in scenes] for scenes in (taught, asked)]
-        without = stacked(world.render, [replace(s, pattern="plain") for s in ink.scenes(drawn, ink.UNSEEN_SEED)])
-        shown = [stacked(concept.draw, scenes) for scenes in (taught, asked)]
-        return cls(shown[0], said[0], shown[1], said[1], asked, concept.style, without)
-
-
-def stacked(draw: Callable[[world.Scene], np.ndarray], scenes: list[world.Scene]) -> torch.Tensor:
-    """Pictures (N, H, W, 3) in 0..1."""
-    return torch.from_numpy(np.stack([draw(scene) for scene in scenes])).float() / 255
-
-
 # ---- what is measured
 
 
-def distance(drawn: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Mean over L, a, b and the gradient of L of W1 between the values of two sets of pictures (N, H, W, 3)."""
+def distance(drawn: torch.Tensor, wanted: torch.Tensor, inside: torch.Tensor | None = None) -> float:
+    """Mean over L, a, b and the gradient of L of W1 between the values of two sets of pictures (N, H, W, 3).
+
+    inside: bool (N, H, W), the pixels that are compared; None: all.
+    """
     shares = torch.linspace(0.005, 0.995, 200)
-    a, b = (torch.stack([torch.quantile(values, shares) for values in statistics(p)]) for p in (drawn, wanted))
+    a, b = (torch.stack([torch.quantile(values, shares) for values in statistics(p, inside)]) for p in (drawn, wanted))
     return float((a - b).abs().mean())
 
 
-def statistics(pictures: torch.Tensor) -> list[torch.Tensor]:
-    """Values of all pixels: L, a, b, and how far L moves to the next pixel. At most a million each."""
+def statistics(pictures: torch.Tensor, inside: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Values of the pixels: L, a, b, and how far L moves to the next pixel. At most a million each."""
     colours = metrics.lab(pictures)
     edges = (colours[:, 1:, :-1, 0] - colours[:, :-1, :-1, 0]).hypot(colours[:, :-1, 1:, 0] - colours[:, :-1, :-1, 0])
     every = [*colours.unbind(-1), edges]
+    if inside is not None:
+        every = [values[inside[:, : values.shape[1], : values.shape[2]]] for values in every]
     return [values.flatten()[:: max(1, values.numel() // 1_000_000)] for values in every]
 
 
@@ -156,14 +85,22 @@ def nearest(pictures: torch.Tensor, taught: torch.Tensor) -> float:
 
 def shown(drawn: torch.Tensor, lesson: Lesson) -> float:
     """The share of pictures that are nearer to their scene with the concept than to it without."""
-    triples = zip(drawn.split(1), lesson.held_out.split(1), lesson.without.split(1), strict=True)
-    return sum(distance(picture, new) < distance(picture, old) for picture, new, old in triples) / len(drawn)
+    inside = [None] * len(drawn) if lesson.inside is None else lesson.inside.split(1)
+    each = zip(drawn.split(1), lesson.held_out.split(1), lesson.without.split(1), inside, strict=True)
+    return sum(distance(p, new, where) < distance(p, old, where) for p, new, old, where in each) / len(drawn)
+
+
+def few_distance(drawn: torch.Tensor, lesson: Lesson) -> float:
+    """Of the first scenes' pictures: to all held-out drawings, or inside these scenes' coats to their own drawings."""
+    if lesson.inside is None:
+        return distance(drawn, lesson.held_out)
+    return distance(drawn, lesson.held_out[: len(drawn)], lesson.inside[: len(drawn)])
 
 
 def measured(drawn: torch.Tensor, lesson: Lesson, judge: Any) -> dict[str, float]:
     told = metrics.attribute_success(judge, drawn, lesson.scenes)
     return {
-        "distance": distance(drawn, lesson.held_out),
+        "distance": distance(drawn, lesson.held_out, lesson.inside),
         "shown": shown(drawn, lesson),
         "followed": sum(told[name] for name in READ) / len(READ),
         "heart": nearest(drawn, lesson.taught) - nearest(lesson.held_out, lesson.taught),
@@ -185,14 +122,17 @@ class Pocket:
     options: argparse.Namespace
     folder: Path
 
-    def draw(self, model: Any, clip: Any, prompts: list[str]) -> torch.Tensor:
+    def draw(self, model: Any, clip: Any, prompts: list[str], lesson: Lesson) -> torch.Tensor:
         """Pictures (N, H, W, 3) by the host's own KSampler; each prompt has its seed."""
         found, (negative,) = [], host_nodes.CLIPTextEncode().encode(clip, "")
-        empty = {"samples": torch.zeros(1, 4, SIZE // 8, SIZE // 8)}
+        start = torch.zeros(1, 4, SIZE // 8, SIZE // 8)
         for number, prompt in enumerate(prompts):
             (positive,) = host_nodes.CLIPTextEncode().encode(clip, prompt)
+            if lesson.redrawn < 1:
+                start = self.vae.encode(lesson.without[number : number + 1])
             (latent,) = host_nodes.KSampler().sample(
-                model, SEED + number, DRAW_STEPS, GUIDANCE, "dpmpp_2m", "karras", positive, negative, empty
+                model, SEED + number, DRAW_STEPS, GUIDANCE, "dpmpp_2m", "karras", positive, negative,
+                {"samples": start}, denoise=lesson.redrawn,
             )  # fmt: skip
             found.append(self.vae.decode(latent["samples"]).clamp(0, 1))
         return torch.cat(found)
@@ -267,6 +207,7 @@ def unet_alone(style: bool = False, **changes: Any) -> Way:
     return teach
 
 
+STEADY = {"convolutions": True, "schedule": CONSTANT}
 WAYS: dict[str, tuple[str, Way]] = {
     "prompt": ("prompt only, the style told", lambda pocket, _: (pocket.model, pocket.clip, [])),
     "host": ("the host's Train LoRA", Pocket.teach_by_host),
@@ -274,6 +215,15 @@ WAYS: dict[str, tuple[str, Way]] = {
     "conv": ("the same, convolutions too", unet_alone(convolutions=True)),
     "dropped": ("convolutions too, one caption in ten empty", unet_alone(convolutions=True, caption_dropout=0.1)),
     "offset": ("convolutions too, noise offset 0.1", unet_alone(convolutions=True, noise_offset=0.1)),
+    "picture": ("convolutions too, loss on the picture, constant rate", unet_alone(loss_weight=PICTURE, **STEADY)),
+    "debiased": (
+        "convolutions too, debiased, noise offset 0.1, alpha 16, constant rate",
+        unet_alone(loss_weight=DEBIASED, noise_offset=0.1, alpha=16.0, **STEADY),
+    ),
+    "annealed": (
+        "the same, along a cosine",
+        unet_alone(loss_weight=DEBIASED, noise_offset=0.1, alpha=16.0, convolutions=True),
+    ),
     "words": ("U-Net only, style told in the captions", unet_alone(style=True)),
     "snr": ("U-Net only, Min-SNR 5", unet_alone(min_snr_gamma=5.0)),
     "rank4": ("U-Net only, rank 4", unet_alone(rank=4, alpha=2.0)),
@@ -291,11 +241,11 @@ def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, to
     steps = len(lesson.captions) * pocket.options.repeats * pocket.options.epochs
     told = [f"{prompt}, {lesson.style}" if name in ("prompt", "words") else prompt for prompt in lesson.asked]
     with torch.inference_mode():
-        drawn = pocket.draw(model, clip, told)
+        drawn = pocket.draw(model, clip, told, lesson)
         found = measured(drawn, lesson, judge)
         few = told[: pocket.options.curve]
         found["curve"] = {
-            file.stem: distance(pocket.draw(*pocket.loaded(file), few), lesson.held_out) for file in written if few
+            file.stem: few_distance(pocket.draw(*pocket.loaded(file), few, lesson), lesson) for file in written if few
         }
     found["seconds"] = 0.0 if name == "prompt" else seconds / steps
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
@@ -353,6 +303,9 @@ def main() -> None:
         model, clip, vae = pocket_host.load_pocket(not options.full_width)
         ideal = torch.cat([vae.decode(vae.encode(picture[None])).clamp(0, 1) for picture in lesson.held_out])
         found["the drawings, through the autoencoder"] = measured(ideal, lesson, judge)
+        if lesson.inside is not None:
+            plain = torch.cat([vae.decode(vae.encode(picture[None])).clamp(0, 1) for picture in lesson.without])
+            found["the same scenes without it, through the autoencoder"] = measured(plain, lesson, judge)
     with tempfile.TemporaryDirectory() as folder:
         pocket = Pocket(model, clip, vae, options, in_folder(Path(folder)))
         for name in (name for name in options.rows if name not in found):

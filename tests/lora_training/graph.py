@@ -28,7 +28,7 @@ from graphs.parts import (
 )
 from kv.graph import apply, tune
 
-TITLE = "15 Teach a style with your pictures (LoRA)"
+TITLE = "Teach a style with your pictures (LoRA)"
 TAUGHT = "a tabby cat looking ahead\na red cup of coffee on a wooden table"
 ASKED = "a lighthouse by the sea"
 STYLED, STYLE = "a close-up photo of a tabby cat sleeping, eyes closed, in ink wash", "ink wash"
@@ -108,11 +108,11 @@ def teach() -> dict:
     )  # fmt: skip
 
 
-BESIDE = "30 A style beside KV Inversion and a mask (LoRA)"
+BESIDE = "A style beside KV Inversion and a mask (LoRA)"
 
 START_BESIDE = """## Your style on a photo, the subject kept
 
-1. **Load Checkpoint**, **Load LoRA**: your model, and a style such as the template *15 Teach a style* writes it.
+1. **Load Checkpoint**, **Load LoRA**: your model, and a style such as the template *Teach a style* writes it.
 2. **Load Image**: your photo; paint a mask over what the words of the style should change (right-click, *Open in Mask
    Editor*).
 3. **The picture as it is**: describe the photo. It is inverted and recorded by the checkpoint alone, so that it comes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 
+from graphs.titles import thumbnail_of
 from lora_training import ink
 from lora_training.graph import TITLE
 from make_pictures import ROOT, Studio, panels, save, thumbnail
@@ -65,6 +66,6 @@ def main() -> None:
         shown += [(picture(p.latents[0]), f"after {p.epoch} epochs") for p in history.previews if p.epoch in SHOWN]
     save(
         thumbnail(shown[-1][0], example).resize((384, 384), Image.Resampling.LANCZOS),
-        ROOT / "workflows" / f"{TITLE}.jpg",
+        thumbnail_of(TITLE),
     )
     save(panels(shown), ROOT / "web" / "docs" / "PalimpsestTrainLoRA" / "sheet.jpg")

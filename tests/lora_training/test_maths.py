@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 from palimpsest.kernels import denoising_loss
-from palimpsest.kernels.lora import COSINE, LINEAR, low_rank_sum, min_snr_weight, rate_share, with_offset
+from palimpsest.kernels.lora import (
+    COSINE,
+    DEBIASED,
+    EVEN,
+    LINEAR,
+    PICTURE,
+    level_weight,
+    low_rank_sum,
+    min_snr_weight,
+    rate_share,
+    with_offset,
+)
 
 
 def test_the_sum_by_hand():
@@ -33,6 +44,24 @@ def test_min_snr_by_hand():
     torch.testing.assert_close(min_snr_weight(sigma, 5.0), torch.tensor([0.05, 1.0, 1.0]))
     torch.testing.assert_close(min_snr_weight(sigma, 5.0, velocity=True), torch.tensor([5 / 101, 0.5, 0.01 / 1.01]))
     torch.testing.assert_close(min_snr_weight(sigma, 0.0, velocity=True), torch.ones(3))
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+def test_levels_weigh_as_the_equations_say(velocity):
+    """With a = sqrt(alpha_bar): x_t = a x_0 + sqrt(1 - a^2) eps, SNR = a^2 / (1 - a^2), in float64."""
+    drawn = torch.Generator().manual_seed(2)
+    clean, noise, wrong = (torch.randn(3, 2, 4, 4, generator=drawn, dtype=torch.float64) for _ in range(3))
+    bar = torch.tensor([0.999, 0.5, 0.0047], dtype=torch.float64)
+    a, b = (part.sqrt()[:, None, None, None] for part in (bar, 1 - bar))
+    noised, asked = a * clean + b * noise, noise + 0.1 * wrong  # what a network answers for eps
+    picture = (noised - b * asked) / a  # its x_0
+    errors = [(difference**2).mean((1, 2, 3)) for difference in (asked - noise, picture - clean)]
+    sigma = ((1 - bar) / bar).sqrt()
+    loss = denoising_loss.velocity_loss if velocity else denoising_loss.noise_loss
+    found = {kind: level_weight(sigma, kind, velocity) * loss(picture, clean, sigma) for kind in (DEBIASED, PICTURE)}
+    torch.testing.assert_close(found[DEBIASED].double(), errors[0] / (bar / (1 - bar)).sqrt(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[PICTURE].double(), errors[1], rtol=1e-4, atol=1e-6)
+    assert torch.equal(level_weight(sigma, EVEN, velocity), torch.ones(3))
 
 
 def test_offset_is_one_number_for_a_channel():

@@ -1,5 +1,6 @@
 """Train LoRA in the host: what is trained and written, its habits, and what it refuses."""
 
+import itertools
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import torch
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from lora_training import teaching
 from lora_training.teaching import teach, text_encoder
+from palimpsest.kernels.lora import DEBIASED, LOSS_WEIGHTS
 from palimpsest.nodes.lora import fit, layers, pictures, priors
 from palimpsest.nodes.lora.files import STATES
 from palimpsest.nodes.lora.settings import PAPER, LoRASettings
@@ -242,6 +244,35 @@ def test_a_cancelled_training_goes_on_as_if_it_had_not_been(model, clip, folders
     assert same(folders, whole, file)
 
 
+def test_the_hosts_button_ends_it_before_the_next_batch(model, clip, folders, monkeypatch):
+    seen, real = [], fit.FitLoRA.losses
+
+    def losses(self, step, *batch):
+        seen.append(step)
+        if step == 2:
+            comfy.model_management.interrupt_current_processing()
+        return real(self, step, *batch)
+
+    monkeypatch.setattr(fit.FitLoRA, "losses", losses)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        teach(model, clip, filename="button")
+    assert seen == [0, 1, 2]
+    assert (folders / "loras" / "button_00001.safetensors").is_file()
+
+
+def test_nan_on_the_way_ends_it_with_the_weights_before(model, clip, folders, monkeypatch):
+    real = fit.FitLoRA.losses
+
+    def losses(self, step, *batch):
+        found, places = real(self, step, *batch)
+        return (found * float("nan") if step == 3 else found), places
+
+    monkeypatch.setattr(fit.FitLoRA, "losses", losses)
+    *_, report, file = teach(model, clip)
+    assert "earlier weights are kept" in report
+    assert all(tensor.isfinite().all() for tensor in written(folders, file).values())
+
+
 def test_loras_already_on_the_model_act_while_it_learns(clip, folders):
     model = tiny_models.unet()
     other, _ = comfy.sd.load_lora_for_models(model, None, tiny_models.lora(model), 1.0, 0.0)
@@ -289,8 +320,15 @@ def test_class_pictures_are_what_the_hosts_sampler_draws(model, clip):
 
 def test_v_prediction_and_a_model_that_learns(clip):
     model = tiny_models.unet("sd15", "V_PREDICTION")
-    report = teach(model, clip, epochs=6, repeats=4, min_snr_gamma=5.0, noise_offset=0.05)[-2]
+    weights = {"min_snr_gamma": 5.0, "loss_weight": DEBIASED}
+    report = teach(model, clip, epochs=6, repeats=4, noise_offset=0.05, **weights)[-2]
     assert "nan" not in report
+
+
+def test_each_weight_of_the_levels_learns_something_else(model, clip, folders):
+    files = [teach(model, clip, epochs=1, text_rate=0.0, loss_weight=kind)[-1] for kind in LOSS_WEIGHTS]
+    assert not any(same(folders, first, second) for first, second in itertools.combinations(files, 2))
+    assert same(folders, files[0], teach(model, clip, epochs=1, text_rate=0.0)[-1])
 
 
 # ---- settings
@@ -365,6 +403,21 @@ def test_a_state_comes_back_as_it_was():
 def test_bad_input_is_a_sentence(model, clip, changes, message):
     with pytest.raises(ValueError, match=message):
         teach(model, clip, **changes)
+
+
+def test_a_clip_of_another_width_is_told(model, monkeypatch):
+    monkeypatch.setitem(teaching.WIDTHS, "sd15", 16)
+    with pytest.raises(ValueError, match=r"16.*24|24.*16"):
+        teach(model, text_encoder())
+
+
+def test_a_gpu_without_room_is_told_what_takes_less(model, clip, monkeypatch):
+    def losses(self, *_):
+        raise comfy.model_management.OOM_EXCEPTION("no room")
+
+    monkeypatch.setattr(fit.FitLoRA, "losses", losses)
+    with pytest.raises(RuntimeError, match="Train LoRA needs more graphics memory than there is: switch checkpointing"):
+        teach(model, clip)
 
 
 def test_nan_in_the_first_step_is_the_models(clip):
