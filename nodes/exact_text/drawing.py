@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...kernels.exact_text import Rectangle
 from .. import plots
-from .fonts import Font
+from .fonts import Font, pieces
 from .lines import STRIP, TextLine
 
 TWICE = 2  # glyphs are drawn at twice the picture
@@ -54,25 +54,28 @@ def written_level(text: str, place: Rectangle, style: Style) -> Written:
     if natural > LONGEST * place.width:
         em = max(LEAST_EM, int(em * LONGEST * place.width / natural))
         natural = length(text, style.font.at(em))
-    gap = spread(FULL * place.width - natural, len(text), style.spacing)
+    parts = pieces(text)
+    gap = spread(FULL * place.width - natural, len(parts), style.spacing)
     font, margin = style.font.at(em), em // 2 + 4
-    size = (round(max(natural + gap * (len(text) - 1), place.width)) + 2 * margin, round(place.height) + 2 * margin)
+    size = (round(max(natural + gap * (len(parts) - 1), place.width)) + 2 * margin, round(place.height) + 2 * margin)
     image = Image.new("L", size)
     pen = ImageDraw.Draw(image)
     left, top, right, bottom = font.getbbox(text)
-    wide = right - left + gap * (len(text) - 1)
+    wide = right - left + gap * (len(parts) - 1)
     at = ((size[0] - wide) / 2 - left, (size[1] - (bottom - top)) / 2 - top)
     if gap == 0:
         pen.text(at, text, fill=255, font=font)
     else:
-        for number, letter in enumerate(text):
-            pen.text((at[0] + font.getlength(text[:number]) + number * gap, at[1]), letter, fill=255, font=font)
+        for number, part in enumerate(parts):
+            before = font.getlength("".join(parts[:number]))
+            pen.text((at[0] + before + number * gap, at[1]), part, fill=255, font=font)
     return Written(image, em)
 
 
 def written_down(text: str, place: Rectangle, style: Style) -> Written:
     """A line downwards, letter below letter, each upright, in a rectangle by its width and height."""
-    count = len(text)
+    parts = list(text) if len(pieces(text)) == 1 else pieces(text)
+    count = len(parts)
     em = max(LEAST_EM, round(style.size * place.width))
     if count * em > LONGEST_DOWN * place.height:
         em = max(LEAST_EM, int(LONGEST_DOWN * place.height / count))
@@ -81,7 +84,7 @@ def written_down(text: str, place: Rectangle, style: Style) -> Written:
     size = (round(place.width) + 2 * margin, round(max(place.height, count * pitch)) + 2 * margin)
     image = Image.new("L", size)
     pen = ImageDraw.Draw(image)
-    for number, letter in enumerate(text):
+    for number, letter in enumerate(parts):
         y = size[1] / 2 + (number - (count - 1) / 2) * pitch
         pen.text((size[0] / 2, y), letter, fill=255, font=font, anchor="mm")
     return Written(image, em)

@@ -18,6 +18,7 @@ from ..quoting import quoted
 FOLDER = "palimpsest_fonts"
 KINDS = frozenset({".ttf", ".otf", ".ttc"})
 BUILT_IN = "built in: Aileron (Latin letters)"
+VIRAMA = 9  # the combining class of signs that join two letters of India's scripts
 NO_LETTER = "\U0010ffff"  # no font has it: what it draws in its place is what stands for a missing letter
 FONT_FOLDERS = {  # where systems keep their fonts; nothing else of the disk is looked at
     "linux": ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
@@ -109,7 +110,7 @@ def require_drawable(font: Font, text: str) -> None:
     if missing:
         letters = ", ".join(f"{letter!r} (U+{ord(letter):04X})" for letter in missing[:5])
         raise ValueError(f"the font {font.name} has no letter {letters} of the line {quoted(text)}: {WAY_OUT}.")
-    joined = [letter for letter in text if unicodedata.bidirectional(letter) in ("R", "AL") or is_mark(letter)]
+    joined = [letter for letter in text if is_from_the_right(letter) or is_mark(letter)]
     if joined and not features.check("raqm"):
         raise ValueError(
             f"the line {quoted(text)} has the letter {joined[0]!r}, whose script joins letters or runs from the right: "
@@ -118,6 +119,24 @@ def require_drawable(font: Font, text: str) -> None:
         )
 
 
+def is_from_the_right(letter: str) -> bool:
+    """Whether a letter's script runs from the right; those whose letters join do."""
+    return unicodedata.bidirectional(letter) in ("R", "AL")
+
+
 def is_mark(letter: str) -> bool:
     """Whether a letter is a sign on another one."""
     return unicodedata.category(letter)[0] == "M"
+
+
+def pieces(text: str) -> list[str]:
+    """What of a line can be drawn apart: each letter with the signs on it. Where letters join, all is one piece."""
+    if any(is_from_the_right(letter) or unicodedata.combining(letter) == VIRAMA for letter in text):
+        return [text]
+    found: list[str] = []
+    for letter in text:
+        if found and is_mark(letter):
+            found[-1] += letter
+        else:
+            found.append(letter)
+    return found

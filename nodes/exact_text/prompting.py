@@ -52,6 +52,16 @@ def split(prompt: str) -> tuple[str, list[str]]:
     return "".join(spoken), lines
 
 
+def require_quotable(lines: Sequence[str]) -> None:
+    """Raise ValueError for a line with a double quote in it, which a prompt cannot name."""
+    for line in lines:
+        if QUOTES.search(line):
+            raise ValueError(
+                f"the line {quoted(line)} has a double quote in it, which is how the prompt marks where a line begins "
+                "and ends: write single quotes in Text Lines."
+            )
+
+
 def tidy(text: str) -> str:
     """Composed letters and single spaces, as Text Lines writes them."""
     return " ".join(unicodedata.normalize("NFC", text).split())
@@ -126,8 +136,10 @@ def with_embeddings(tokens: list, where: Sequence[tuple[int, int]], embeddings: 
 
 def encode(clip: Any, text: str, lines: TextLines, embedder: TextEmbedder) -> Encoded:
     """The prompt's CONDITIONING. Raises ValueError where prompt, lines, embedder and text encoder do not fit."""
+    drawn = [line.text for line in lines.lines]
+    require_quotable(drawn)
     prompt, said = split(text)
-    order = matched(said, [line.text for line in lines.lines])
+    order = matched(said, drawn)
     tokens = clip.tokenize(prompt)
     left = encoders(clip, tokens, embedder)
     where = list(places_of(tokens[ENCODER], star_id(clip)))

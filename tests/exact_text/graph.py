@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphs.parts import COFFEE, WIDE, graph, group, load_image, note, preview, save
 
-TITLE = "20 Write on a photo and read it back (Text)"
+TITLE = "Write on a photo and read it back (Text)"
 LINES = "COFFEE\nwhenever you like"
 
 START = """## Write on a photo and read it back

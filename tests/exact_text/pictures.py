@@ -1,4 +1,4 @@
-"""Draw the pictures of the help pages of Text Lines, Text Prompt and Read Text, and template 20's.
+"""Draw the pictures of the help pages of Text Lines, Text Prompt and Read Text, and their template's.
 
 python dev.py draw exact_text
 """
@@ -12,6 +12,7 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 from exact_text.graph import LINES, TITLE
+from graphs.titles import thumbnail_of
 from make_pictures import ROOT, panels, save
 from palimpsest.kernels.text_recognition import prepared
 from palimpsest.nodes.exact_text import shipped_recogniser
@@ -102,11 +103,11 @@ def draw_reading(mask: torch.Tensor) -> None:
 
 
 def draw_thumbnail() -> None:
-    """Template 20: the photo with its lines, read."""
+    """The template: the photo with its lines, read."""
     made, _, _, preview, _ = tiny_models.execute(TextLinesNode, image=photo(), lines=LINES)
     found = tiny_models.execute(ReadText, image=preview, text_lines=made)
     print(found[1])
-    save(to_image(found[6][0]).resize((384, 384), Image.LANCZOS), ROOT / "workflows" / f"{TITLE}.jpg")
+    save(to_image(found[6][0]).resize((384, 384), Image.LANCZOS), thumbnail_of(TITLE))
 
 
 def main() -> None:

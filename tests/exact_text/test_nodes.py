@@ -225,6 +225,27 @@ def test_scripts_that_join_letters_are_refused_without_raqm(font_folder, monkeyp
         lines("\u05e9\u05dc")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("AB c", ["A", "B", " ", "c"]),
+        ("x\u0304y", ["x\u0304", "y"]),
+        ("\u0633\u0644\u0627\u0645", ["\u0633\u0644\u0627\u0645"]),
+        ("\u0915\u094d\u0937", ["\u0915\u094d\u0937"]),
+    ],
+)
+def test_letters_that_join_are_one_piece(text, expected):
+    assert fonts.pieces(text) == expected
+
+
+def test_a_line_of_joined_letters_is_not_spread(monkeypatch):
+    chosen = {"text": "ABC", "width": 256, "height": 256, "bboxes": box(8, 100, 240, 40)}
+    close, spread = lines(**chosen, spacing=0.0)[0], lines(**chosen)[0]
+    assert not torch.equal(close.glyphs, spread.glyphs)
+    monkeypatch.setattr(fonts, "is_from_the_right", lambda letter: True)
+    assert torch.equal(lines(**chosen)[0].glyphs, close.glyphs)
+
+
 def test_only_fonts_are_listed_and_read(font_folder):
     (font_folder / "notes.txt").write_text("no font")
     (font_folder / "broken.ttf").write_bytes(b"no font")
@@ -359,6 +380,11 @@ def test_the_second_encoder_of_sdxl_keeps_the_placeholder_and_it_is_said():
 def test_a_prompt_that_does_not_name_the_lines_is_refused(text, why):
     with pytest.raises(ValueError, match=why):
         prompted(text, lines("OPEN")[0])
+
+
+def test_a_line_with_a_quote_in_it_cannot_be_told():
+    with pytest.raises(ValueError, match=r"has a double quote in it.*write single quotes in Text Lines"):
+        prompted('a "SAY "HI""', lines('SAY "HI"')[0])
 
 
 def test_other_encoders_and_widths_are_refused():

@@ -1,6 +1,7 @@
 """Exact text on the pocket model: a text control and its embeddings, learned from drawn boards, on texts never seen.
 
     python dev.py bench text_control                                     gates, table, JSON and sheet
+    python dev.py bench text_control --lora-steps 700                    with a LoRA in ink, which it learns first
     python dev.py bench text_control --weights FILE --count 4            other weights, some of it
     python dev.py bench text_control --stage latents --work DIR          draw and encode boards to learn from
     python dev.py bench text_control --stage train --work DIR --minutes 85 [--resume]
@@ -24,6 +25,9 @@ know no place. place: IoU of the letters' box with the box where they fit best, 
 species, colour, pose, side and place that the judge reads off the picture, the board painted over. outside: PSNR to the
 source more than 8 pixels away from the text's place, before Keep Outside; behind it those pixels are the source's, bit
 for bit, which is checked. s: processor seconds a picture.
+
+With a LoRA: other files (text_lora), and beside the rows that it changes those to compare them with. ink: the share of
+pictures nearer to their drawing in ink than to the plain one, and their distance to it, as lora_training measures both.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ from pocket import autoencoder, checkpoint, metrics, parallel, signs, train, wor
 from pocket import judge as judging
 from rivals.benchmark import table, without_nan
 from safetensors.torch import load_file
-from text_control import measuring, pocket_control, pocket_signs, pocket_training
+from text_control import inked, measuring, pocket_control, pocket_signs, pocket_training
 from text_control.second_reader import SecondReader
 
 import nodes as host_nodes
@@ -64,12 +68,13 @@ COLUMNS = {
     "exact": "exact", "exact_latin": "Latin", "exact_chinese": "Chinese", "ned": "NED",
     "exact_second": "exact, PP-OCRv5", "ned_second": "NED, PP-OCRv5",
     "exact_anywhere": "exact anywhere", "ned_anywhere": "NED anywhere",
-    "place": "place", "rest": "rest", "outside": "outside dB", "seconds": "s",
+    "place": "place", "rest": "rest", "ink": "ink", "distance": "ink distance", "outside": "outside dB", "seconds": "s",
 }  # fmt: skip
 LEAST = 0.8  # of the drawn and the decoded signs have to be read exactly
 NEAR = 8  # pixels around a changed text that are not called outside
-SHOWN = 6
+SHOWN, SHOWN_STYLED = 6, 4  # signs on the sheet
 PASTED = "pasted text through the autoencoder"
+PASTED_INK = "pasted text in ink through the autoencoder"
 
 
 # ------------------------------------------------------------------------------------------------ what is asked
@@ -102,6 +107,7 @@ class Tools:
     embedder: TextEmbedder
     steps: int
     guidance: float
+    strength: float = 1.0  # of the control
 
     def words(self, text: str) -> list:
         """CONDITIONING of plain words."""
@@ -154,6 +160,11 @@ def pasted(tools: Tools, case: Case) -> torch.Tensor:
     return tools.vae.decode(tools.vae.encode(case.picture)).clamp(0, 1)
 
 
+def pasted_in_ink(tools: Tools, case: Case) -> torch.Tensor:
+    """The answer drawn in ink, through the autoencoder."""
+    return tools.vae.decode(tools.vae.encode(inked.in_ink([case.scene]))).clamp(0, 1)
+
+
 def by_words(tools: Tools, case: Case) -> torch.Tensor:
     """The text in words, as any prompt says it."""
     return tools.sample(tools.words(case.caption), tools.words(""), {"samples": torch.zeros(1, 4, 16, 16)}, case.number)
@@ -170,7 +181,7 @@ def anew(tools: Tools, case: Case, *, control: bool, embeddings: bool) -> torch.
 
 def applied(tools: Tools, case: Case, positive: list, negative: list, **more: Any) -> tuple:
     """What Apply Text Control gives."""
-    given = {"control_net": tools.control, "text_lines": case.lines, "vae": tools.vae}
+    given = {"control_net": tools.control, "text_lines": case.lines, "vae": tools.vae, "strength": tools.strength}
     return tiny_models.execute(ApplyTextControl, positive=positive, negative=negative, **given, **more)
 
 
@@ -215,20 +226,34 @@ def far_from(case: Case) -> torch.Tensor:
     return 1 - F.max_pool2d(case.lines.positions[None], 2 * NEAR + 1, 1, NEAR)[0]
 
 
-def with_lora(tools: Tools, path: Path, strength_clip: float) -> Tools:
-    """The tools with a LoRA of the pocket's checkpoint on model and text encoder."""
-    state = checkpoint.narrow_lora(load_file(path))
+def with_lora(tools: Tools, state: dict[str, torch.Tensor], strength_clip: float) -> Tools:
+    """The tools with a LoRA of the narrow U-Net on model and text encoder."""
     model, clip = comfy.sd.load_lora_for_models(tools.model, tools.clip, state, 1.0, strength_clip)
     return replace(tools, model=model, clip=clip)
 
 
-def rows_of(tools: Tools, lora: Path | None, chosen: Sequence[str] | None) -> dict[str, tuple[Tools, Callable, bool]]:
+def lora_of(options: argparse.Namespace, tools: Tools) -> tuple[str, dict[str, torch.Tensor]] | None:
+    """(what it is, its factors for the narrow U-Net) of the LoRA to draw with, learned first where steps are told."""
+    if options.lora:
+        return "LoRA", checkpoint.narrow_lora(load_file(options.lora))
+    if options.lora_steps:
+        pocket = (tools.model, tools.clip, tools.vae)
+        return "ink LoRA", load_file(inked.learned(pocket, options.output, options.lora_steps))
+    return None
+
+
+def rows_of(tools: Tools, lora: tuple | None, chosen: Sequence[str] | None) -> dict[str, tuple[Tools, Callable, bool]]:
     """Every row: the tools, what draws it, and whether it changes a picture."""
     found = {PASTED: (tools, pasted, False)}
-    found |= {name: (tools, draw, False) for name, draw in NEW.items()}
-    for strength in (1.0, 0.0) if lora else ():
-        found[f"both + LoRA, CLIP {strength:g}"] = (with_lora(tools, lora, strength), NEW["both"], False)
-    found |= {name: (tools, draw, True) for name, draw in CHANGED.items()}
+    if lora:
+        kind, state = lora
+        found["both"] = (tools, NEW["both"], False)
+        for strength in (1.0, 0.0):
+            found[f"both + {kind}, CLIP {strength:g}"] = (with_lora(tools, state, strength), NEW["both"], False)
+        found[PASTED_INK] = (tools, pasted_in_ink, False)
+    else:
+        found |= {name: (tools, draw, False) for name, draw in NEW.items()}
+        found |= {name: (tools, draw, True) for name, draw in CHANGED.items()}
     return {name: row for name, row in found.items() if not chosen or name in chosen}
 
 
@@ -250,10 +275,11 @@ def gates(cases: list[Case], judge: judging.Judge, second: SecondReader | None) 
 
 
 def measure(
-    rows: dict[str, tuple], cases: list[Case], judge: judging.Judge, second: SecondReader | None
+    rows: dict[str, tuple], cases: list[Case], judge: judging.Judge, second: SecondReader | None, *, style: bool
 ) -> tuple[dict, dict]:
-    """(numbers of every row, its pictures)."""
+    """(numbers of every row, its pictures). style: how much of the ink shows, too."""
     lines, scenes = [case.lines for case in cases], [case.scene for case in cases]
+    plain, ink = torch.cat([case.picture for case in cases]), inked.in_ink(scenes)
     numbers, pictures = {}, {}
     for name, (tooled, draw, edits) in rows.items():
         began = time.process_time()
@@ -264,6 +290,7 @@ def measure(
             outside = metrics.psnr(found, sources, far).mean().item()
             found = torch.cat([kept(case, picture[None]) for case, picture in zip(cases, found, strict=True)])
         means, each = measuring.measured(found, lines, scenes, judge, second)
+        means |= inked.styled(found, ink, plain) if style else {"ink": float("nan"), "distance": float("nan")}
         numbers[name] = means | {"outside": outside, "seconds": seconds, "read": {e.text: e.read for e in each}}
         pictures[name] = found
         print(f"{name}: exact {means['exact']:.2f}, NED {means['ned']:.2f}, place {means['place']:.2f}", flush=True)
@@ -302,20 +329,26 @@ def stage_measure(options: argparse.Namespace) -> None:
     with torch.inference_mode():
         model, clip, vae = pocket_host.load_pocket(narrow=True)
         control, embedder = pocket_control.narrow(options.weights)
-        tools = Tools(model, clip, vae, control, embedder, options.sampling_steps, options.guidance)
+        tools = Tools(model, clip, vae, control, embedder, options.sampling_steps, options.guidance, options.strength)
         cases = [case_of(number, scene) for number, scene in enumerate(pocket_signs.held_out(options.count))]
         judge, second = judging.load(), SecondReader(options.second_reader) if options.second_reader else None
         passed = gates(cases, judge, second)
-        numbers, pictures = measure(rows_of(tools, options.lora, options.rows), cases, judge, second)
+        lora = lora_of(options, tools)
+        rows = rows_of(tools, lora, options.rows)
+        numbers, pictures = measure(rows, cases, judge, second, style=lora is not None)
+        more = {"lora_steps": options.lora_steps} if lora else {}
+        more |= {"star_moved": inked.star_moved(tools, with_lora(tools, lora[1], 1.0), cases)} if lora else {}
     written = table(COLUMNS, numbers, lambda column: 1 if column in ("outside", "seconds") else 2)
     print(written)
     *_, told = pocket_control.load(options.weights)
-    content = {"gates": passed, "rows": numbers, "training": told, **where(options, model)}
-    (options.output / "text_control.json").write_text(json.dumps(without_nan(content), indent=2) + "\n", "utf-8")
-    (options.output / "text_control.md").write_text(written + "\n", "utf-8")
+    content = {"gates": passed, "rows": numbers, "training": told, **where(options, model), **more}
+    path = options.output / ("text_lora.json" if lora else "text_control.json")
+    path.write_text(json.dumps(without_nan(content), indent=2) + "\n", "utf-8")
+    path.with_suffix(".md").write_text(written + "\n", "utf-8")
     sheet = {"the drawn answer": torch.cat([case.picture for case in cases])}
-    sheet |= {"the text to change": torch.cat([case.source for case in cases])} | pictures
-    contact_sheet({name: found[:SHOWN] for name, found in sheet.items()}, options.output / "text_control.jpg")
+    sheet |= {} if lora else {"the text to change": torch.cat([case.source for case in cases])}
+    few = {name: found[: SHOWN_STYLED if lora else SHOWN] for name, found in (sheet | pictures).items()}
+    contact_sheet(few, path.with_suffix(".jpg"))
 
 
 def where(options: argparse.Namespace, model: Any) -> dict[str, Any]:
@@ -324,6 +357,7 @@ def where(options: argparse.Namespace, model: Any) -> dict[str, Any]:
 
     return {
         "signs": options.count, "steps": options.sampling_steps, "guidance": options.guidance, "sampler": "ddim",
+        "strength": options.strength,
         "dtype": str(model.model.get_dtype()), "machine": platform.machine(), "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }  # fmt: skip
@@ -340,9 +374,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32, help="held-out signs")
     parser.add_argument("--sampling-steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--strength", type=float, default=1.0, help="of the control")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some of them, by their names in the table")
     parser.add_argument("--second-reader", type=Path, metavar="WHEEL", help="see tests/text_control/second_reader.py")
     parser.add_argument("--lora", type=Path, help="a LoRA of the pocket's checkpoint to draw with as well")
+    parser.add_argument("--lora-steps", type=int, default=0, help="of learning one in ink first, kept in --output")
     parser.add_argument("--work", type=Path, help="folder of a training")
     parser.add_argument("--pictures", type=int, default=6144, help="drawn to learn from")
     parser.add_argument("--minutes", type=float, help="of training")

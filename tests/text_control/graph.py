@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from graphs.parts import MASKED_COFFEE, WIDE, checkpoint, compare, decode, graph, group, load_image, note, preview, save
 
-SIGN = "21 Write on a sign (Exact Text)"
-PHOTO = "22 Change the text in a photo (Exact Text)"
-TEACH = "31 Teach exact text with your pictures (Exact Text)"
+SIGN = "Write on a sign (Exact Text)"
+PHOTO = "Change the text in a photo (Exact Text)"
+TEACH = "Teach exact text with your pictures (Exact Text)"
+STYLED = "Your style and exact text (Exact Text)"
 LINES, CHANGED = "OPEN", "TEA"
 QUALITY = ", best quality, extremely detailed"
 WANTED = f'a photo of a shop front, with a wooden sign that says "{LINES}"{QUALITY}'
 WANTED_THERE = f'a photo of a red mug on a wooden table, with "{CHANGED}" written on it{QUALITY}'
+WANTED_STYLED = f'an ink wash painting of mountains by a lake, in the upper corner the words "{LINES}"{QUALITY}'
 UNWANTED = (
     "longbody, lowres, bad anatomy, bad hands, missing fingers, extra digit, fewer digits, cropped, worst quality, low "
     "quality, watermark"
@@ -73,6 +75,26 @@ HELP_TEACH = """## Not right yet?
 - **Stopped**: *resume* goes on to the same file, bit for bit."""
 
 
+START_STYLED = f"""## Your style and exact text
+
+1. **Load Checkpoint**: the SD 1.5 model that your LoRA was made for.
+2. **Your style**: the LoRA; template *Teach a style with your pictures* trains one.
+3. **Load AnyText**: the file below. It knows nothing of your style, and needs not.
+4. **lines**: your text. The prompt tells the style as your LoRA's captions do, and every line in double quotes.
+5. Queue. *Read Text* says whether the letters came out.
+
+{FILE}"""
+
+HELP_STYLED = """## Not right yet?
+
+- **Wrong letters**: *strength_clip* 0, for a LoRA's text encoder part changes how the lines are read; then
+  *strength_model* 0.6 to 0.8; larger letters.
+- **Too little style**: *strength_clip* 1, above all where the LoRA has a trigger word; *end_percent* 0.8 of *Apply Text
+  Control* lets the style into the strokes.
+- **Letters pasted on**: *strength* 0.8.
+- **In a photo**: the same LoRA stands before the template *Change the text in a photo*."""
+
+
 def load_anytext() -> dict:
     return {"type": "PalimpsestLoadAnyText", "size": [WIDE, 160], "widgets": {"file": ANYTEXT}}
 
@@ -94,6 +116,19 @@ def unwanted() -> dict:
         "type": "CLIPTextEncode", "title": "Negative prompt", "size": [WIDE, 130], "widgets": {"text": UNWANTED},
         "inputs": {"clip": "checkpoint.CLIP"},
     }  # fmt: skip
+
+
+def styled() -> dict:
+    return {
+        "type": "LoraLoader", "title": "Your style", "size": [WIDE, 130], "unset": ["lora_name"],
+        "widgets": {"strength_model": 0.8, "strength_clip": 0.8},
+        "inputs": {"model": "checkpoint.MODEL", "clip": "checkpoint.CLIP"},
+    }  # fmt: skip
+
+
+def through(node: dict, **inputs: str) -> dict:
+    """A node with other inputs in the place of some of its own."""
+    return node | {"inputs": node["inputs"] | inputs}
 
 
 def apply(**more: str) -> dict:
@@ -184,4 +219,21 @@ def teach() -> dict:
     )  # fmt: skip
 
 
-GRAPHS = {SIGN: write_on_a_sign, PHOTO: change_in_a_photo, TEACH: teach}
+def in_your_style() -> dict:
+    clip, model = {"clip": "lora.CLIP"}, {"model": "lora.MODEL"}
+    return graph(
+        {"start": note("Start here", START_STYLED, 660), "help": note("Not right yet?", HELP_STYLED, 420)},
+        group("1  Your model, your style, AnyText", "yours", {
+            "checkpoint": checkpoint(), "lora": styled(), "anytext": load_anytext(),
+        }),
+        group("2  The text", "learned", {"lines": text_lines(LINES)}, {
+            "wanted": through(text_prompt(WANTED_STYLED), **clip), "unwanted": through(unwanted(), **clip),
+            "glyphs": preview("The lines", "lines.preview"),
+        }),
+        group("3  The picture", "edit", {"apply": apply(), "sample": through(sample(), **model), "decode": decode()}, {
+            "save": save("The picture in your style"), "read": read_text("decode.IMAGE"),
+        }),
+    )  # fmt: skip
+
+
+GRAPHS = {SIGN: write_on_a_sign, PHOTO: change_in_a_photo, TEACH: teach, STYLED: in_your_style}

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from graphs.titles import thumbnail_of
 from make_pictures import ROOT, panels, save
 from PIL import Image
-from text_control.graph import PHOTO, SIGN, TEACH
+from text_control.graph import PHOTO, SIGN, STYLED, TEACH
 
 PHOTOS, DOCS = ROOT / "workflows" / "pictures", ROOT / "web" / "docs"
 SIDE = 384
+INK_BOX = {"x": 40, "y": 28, "width": 210, "height": 84}
 
 
 def image_of(tensor: torch.Tensor) -> Image.Image:
@@ -58,7 +60,7 @@ def draw_hint() -> None:
         (square(image_of(lines.positions)), "their place"),
     ]
     save(panels(shown), DOCS / "PalimpsestApplyTextControl" / "hint.jpg")
-    save(square(image_of(preview)), ROOT / "workflows" / f"{PHOTO}.jpg")
+    save(square(image_of(preview)), thumbnail_of(PHOTO))
 
 
 def draw_reader() -> None:
@@ -94,12 +96,23 @@ def draw_lesson() -> None:
     ]
     shown += [(image_of(found.positions), "the polygons"), (square(image_of(strips)), "each line for the recogniser")]
     save(panels(shown), DOCS / "PalimpsestTrainTextControl" / "lesson.jpg")
-    save(square(panels(shown)), ROOT / "workflows" / f"{TEACH}.jpg")
-    save(image_of(preview).resize((SIDE, SIDE), Image.Resampling.LANCZOS), ROOT / "workflows" / f"{SIGN}.jpg")
+    save(square(panels(shown)), thumbnail_of(TEACH))
+    save(image_of(preview).resize((SIDE, SIDE), Image.Resampling.LANCZOS), thumbnail_of(SIGN))
+
+
+def draw_styled() -> None:
+    """A line over a picture in ink: what is asked for."""
+    from lora_training import ink
+    from pocket import world
+
+    drawn = ink.in_ink(world.render(ink.scenes(3)[2], SIDE))
+    _, preview = written("OPEN", torch.from_numpy(drawn).float()[None] / 255, bboxes=[[INK_BOX]])
+    save(image_of(preview), ROOT / "workflows" / f"{STYLED}.jpg")
 
 
 def main() -> None:
-    """Write web/docs/Palimpsest{LoadAnyText,ApplyTextControl,TrainTextControl}/*.jpg and both thumbnails."""
+    """Write web/docs/Palimpsest{LoadAnyText,ApplyTextControl,TrainTextControl}/*.jpg and the thumbnails."""
     draw_hint()
     draw_reader()
     draw_lesson()
+    draw_styled()

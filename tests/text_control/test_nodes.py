@@ -122,6 +122,27 @@ def test_the_objects_are_clean_after_a_run(model, written):
     assert found.get_models() == [written.control_model_wrapped]
 
 
+def test_it_runs_with_weights_that_are_left_behind(model):
+    """Low memory: the host moves each weight when it is needed."""
+    made = control(model)
+    drawn = torch.Generator().manual_seed(4)
+    asked = {
+        "x": torch.randn(1, 4, 8, 8, generator=drawn),
+        "hint": torch.rand(1, 324, 8, 8, generator=drawn).round(),
+        "timesteps": torch.tensor([400.0]),
+        "context": torch.randn(1, 7, 24, generator=drawn),
+    }
+    whole = made.control_model(**asked)
+    made.control_model_wrapped.load(harness.CPU, lowvram_model_memory=1)
+    layers = [layer for layer in made.control_model.modules() if hasattr(layer, "comfy_cast_weights")]
+    assert made.control_model.model_lowvram and all(layer.comfy_cast_weights for layer in layers)
+    hint = [layer for layer in made.control_model.input_hint_block.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert len(hint) == 17 and all(layer in layers for layer in hint)
+    left = made.control_model(**asked)
+    for one, two in zip(whole["output"] + whole["middle"], left["output"] + left["middle"], strict=True):
+        assert torch.equal(one, two) and one.abs().max() > 0
+
+
 def test_half_precision_runs(model):
     network = control(model)
     network.manual_cast_dtype = torch.float32

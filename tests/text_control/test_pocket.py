@@ -7,7 +7,7 @@ import torch
 from palimpsest.nodes.exact_text import fonts
 from palimpsest.nodes.text_control import files
 from pocket import checkpoint, signs, text_encoder, train
-from text_control import measuring, pocket_control, pocket_signs, pocket_training
+from text_control import inked, measuring, pocket_control, pocket_signs, pocket_training
 
 LATENT = (1, 4, 16, 16)
 
@@ -121,3 +121,16 @@ def test_a_board_is_painted_over():
     picture = torch.zeros(128, 128, 3)
     picture[40:60, 30:90] = 1
     assert not measuring.without_board(picture, (37, 47, 83, 53)).any()
+
+
+def test_ink_is_told_from_the_drawn_world(tmp_path):
+    scenes = pocket_signs.held_out(2)
+    plain, ink = pocket_signs.drawn(scenes).movedim(1, -1), inked.in_ink(scenes)
+    assert inked.styled(ink, ink, plain) == {"ink": 1.0, "distance": 0.0}
+    told = inked.styled(plain, ink, plain)
+    assert told["ink"] == 0 and told["distance"] > 5
+    kept = inked.file_of(tmp_path, 350)
+    kept.touch()
+    assert inked.learned((None, None, None), tmp_path, 350) == kept, "what is there is not learned again"
+    with pytest.raises(SystemExit, match="each has 175 steps"):
+        inked.learned((None, None, None), tmp_path, 300)
