@@ -64,6 +64,18 @@ STEPS = {
     "pocket": Step("pocket.benchmark", ("--images", "64"), (("pocket.png", "tests/pocket/samples.jpg"),)),
     "identity": Step("pocket.validate_metrics"),
     "kv": Step("kv.benchmark", (), results("kv.json", "kv.png")),
+    "kv_75": Step("kv.benchmark", ("--guidance", "7.5"), (("kv.json", f"{RESULTS}/kv_guidance_75.json"),)),
+    "figure_6": Step(
+        "kv.benchmark",
+        ("--figure-6", "--scenes", "8"),
+        (*results("kv_figure_6.json"), ("kv_figure_6.png", f"{RESULTS}/kv_figure_6.png")),
+    ),
+    "learning": Step(
+        "kv.benchmark",
+        ("--sets", "3", "--learning", "extend, recorded", "frozen, tuned", "recompute, tuned",
+         "frozen, recorded as the push, 5"),
+        results("kv_learning.json"),
+    ),
     "files": sweep("rank", "keyframes", first=8, scenes=6),
     "editing": sweep("source_guidance", "start_percent", first=0, scenes=4),
     "tuning": sweep("guidance", "inner_steps", "learning_rate", "layers", first=0, scenes=3, steps=10),
@@ -97,10 +109,16 @@ STEPS = {
     "pose": Step("pose_control.benchmark", (), results("pose_control.json", "pose_control.jpg")),
     "lora": Step(
         "lora_training.benchmark",
-        ("--rate", "5", "--rows", "prompt", "host", "unet", "conv", "dropped", "offset"),
+        ("--rate", "5", "--rows", "prompt", "host", "unet", "conv", "dropped", "offset", "debiased"),
         results("lora_ink.json", "lora_ink.png"),
     ),
+    "lora_short": Step(
+        "lora_training.benchmark",
+        ("--rate", "5", "--epochs", "4", "--curve", "0", "--rows", "host", "picture", "debiased", "annealed"),
+        (("lora_ink.json", f"{RESULTS}/lora_ink_short.json"),),
+    ),
     "text": Step("text_control.benchmark", (), results("text_control.json", "text_control.md", "text_control.jpg")),
+    "text_style": Step("text_control.benchmark", ("--lora-steps", "700"), results("text_lora.json", "text_lora.jpg")),
 }  # fmt: skip
 
 

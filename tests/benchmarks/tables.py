@@ -29,9 +29,10 @@ class Column:
     digits: int | tuple[int, ...] = 2  # of all of its numbers, or of each
     best: Callable[[list[float]], float] | None = None
     unit: str = ""
+    between: str = " / "
 
     def cell(self, scores: dict, best: tuple[float | None, ...]) -> str:
-        """The numbers of a row, ` / ` between them, the best in bold; empty where the row has none."""
+        """The numbers of a row, `between` them what is said, the best in bold; empty where the row has none."""
         numbers = [at(scores, path) for path in self.paths]
         if all(number is None for number in numbers):
             return ""
@@ -39,7 +40,7 @@ class Column:
         shown = ["-" if number is None else f"{number:.{d}f}" for number, d in zip(numbers, digits, strict=True)]
         bold = [f"**{s}**" if s != "-" and b is not None and s == f"{b:.{d}f}" else s
                 for s, b, d in zip(shown, best, digits, strict=True)]  # fmt: skip
-        return " / ".join(bold) + self.unit
+        return self.between.join(bold) + self.unit
 
     def has(self, row: dict) -> bool:
         """Whether a row has a number for it."""
@@ -213,14 +214,17 @@ DRAWN = {
     "conv": "the same, *convolutions*",
     "offset": "*convolutions*, *noise_offset* 0.1",
     "dropped": "*convolutions*, *caption_dropout* 0.1",
+    "picture": "*convolutions*, *loss_weight* picture, constant rate",
+    "debiased": "*convolutions*, *loss_weight* debiased, *noise_offset* 0.1, *alpha* 16, constant rate",
+    "annealed": "the same, along a cosine",
 }
 
 
-def lora(concept: str) -> Table:
-    """What a LoRA of a few pictures taught."""
+def lora(concept: str, part: str = "") -> Table:
+    """What a LoRA of a few pictures taught; part: which run, where a concept has several."""
     columns = tuple(single(name, name) for name in ("distance", "shown", "followed"))
     return Table(
-        f"lora_{concept}.json",
+        f"lora_{concept}{part and '_'}{part}.json",
         ("rows",),
         DRAWN,
         (*columns, single("by heart, dB", "heart", 1)),
@@ -229,8 +233,43 @@ def lora(concept: str) -> Table:
     )
 
 
+def with_spread(title: str, key: str, digits: int = 2, unit: str = "") -> Column:
+    """A mean and its standard deviation over sets of scenes."""
+    return Column(title, ((key,), ("spread", key)), digits, unit=unit, between=" ± ")
+
+
+def poses(source: str) -> Table:
+    """The edits of `bench kv`."""
+    return Table(
+        source,
+        ("edits",),
+        {
+            "prompt swapped": "prompt swapped, same noise",
+            "KV Inversion, defaults": "KV Inversion, as the nodes stand",
+            "frozen": "mode *frozen*",
+            "recompute (Algorithm 1)": "mode *recompute* (the paper's Algorithm 1)",
+            "paper preset": "the paper's preset",
+            "extend, no source guidance": "*extend* without source guidance",
+            "source's K, V without tuning": "the source's keys and values without tuning",
+            "ideal edit through the autoencoder": BEYOND,
+        },
+        (
+            single("prompt followed", "followed"),
+            single("pose", "pose"),
+            single("identity", "identity", best=most),
+            single("2nd colour", "second", best=most),
+            single("collar", "collar", best=most),
+            single("pattern", "pattern", best=most),
+            single("facing", "facing", best=most),
+            single("background", "background", 1, most, " dB"),
+        ),
+        "edit",
+    )
+
+
 TABLES = {
     "lora-ink": lora("ink"),
+    "lora-ink-short": lora("ink", "short"),
     "pose-control": Table(
         "pose_control.json",
         ("rows",),
@@ -291,30 +330,41 @@ TABLES = {
         ),
         turned=True,
     ),
-    "kv-edits": Table(
-        "kv.json",
-        ("edits",),
+    "kv-edits": poses("kv.json"),
+    "kv-edits-75": poses("kv_guidance_75.json"),
+    "kv-figure-6": Table(
+        "kv_figure_6.json",
+        (),
+        {f"from {start}": f"from {start}, decoder" for start in (0.1, 0.3, 0.5, 0.7, 0.9)}
+        | {place: f"from 0.1, {place}" for place in ("all", "encoder", "middle")},
+        tuple(
+            Column(title, (("recompute", key), ("frozen", key)), digits, unit=unit)
+            for title, key, digits, unit in (
+                ("pose", "pose", 2, ""),
+                ("identity", "identity", 2, ""),
+                ("background", "background", 1, " dB"),
+                ("to the ideal", "ideal", 1, " dB"),
+            )
+        ),
+        "*recompute* / *frozen*",
+        turned=True,
+    ),
+    "kv-learning": Table(
+        "kv_learning.json",
+        (),
         {
-            "prompt swapped": "prompt swapped, same noise",
-            "KV Inversion, defaults": "KV Inversion, as the nodes stand",
-            "frozen": "mode *frozen*",
-            "recompute (Algorithm 1)": "mode *recompute* (the paper's Algorithm 1)",
-            "paper preset": "the paper's preset",
-            "extend, no source guidance": "*extend* without source guidance",
-            "source's K, V without tuning": "the source's keys and values without tuning",
-            "ideal edit through the autoencoder": BEYOND,
+            "extend, recorded": "extend, recorded",
+            "frozen, tuned": "frozen, tuned",
+            "recompute, tuned": "recompute, tuned",
+            "frozen, recorded as the push, 5": "frozen, the recorded only as the push, 5",
         },
         (
-            single("prompt followed", "followed"),
-            single("pose", "pose"),
-            single("identity", "identity", best=most),
-            single("2nd colour", "second", best=most),
-            single("collar", "collar", best=most),
-            single("pattern", "pattern", best=most),
-            single("facing", "facing", best=most),
-            single("background", "background", 1, most, " dB"),
+            with_spread("pose", "pose"),
+            with_spread("identity", "identity"),
+            with_spread("background", "background", 1, " dB"),
+            with_spread("to the ideal", "ideal", 1, " dB"),
         ),
-        "edit",
+        "way",
     ),
     "rivals": Table(
         "edits.json",
@@ -442,8 +492,6 @@ TABLES = {
             "embeddings alone": "embeddings without control",
             "control alone": "control without embeddings",
             "both": "both",
-            "both + LoRA, CLIP 1": "both, LoRA with CLIP strength 1",
-            "both + LoRA, CLIP 0": "both, LoRA with CLIP strength 0",
             "pasted text through the autoencoder": "the drawn answer, through the autoencoder",
             "host: prompt, noise in the place": "changed: the prompt alone, noise in the place (host)",
             "both, changed in a picture": "changed: both, all drawn anew",
@@ -457,6 +505,27 @@ TABLES = {
             single("place", "place"),
             single("rest", "rest"),
             single("outside", "outside", 1, unit=" dB"),
+        ),
+        "sign",
+        incomplete=True,
+    ),
+    "text-style": Table(
+        "text_lora.json",
+        ("rows",),
+        {
+            "both": "both, no LoRA",
+            "both + ink LoRA, CLIP 1": "both, ink LoRA with CLIP strength 1",
+            "both + ink LoRA, CLIP 0": "both, ink LoRA with CLIP strength 0",
+            "pasted text in ink through the autoencoder": "the drawn answer in ink, through the autoencoder",
+        },
+        (
+            single("exact", "exact"),
+            single("NED", "ned"),
+            single("exact, PP-OCRv5", "exact_second"),
+            single("place", "place"),
+            single("rest", "rest"),
+            single("ink", "ink"),
+            single("distance", "distance"),
         ),
         "sign",
         incomplete=True,

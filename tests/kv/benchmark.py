@@ -3,7 +3,9 @@
     python dev.py bench kv                                  the table, JSON and contact sheet of the README
     python dev.py bench kv --sweep start_percent            one setting over its range: a table and a plot
     python dev.py bench kv --paper --scenes 2               the paper's two presets: what comes back at guidance 7.5
+    python dev.py bench kv --figure-6 --scenes 8            starts and layers in the modes that show what was learned
     python dev.py bench kv --learning --first 0 --scenes 8  learned and recorded keys together, all ways that were tried
+    python dev.py bench kv --learning "extend, recorded" "frozen, tuned" --sets 3    some ways, with their spread
 
 Every scene is inverted once and tuned once; each edit then samples from the same noise with the edit's caption. The
 ideal edit is known, so edits are scored by the pocket judge and the identity measure (tests/pocket/README.md).
@@ -14,12 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 from pathlib import Path
 
 import torch
 from benchmarks import pocket_host
 from benchmarks.scenes import Scenes, contact_sheet, defaults
-from kv import learning
+from kv import figure_6, learning
 from palimpsest.nodes.inversion import ALGORITHM_1, EQUATION_4
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv import nodes as kv_nodes
@@ -115,12 +118,22 @@ def papers_presets(scenes: PoseEdits) -> dict[str, dict[str, float]]:
     return found
 
 
-def learned_together(scenes: PoseEdits, guidance: float, match: str) -> dict[str, dict[str, float]]:
-    """Scores of every way to look at what was learned and recorded whose name holds `match`."""
+def learned_together(scenes: PoseEdits, guidance: float, ways: list[str]) -> dict[str, dict[str, float]]:
+    """Scores of the ways to look at what was learned and recorded, of all of them where none is named."""
     found = {}
-    for name, pictures in learning.tried(scenes, guidance, match):
+    for name, pictures in learning.tried(scenes, guidance, ways):
         found[name] = pose_scores(scenes, pictures)
         print(edits_table({name: found[name]}).splitlines()[-1], flush=True)
+    return found
+
+
+def with_spread(sets: list[dict[str, dict[str, float]]]) -> dict[str, dict]:
+    """The mean of every score over sets of scenes; "spread" holds their standard deviations (n - 1)."""
+    found = {}
+    for way in sets[0]:
+        columns = {name: [scores[way][name] for scores in sets] for name in NUMBERS}
+        spread = {name: statistics.stdev(column) if len(sets) > 1 else 0.0 for name, column in columns.items()}
+        found[way] = {name: statistics.mean(column) for name, column in columns.items()} | {"spread": spread}
     return found
 
 
@@ -198,9 +211,9 @@ def main() -> None:
     parser.add_argument("--inner-steps", type=int, default=defaults(kv_nodes.TuneKV)["inner_steps"])
     parser.add_argument("--sweep", choices=SWEEPS, nargs="*", default=[])
     parser.add_argument("--paper", action="store_true", help="only the paper's two presets")
-    parser.add_argument(
-        "--learning", nargs="?", const="", metavar="TEXT", help="only these ways to look at the learned"
-    )
+    parser.add_argument("--figure-6", action="store_true", help="only starts and layers, in the learned modes")
+    parser.add_argument("--learning", nargs="*", metavar="WAY", help="only ways to look at the learned: these, or all")
+    parser.add_argument("--sets", type=int, default=1, help="of --learning: so many sets of --scenes scenes, in turn")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     options, output = pocket_host.parse(parser)
     with torch.inference_mode():
@@ -209,8 +222,19 @@ def main() -> None:
             found = papers_presets(scenes)
             (output / "kv_paper.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         elif options.learning is not None:
-            found = learned_together(scenes, options.guidance, options.learning)
+            sets = [learned_together(scenes, options.guidance, options.learning)]
+            for number in range(1, options.sets):
+                first = options.first + number * options.scenes
+                scenes = PoseEdits(first, options.scenes, options.steps, not options.full_width)
+                sets.append(learned_together(scenes, options.guidance, options.learning))
+            found = with_spread(sets)
+            print(edits_table(found))
             (output / "kv_learning.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        elif options.figure_6:
+            found = figure_6.measured(scenes, options.guidance, pose_scores)
+            figure_6.plots.to_image(figure_6.plotted(found)[0]).save(output / "kv_figure_6.png")
+            (output / "kv_figure_6.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            print("\n\n".join(f"{mode}\n{edits_table(scores)}" for mode, scores in found.items()))
         elif not options.sweep:
             tuning = {"layers": options.layers, "inner_steps": options.inner_steps}
             numbers, rows = compare(scenes, options.guidance, tuning)

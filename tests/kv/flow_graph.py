@@ -7,8 +7,8 @@ from inversion.graph import loaders, prompt
 
 STEPS, GUIDANCE = 30, 5.0
 FILE = "palimpsest_flow_example"  # Save KV adds _00001.safetensors
-AGAIN = "34 Edit again from a file on a flow model (KV Inversion)"
-REPOSE = "33 Re-pose a subject on a flow model (KV Inversion)"
+AGAIN = "Edit again from a file on a flow model (KV Inversion)"
+REPOSE = "Re-pose a subject on a flow model (KV Inversion)"
 
 START_HERE = """## Change what a subject does, on a flow model
 
@@ -20,14 +20,14 @@ nothing there; it records what the photo's own tokens show, and the edit looks a
 3. **The picture as it should be**: the same words with another action.
 4. Queue. As long as you change only group 3, later runs only sample.
 
-Save KV writes the photo's way to noise to models/palimpsest_kv; the template *34 Edit again from a file on a flow
+Save KV writes the photo's way to noise to models/palimpsest_kv; the template *Edit again from a file on a flow
 model* takes it from there.
 
 Other models: change the three loaders. FLUX, SD 3.5: no *ModelSamplingAuraFlow*."""
 
 START_AGAIN = """## Edit a photo again on a flow model
 
-**No file yet?** Run the template *33 Re-pose a subject on a flow model* once: it writes it. Then press R here.
+**No file yet?** Run the template *Re-pose a subject on a flow model* once: it writes it. Then press R here.
 
 1. The loaders: the model the photo was inverted with.
 2. **Load KV**: the file that Save KV wrote (models/palimpsest_kv). The model is connected to it for *inverted_noise*: a
@@ -40,7 +40,7 @@ Keep steps, scheduler and shift as they were when you inverted."""
 
 HELP = """## Not right yet?
 
-- **The picture, redrawn, is off** (template 33): a prompt that fits better; more steps.
+- **The picture, redrawn, is off** (in the template that records it): a prompt that fits better; more steps.
 - **Wrong pose**: *start_percent* (Apply KV) 0.2 to 0.4, *strength* 0.5 to 0.8.
 - **Coat or face missing**: *layers* all (Tune KV and Apply KV); *source_guidance* 2 to 4.
 - **The old surroundings come along**: *source_mask* (Apply KV), white over the subject in the photo.

@@ -68,12 +68,12 @@ KNOBS_OF_TUNING = """
 - **Closer texture at small changes**: inner_steps 10 (Tune KV) learns the photo, which takes far longer; then mode
   *frozen* or *recompute* with source_guidance 1 (Apply KV).
 
-Save KV has written the recording to models/palimpsest_kv. The templates *02 Edit again from a file* and *03 Many
+Save KV has written the recording to models/palimpsest_kv. The templates *Edit again from a file* and *Many
 prompts from one file* take it from there."""
 
 START_AGAIN = """## Edit a photo again without recording it again
 
-**No file yet?** Run the template *01 Change what a subject does* once: it writes it. Then press R here.
+**No file yet?** Run the template *Change what a subject does* once: it writes it. Then press R here.
 
 1. **Load Checkpoint**: the model the photo was recorded with.
 2. **Load KV**: the file that Save KV wrote (models/palimpsest_kv). It brings the photo's noise along: Invert Picture is
@@ -85,7 +85,7 @@ Keep steps, scheduler and cfg as they were when the photo was recorded."""
 
 START_MANY = """## One photo, many prompts, one run
 
-**No file yet?** Run the template *01 Change what a subject does* once: it writes it. Then press R here.
+**No file yet?** Run the template *Change what a subject does* once: it writes it. Then press R here.
 
 1. **Load Checkpoint**, **Load KV**: the model, and the file that Save KV wrote (models/palimpsest_kv).
 2. **Prompt Lines**: what stays the same goes into *template*, with {} where it changes; what changes goes into
@@ -319,9 +319,9 @@ def two_subjects() -> dict:
 
 
 GRAPHS = {
-    "01 Change what a subject does (KV Inversion)": edit_an_action,
-    "02 Edit again from a file (KV Inversion)": edit_again,
-    "03 Many prompts from one file (KV Inversion)": many_prompts,
-    "04 Two photos in one picture (KV Inversion)": two_subjects,
+    "Change what a subject does (KV Inversion)": edit_an_action,
+    "Edit again from a file (KV Inversion)": edit_again,
+    "Many prompts from one file (KV Inversion)": many_prompts,
+    "Two photos in one picture (KV Inversion)": two_subjects,
     **flow_graph.GRAPHS,
 }

@@ -250,13 +250,13 @@ def widened(mask: Tensor) -> Tensor:
     return torch.nn.functional.max_pool2d(mask[:, None], AROUND, 1, AROUND // 2)[:, 0]
 
 
-def tried(scenes: Any, guidance: float, match: str) -> Iterator[tuple[str, Tensor]]:
-    """(name, edited pictures) of every way whose name holds `match`."""
+def tried(scenes: Any, guidance: float, wanted: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """(name, edited pictures) of the ways named, of every way where none is."""
     tuned, weights, recorded = (
         scenes.tune(guidance=guidance, **changes)[0] for changes in ({}, {"learn": WEIGHTS}, {"inner_steps": 0})
     )
     for name, looks in Ways(tuned, weights, recorded, scenes.masks).all():
-        if match in name:
+        if not wanted or name in wanted:
             model = scenes.model
             for look in looks:
                 model = look.added_to(model)

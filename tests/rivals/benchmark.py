@@ -215,7 +215,10 @@ class PassCount:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one picture: seconds and passes; of all at once: CUDA's peak in bytes, nan elsewhere."""
+    """Of one picture: seconds and passes; of all at once: CUDA's peak in bytes, nan elsewhere.
+
+    seconds: the clock's with CUDA; on a CPU the processor's, summed over its cores, whatever else is running there.
+    """
 
     seconds: float
     passes: float
@@ -235,11 +238,12 @@ class Meter:
         cuda = self.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
-        rows, began = self.count.rows, time.monotonic()
+        clock = time.monotonic if cuda else time.process_time
+        rows, began = self.count.rows, clock()
         result = run(*args)
         if cuda:
             torch.cuda.synchronize(self.device)
-        seconds, passes = time.monotonic() - began, self.count.rows - rows
+        seconds, passes = clock() - began, self.count.rows - rows
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else math.nan
         return result, Cost(seconds / self.pictures, passes / self.pictures, peak)
 
@@ -380,7 +384,7 @@ def main() -> None:
     """Parse, run, print, write output/bench."""
     parser = argparse.ArgumentParser(prog="python dev.py bench rivals", description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=32, help="the defaults were chosen on scenes 0 to 7")
-    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--edits", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--steps", type=int, default=20)
