@@ -52,7 +52,8 @@ VALUES = """## Not right yet?
 - **Too much changes**: picture guidance 1.8 to 2.5; text guidance 5.
 - **The instruction leaks out of the mask**: *layers* of Cross-Attention Mask on *all*, a tighter mask.
 - **The new thing needs another shape**: sample from fresh noise, RandomNoise and an empty latent in the place of
-  DisableNoise and *noise*; Feature Blend: *source_latents* re-noised source, with the same seed.
+  DisableNoise and *noise*; Feature Blend: *source_latents* re-noised source with the same seed, *end_percent* 0.5,
+  *blend_latents_until* 0.8.
 
 The three prompts of **Dual CFG Guider**: instruction and picture, the picture alone, nothing. Invert Picture and
 Feature Blend take *the picture alone*, so that they see what the sampler sees."""
@@ -132,4 +133,4 @@ def with_the_picture(node: dict) -> dict:
     return {**node, "inputs": node["inputs"] | {"positive": "shown.negative"}}
 
 
-GRAPHS = {"24 Instruction with a mask (InstructPix2Pix, Feature Blend, Cross-Attention Mask)": masked_instruction}
+GRAPHS = {"Instruction with a mask (InstructPix2Pix, Feature Blend, Cross-Attention Mask)": masked_instruction}

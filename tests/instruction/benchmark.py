@@ -73,6 +73,7 @@ COLUMNS = {
 MODELS = Path(__file__).parent / "models"
 DECIBELS = ("ideal", "outside")
 NO_TEXT = "a"  # for prompts of which the ones without text are used
+END = 0.5  # of the source's features: of .4 to 1 with the latent held to .3 to .8, best on held-out scenes 32 to 47
 FEATHER = 2  # of Keep Outside: to these pictures what 8 is to one of 512
 SHOWN = 2  # edits of each kind on the contact sheet
 ON_SHEET = {
@@ -212,7 +213,8 @@ class Case:
 
     def blended(self, model: Any, mask: Tensor) -> Any:
         """Feature Blend, outside of the mask the source under the very noise that is sampled from."""
-        chosen = defaults(FeatureBlend) | {"source_latents": "re-noised source", "seed": self.number}
+        chosen = {"source_latents": "re-noised source", "seed": self.number, "end_percent": END}
+        chosen = defaults(FeatureBlend) | chosen
         return FeatureBlend.execute(model, self.trajectory, self.prompts(NO_TEXT)[1], mask=mask, **chosen).args[0]
 
     def found_mask(self, text: str) -> Tensor:

@@ -18,7 +18,7 @@ from graphs.parts import (
 )
 from instruct_pix2pix.graph import PICTURE_GUIDANCE, edit_checkpoint
 
-TITLE = "23 Edit by an instruction (MGIE)"
+TITLE = "Edit by an instruction (MGIE)"
 VAGUE = "let it rest"
 
 START = """## Say what to do, see what it means
@@ -35,7 +35,7 @@ Instruction** and queue again: the language model is not run for it."""
 HELP = """## Not right yet?
 
 - **Nothing changes**: *cfg_conds* (text) up to 10, or *cfg_cond2_negative* (picture) down to 1.2.
-- **Too much changes**: picture guidance 1.8 to 2.5, text guidance 5; or a mask, as in *24 Instruction with a mask*.
+- **Too much changes**: picture guidance 1.8 to 2.5, text guidance 5; or a mask, as in *Instruction with a mask*.
 - **The text rambles**: *question*, add "Answer in one sentence that describes the new picture."
 - **Another picture each time**: the seed of *RandomNoise* is fixed here; change it for another try."""
 

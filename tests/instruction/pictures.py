@@ -5,7 +5,11 @@ python dev.py draw instruction
 
 from __future__ import annotations
 
+from graphs.titles import thumbnail_of
+from instruction.edit_checkpoint import UNET
 from instruction.graph import TITLE, VAGUE
+from instruction_training.benchmark import edited
+from instruction_training.pictures import edit_model
 from make_pictures import CELL, ROOT, Studio, example_scene, panels, save, second_scene, thumbnail
 from PIL import Image, ImageDraw, ImageOps
 from pocket import world
@@ -60,16 +64,21 @@ def draw_seen() -> dict[str, list]:
 
 
 def draw_meaning() -> tuple[list, Image.Image]:
-    """(cells of instructions as they were said and as they are meant, the thumbnail), on the pocket model."""
-    studio = Studio()
-    cells = []
+    """(cells of photos, of what the instruction makes of them, and of what it means; the thumbnail).
+
+    By the pocket's instruction model from new noise, under the host's two guidances.
+    """
+    studio, scenes = Studio(), (example_scene(), world.edit(second_scene(), place="park"))
+    sources = [world.render(scene) for scene in scenes]
+    rows = [[(Image.fromarray(source), "your picture") for source in sources], [], []]
     with studio.torch.inference_mode():
-        for scene, said in ((example_scene(), VAGUE), (world.edit(second_scene(), place="park"), OTHER)):
-            _, noise = studio.invert(scene)
-            meant = world.caption(world.edit(scene, **MEANT[said]))
-            source, edited = Image.fromarray(world.render(scene)), studio.draw(studio.model, meant, noise)
-            cells += [(studio.draw(studio.model, said, noise), f"prompt: {said}"), (edited, f"prompt: {meant}")]
-    return cells, thumbnail(edited, source)
+        model = edit_model(studio, UNET)
+        for scene, source, said in zip(scenes, sources, (VAGUE, OTHER), strict=True):
+            picture = studio.torch.from_numpy(source).float()[None] / 255
+            for row, text in ((rows[1], said), (rows[2], world.caption(world.edit(scene, **MEANT[said])))):
+                (made,) = edited(model, studio.clip, studio.vae, picture, [text])
+                row.append((Image.fromarray((made * 255).round().byte().numpy()), text))
+    return [cell for row in rows for cell in row], thumbnail(rows[2][0][0], rows[0][0][0])
 
 
 def main() -> None:
@@ -77,4 +86,4 @@ def main() -> None:
     cells, small = draw_meaning()
     for name, pictures in (draw_seen() | {"PalimpsestEditInstruction/meaning": cells}).items():
         print(save(panels(pictures), ROOT / "web" / "docs" / f"{name}.jpg"))
-    print(save(small.resize((384, 384), Image.Resampling.LANCZOS), ROOT / "workflows" / f"{TITLE}.jpg"))
+    print(save(small.resize((384, 384), Image.Resampling.LANCZOS), thumbnail_of(TITLE)))

@@ -21,7 +21,7 @@ from graphs.parts import (
     text,
 )
 
-TITLE = "25 Your own instruction model (Train Instruction)"
+TITLE = "Your own instruction model (Train Instruction)"
 LEARNED = "turn it into a poster of six colours"
 COLOURS = 6
 PICTURE_GUIDANCE = 1.5  # of InstructPix2Pix, beside 7.5 for the text (arXiv:2211.09800)

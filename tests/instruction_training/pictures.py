@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from pathlib import Path
 
 import numpy as np
+from graphs.titles import thumbnail_of
 from instruction_training.benchmark import build
 from instruction_training.graph import TITLE
 from make_pictures import ROOT, Studio, panels, save, thumbnail
@@ -24,13 +26,13 @@ ASKED, COUNT, SHOWN = "make it winter", 24, (120, 360)
 SEED = 7003  # of the scenes
 
 
-def edit_model(studio: Studio):
-    """The pocket's narrow U-Net with blank channels for a picture, in the host."""
+def edit_model(studio: Studio, weights: Path = checkpoint.WEIGHTS / checkpoint.UNET):
+    """The pocket's narrow U-Net with channels for a picture, blank where its weights have none, in the host."""
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
 
-    state, _ = checkpoint.load_weights(checkpoint.WEIGHTS / checkpoint.UNET)
+    state, _ = checkpoint.load_weights(weights)
     network, old = build(state), studio.model.model.model_config
     config = comfy.supported_models.SD15_instructpix2pix(old.unet_config | {"in_channels": 8})
     config.unet_config = old.unet_config | {"in_channels": 8}
@@ -90,6 +92,6 @@ def main() -> None:
         cells += [(drawn(shown[0].latent), "what it should become")]
     save(
         thumbnail(cells[-2][0], cells[0][0]).resize((384, 384), Image.Resampling.LANCZOS),
-        ROOT / "workflows" / f"{TITLE}.jpg",
+        thumbnail_of(TITLE),
     )
     save(panels(cells), ROOT / "web" / "docs" / "PalimpsestTrainInstruction" / "sheet.jpg")

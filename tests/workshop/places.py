@@ -9,7 +9,7 @@ DEV = ROOT / ".dev"
 MODELS = DEV / "models"
 PACK = "palimpsest"
 POCKET = MODELS / "checkpoints" / "palimpsest_pocket.safetensors"
-POCKET_EDIT = "palimpsest_pocket_edit.safetensors"  # the same as an InstructPix2Pix model, which ignores the picture
+POCKET_EDIT = "palimpsest_pocket_edit.safetensors"  # an InstructPix2Pix model of the same world
 POCKET_POSE = "palimpsest_pocket_pose.safetensors"  # its ControlNet for poses
 TIERS = ("maths", "host", "browser")
 

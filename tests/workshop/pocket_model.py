@@ -7,6 +7,8 @@ from pathlib import Path
 from .places import MODELS, POCKET, POCKET_EDIT, POCKET_POSE, ROOT, Problem
 from .steps import digest, is_done, mark_done, run_logged, step
 
+EDIT_UNET = "unet_edit.safetensors"
+
 
 def build_pocket_model(python: Path) -> None:
     """Assemble the pocket checkpoint from the weights in tests/pocket."""
@@ -15,7 +17,8 @@ def build_pocket_model(python: Path) -> None:
         raise Problem(f"{source / 'checkpoint.py'} is missing: work in a complete copy of the repository")
     parts = [source / name for name in ("checkpoint.py", "flow_files.py", "text_encoder.py", "weights")]
     pose = source.parent / "pose_control"
-    parts += [pose / "pocket_control.py", pose / "weights"]
+    edit = source.parent / "instruction"
+    parts += [pose / "pocket_control.py", pose / "weights", edit / "edit_checkpoint.py", edit / "models" / EDIT_UNET]
     stamp, key = MODELS / ".pocket-stamp", digest(*parts)
     if is_done(stamp, key) and POCKET.is_file():
         return
@@ -29,9 +32,9 @@ def build_pocket_model(python: Path) -> None:
 
 
 def build_edit_model(python: str | Path, folder: Path) -> None:
-    """Make the pocket's InstructPix2Pix form beside the pocket checkpoint of a folder."""
-    program = ROOT / "tests" / "pocket" / "checkpoint.py"
-    run_logged([python, program, "--edit-of", folder / POCKET.name, "--out", folder / POCKET_EDIT], "pocket_edit")
+    """Make the pocket's InstructPix2Pix model, which was taught to edit, beside the pocket checkpoint of a folder."""
+    program = ROOT / "tests" / "instruction" / "edit_checkpoint.py"
+    run_logged([python, program, "--of", folder / POCKET.name, "--out", folder / POCKET_EDIT], "pocket_edit")
 
 
 def build_pose_control(python: str | Path, models: Path) -> None:
