@@ -14,7 +14,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCALES = ROOT / "locales"
-CATEGORIES = {name: name for name in ("palimpsest", "inversion", "regions", "context", "multimodal", "evaluate")}
 
 
 def schemas() -> list[Any]:
@@ -51,9 +50,15 @@ def output_texts(item: Any) -> dict[str, str]:
     return {key: text for key, text in found.items() if text}
 
 
+def categories(nodes: list[Any]) -> dict[str, str]:
+    """The shelves of the node library, each part of their paths once."""
+    return {part: part for schema in nodes for part in schema.category.split("/")}
+
+
 def english() -> dict[str, dict]:
     """File name -> content of every English file."""
-    return {"main.json": {"nodeCategories": CATEGORIES}, "nodeDefs.json": node_definitions(schemas())}
+    nodes = schemas()
+    return {"main.json": {"nodeCategories": categories(nodes)}, "nodeDefs.json": node_definitions(nodes)}
 
 
 def read(language: str, file: str) -> dict:

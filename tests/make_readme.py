@@ -1,4 +1,4 @@
-"""Write README's table of nodes: a row for each technique, its nodes and the first sentence of its nodes.py.
+"""Write README's tables: of nodes, a row for each technique with the first sentence of its nodes.py; of templates.
 
 python dev.py make readme
 """
@@ -10,8 +10,10 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+from graphs.shelf import numbered, rows
+from graphs.titles import FOLDER, title_of
+
 README = Path(__file__).resolve().parent.parent / "README.md"
-BLOCK = re.compile(r"(<!-- nodes -->\n).*?(<!-- /nodes -->)", re.S)
 
 
 def row(technique: ModuleType, names: list[str]) -> str:
@@ -27,8 +29,23 @@ def shortened(names: list[str]) -> list[str]:
     return [short.get(name, name) for name in names]
 
 
+def in_block(name: str, lines: list[str], text: str) -> str:
+    """The text with these lines between its marks <!-- name --> and <!-- /name -->."""
+    block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+    return block.sub(lambda match: match[1] + "\n".join(lines) + "\n" + match[2], text)
+
+
+def templates() -> list[str]:
+    """| their numbers and short names | what they are for |"""
+    titles = [title_of(path.stem) for path in FOLDER.glob("*.json")]
+    numbers = {title: name.partition(" ")[0] for title, name in numbered(titles).items()}
+    called = [(", ".join(f"{numbers[title]} {short}" for title, short in named.items()), use)
+              for use, named in rows(titles)]  # fmt: skip
+    return ["| template | what it is for |", "|---|---|", *(f"| {names} | {use} |" for names, use in called)]
+
+
 def filled(text: str) -> str:
-    """README with its table as the nodes are now."""
+    """README with its tables as nodes and templates are now."""
     from palimpsest.nodes import extension
 
     async def rows() -> list[str]:
@@ -38,7 +55,7 @@ def filled(text: str) -> str:
         return [row(each, [names[id] for id in found]) for each, found in ids.items()]
 
     lines = ["| node | what it does |", "|---|---|", *asyncio.run(rows())]
-    return BLOCK.sub(lambda match: match[1] + "\n".join(lines) + "\n" + match[2], text)
+    return in_block("templates", templates(), in_block("nodes", lines, text))
 
 
 def main() -> None:

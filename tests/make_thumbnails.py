@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from graphs.titles import title_of
 from make_pictures import EXAMPLE, THUMBNAIL, enlarged, grid, save, strip, three, thumbnail
 from PIL import Image
 
@@ -84,21 +85,42 @@ def found(shown: Shown) -> Image.Image:
     return with_inset(enlarged(shown["Where the word is"][0], THUMBNAIL), shown["The mask"][0], 14, -14)
 
 
-DRAWN_ELSEWHERE = {"15", "20", "21", "22", "23", "25", "28", "31", "35", "36", "37"}  # by the technique's pictures.py
-OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the number in the workflow's name
-    "03": lambda shown: grid([shown["compare a"][0], *shown["The edited pictures"][:3]]),
-    "04": lambda shown: three(shown.loaded[0], shown.loaded[1], shown["Both in one picture"][0]),
-    "08": found,
-    "09": lambda shown: thumbnail(shown["compare b"][0], shown["What was learned"][0]),
-    "11": lambda shown: split(shown["compare a"][0], shown["compare b"][0]),
-    "13": lambda shown: grid(shown["With the adapter"]),
-    "14": lambda shown: grid(shown["The edited clip"][::2]),
-    "32": lambda shown: grid(shown["The edited clip"][::2]),
-    "16": two_insets,
-    "17": lambda shown: thumbnail(shown["The pictures"][0], shown.loaded[0]),
-    "26": lambda shown: enlarged(shown["The picture"][0], THUMBNAIL),
-    "27": lambda shown: enlarged(shown["The picture"][0], THUMBNAIL),
-    "19": lambda shown: strip(shown["Crops, what is drawn for them, and the pictures"][0]),
+DRAWN_ELSEWHERE = {  # by the technique's pictures.py
+    "Teach a style with your pictures (LoRA)",
+    "Write on a photo and read it back (Text)",
+    "Write on a sign (Exact Text)",
+    "Change the text in a photo (Exact Text)",
+    "Edit by an instruction (MGIE)",
+    "Your own instruction model (Train Instruction)",
+    "Edit a photo with a flow model (FlowEdit)",
+    "Teach exact text with your pictures (Exact Text)",
+    "Your style and exact text (Exact Text)",
+    "Edit by a prompt, the layout held (ContextDiff)",
+    "An action that the words do not reach (pose ControlNet)",
+    "Synthetic pairs for a multimodal encoder (Multimodal)",
+}
+OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the workflow's title
+    "Many prompts from one file (KV Inversion)": lambda shown: grid(
+        [shown["compare a"][0], *shown["The edited pictures"][:3]]
+    ),
+    "Two photos in one picture (KV Inversion)": lambda shown: three(
+        shown.loaded[0], shown.loaded[1], shown["Both in one picture"][0]
+    ),
+    "Make a mask by a word (Regions)": found,
+    "Learn how much of the photo flows back (Regions)": lambda shown: thumbnail(
+        shown["compare b"][0], shown["What was learned"][0]
+    ),
+    "Keep everything else after any edit (Regions)": lambda shown: split(shown["compare a"][0], shown["compare b"][0]),
+    "Draw with a saved context adapter (Context)": lambda shown: grid(shown["With the adapter"]),
+    "Edit a clip by text (Context)": lambda shown: grid(shown["The edited clip"][::2]),
+    "Edit a clip by text, with context (ContextDiff)": lambda shown: grid(shown["The edited clip"][::2]),
+    "Two pictures in a sentence (Multimodal)": two_insets,
+    "Style from a picture (Multimodal)": lambda shown: thumbnail(shown["The pictures"][0], shown.loaded[0]),
+    "Words in regions on Z-Image (Cross-Attention Mask)": lambda shown: enlarged(shown["The picture"][0], THUMBNAIL),
+    "A phrase for each region on FLUX (Phrase in Region)": lambda shown: enlarged(shown["The picture"][0], THUMBNAIL),
+    "Train a connector on your own pictures (Multimodal)": lambda shown: strip(
+        shown["Crops, what is drawn for them, and the pictures"][0]
+    ),
 }
 
 
@@ -115,7 +137,7 @@ def main() -> None:
     with open_host(set_up(None), "thumbnails", None) as host:
         client = api.ApiClient(host.url, timeout=600)
         chosen = [each for each in WORKFLOWS if re.search(options.of, each.stem)]
-        for path in (each for each in chosen if each.stem[:2] not in DRAWN_ELSEWHERE):
+        for path in (each for each in chosen if title_of(each.stem) not in DRAWN_ELSEWHERE):
             prompt = pocket_form(path.stem)
             provide_files(client, prompt)
             shown = Shown(client, prompt, client.queue(prompt, timeout=3600))
@@ -124,6 +146,6 @@ def main() -> None:
                 for title, pictures in shown.by_title.items():
                     for number, picture in enumerate(pictures):
                         picture.save(options.folder / f"{path.stem}.{title}.{number}.png")
-            drawn = OTHERS.get(path.stem[:2], edit)(shown).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            drawn = OTHERS.get(title_of(path.stem), edit)(shown).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             drawn = save(drawn, path.with_suffix(".jpg"))
             print(f"{drawn.relative_to(ROOT)}  {drawn.stat().st_size / 1000:.1f} kB", flush=True)

@@ -1,10 +1,11 @@
 """Build the shipped workflows in the real graph editor, so that they are saved exactly as the editor saves.
 
     python dev.py make workflows          writes workflows/*.json and, in API format, tests/data/api/*.json
-    ... make_workflows --of "^05"         some of them
+    ... make_workflows --of "^05"         some of them, by their names as they will be
 
-Needs a browser as the browser tests do. The graphs are described in tests/<technique>/graph.py.
-The thumbnails come from make_pictures.py.
+Needs a browser as the browser tests do. The graphs are described in tests/<technique>/graph.py,
+their order, from which the numbers follow, in tests/graphs/shelf.py. Files of a template that got another number are
+renamed, its thumbnail too, and it keeps its id. The thumbnails come from make_pictures.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import uuid
 from pathlib import Path
 
 from browser.editor import Editor
+from graphs.shelf import numbered
+from graphs.titles import title_of
 from workshop.browsers import prepare_browser
 from workshop.hosts import set_up
 from workshop.serving import environment, open_host
@@ -27,12 +30,32 @@ WORKFLOWS = ROOT / "workflows"
 API = ROOT / "tests" / "data" / "api"
 
 ROOMS = {path.parent.name for path in ROOT.glob("tests/*/graph.py")}
-GRAPHS = {name: of for room in sorted(ROOMS) for name, of in importlib.import_module(f"{room}.graph").GRAPHS.items()}
+TITLED = {title: of for room in sorted(ROOMS) for title, of in importlib.import_module(f"{room}.graph").GRAPHS.items()}
+NAMES = numbered(TITLED)
+GRAPHS = {name: TITLED[title] for title, name in NAMES.items()}
 
 
 def write(value: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def put_in_order() -> None:
+    """Files of a template get the name it has now; those of one that is no more are removed."""
+    for path in [*WORKFLOWS.glob("*.json"), *WORKFLOWS.glob("*.jpg"), *API.glob("*.json")]:
+        title = title_of(path.stem)
+        if title in NAMES:
+            path.rename(path.with_name(NAMES[title] + path.suffix))
+        else:
+            path.unlink()
+
+
+def id_of(name: str) -> str:
+    """The id that the template has already, else one of its title: the editor draws a new one each time."""
+    saved = WORKFLOWS / f"{name}.json"
+    if saved.is_file():
+        return json.loads(saved.read_text(encoding="utf-8"))["id"]
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, title_of(name)))
 
 
 def main() -> None:
@@ -41,9 +64,7 @@ def main() -> None:
     wanted = re.compile(parser.parse_args().of)
     place, browser = set_up(None), prepare_browser()
     os.environ.update(environment(place, browser))
-    for path in [*WORKFLOWS.glob("*.json"), *API.glob("*.json")]:
-        if path.stem not in GRAPHS:
-            path.unlink()
+    put_in_order()
     with (
         open_host(place, "workflows", None) as host,
         Editor("author_workflows.mjs", host.url) as editor,
@@ -52,6 +73,6 @@ def main() -> None:
             made = editor.ask(describe())
             if made["pageErrors"]:
                 raise RuntimeError(f"{name}: {made['pageErrors']}")
-            made["workflow"]["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # the editor draws a new one each time
+            made["workflow"]["id"] = id_of(name)
             write(made["workflow"], WORKFLOWS / f"{name}.json")
             write(made["prompt"], API / f"{name}.json")

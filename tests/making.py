@@ -53,7 +53,6 @@ def drawing(folder: str) -> Target:
 WORKFLOWS = ("workflows", "tests/data/api")
 EXAMPLES = "tests/data/input"
 TEXTS = ("locales/en", "tests/data/object_info.json")
-GRAPHS = tuple(path.relative_to(ROOT).as_posix() for path in sorted(TESTS.glob("*/graph.py")))  # imported by name
 TARGETS = {
     "locales": Target((("make_locales",),), ("locales/en",), kind="texts"),
     "object_info": Target((("make_object_info",),), ("tests/data/object_info.json",), kind="texts"),
@@ -61,7 +60,7 @@ TARGETS = {
     "readme": Target((("make_readme",),), ("README.md",), kind="texts"),
     "examples": Target((("make_pictures", "example"),), (EXAMPLES,)),
     "logo": Target((("make_logo",),), ("docs",)),
-    "workflows": Target((("make_workflows",),), WORKFLOWS, ("tests/browser", *GRAPHS, *TEXTS)),
+    "workflows": Target((("make_workflows",),), WORKFLOWS, ("tests/browser", *TEXTS)),
     "blueprints": Target((("make_blueprints",),), ("subgraphs",), ("tests/browser", *TEXTS)),
     **{f"pictures/{path.parent.name}": drawing(path.parent.name) for path in sorted(TESTS.glob("*/pictures.py"))},
     "demo": Target((("make_pictures", "docs"),), ("web/docs",), (*POCKET, EXAMPLES, "nodes", "kernels")),
@@ -75,9 +74,9 @@ TARGETS = {
 
 
 def imported(path: Path) -> Iterator[Path]:
-    """Files of ours that a file imports, anywhere in it; nodes/extension.py imports the techniques that it finds."""
-    if path == ROOT / "nodes" / "extension.py":
-        yield from path.parent.glob("*/nodes.py")
+    """Files of ours that a file imports, anywhere in it; two import what they find in every technique's folder."""
+    finds = {ROOT / "nodes" / "extension.py": "*/nodes.py", TESTS / "make_workflows.py": "*/graph.py"}
+    yield from path.parent.glob(finds[path]) if path in finds else ()
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -53,5 +53,5 @@ def find() -> dict:
 
 
 GRAPHS = {
-    "08 Make a mask by a word (Regions)": find,
+    "Make a mask by a word (Regions)": find,
 }

@@ -56,6 +56,7 @@ function intoBlueprint(page, { name, inputs, output }, keys) {
   return page.evaluate(({ name, inputs, output, keys }) => {
     const { app } = window;
     const places = Object.fromEntries(app.graph._nodes.map((node, i) => [keys[i], String([...node.pos])]));
+    for (const node of app.graph._nodes) node.updateArea(app.canvas.ctx); // else only a drawn frame says how far it goes
     const { subgraph, node } = app.graph.convertToSubgraph(new Set(app.graph._nodes));
     const inside = (key) => subgraph.nodes.find((each) => String([...each.pos]) === places[key]);
     for (const recommended of [...subgraph.inputs]) subgraph.removeInput(recommended);

@@ -2,7 +2,7 @@
 
 import pytest
 from browser.editor import Editor, needs_browser
-from graphs.shipped import WORKFLOWS
+from graphs.titles import FOLDER, name_of
 
 TYPE = "PalimpsestMultimodalPrompt"
 
@@ -11,7 +11,7 @@ TYPE = "PalimpsestMultimodalPrompt"
 def found(request, server):
     """Names of the node's inputs: before, packed, loaded again, unpacked."""
     needs_browser()
-    (workflow,) = (path for path in WORKFLOWS if path.stem.startswith("16 "))
+    workflow = FOLDER / f"{name_of('Two pictures in a sentence (Multimodal)')}.json"
     with Editor("subgraphs.mjs", server.url, request.param, "en") as editor:
         return editor.ask({"workflow": str(workflow), "type": TYPE})
 

@@ -10,6 +10,7 @@ import pytest
 from browser.editor import Editor, needs_browser
 from graphs.pocket import OF_OTHER_KINDS, SHORT, stand_ins
 from graphs.shipped import MAKES_TUNING, WORKFLOWS, api_form, check_pictures, pocket_form, provide_files
+from graphs.titles import title_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "output" / "browser"
@@ -68,7 +69,7 @@ def closer_than(margin: float, boxes: list[list]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_loads_runs_and_saves(editor, client, workflow):
     opened, renderer = editor
-    prompt, editable = pocket_form(workflow.stem, short=True), workflow.stem[:2] not in OF_OTHER_KINDS
+    prompt, editable = pocket_form(workflow.stem, short=True), title_of(workflow.stem) not in OF_OTHER_KINDS
     runs = editable and RUNS_IN[workflow] == renderer  # house/test_workflows.py runs them all
     provide_files(client, prompt)
     report = opened.ask(question(workflow, f"{renderer}.en", run=runs))

@@ -46,7 +46,7 @@ The plot under the training tells whether sampling gained what the loss did."""
 
 START_DRAW = """## Draw with a saved context adapter
 
-**No file yet?** Run the template *12 Align a picture with its prompt* once: it writes it. Then press R here.
+**No file yet?** Run the template *Align a picture with its prompt* once: it writes it. Then press R here.
 
 1. **Load Context Adapter**: the file that Save Context Adapter wrote (models/palimpsest_context).
 2. **Load Checkpoint**: a model of the family that the adapter was trained with.
@@ -78,7 +78,7 @@ START_CONTEXT = """## Edit a clip by text, with context
 
 ContextDiff's own use, in its order and with its numbers: 20 steps, attention fused over the first half.
 
-1. **Load Checkpoint**, **Load Image** (an animated picture), two texts: as in *14 Edit a clip by text*.
+1. **Load Checkpoint**, **Load Image** (an animated picture), two texts: as in *Edit a clip by text*.
 2. Queue.
 
 **Train Context Adapter** learns on your clip what its prompt means there. **Invert Picture** goes up with the adapter,
@@ -381,9 +381,9 @@ def hold_layout() -> dict:
 
 
 GRAPHS = {
-    "12 Align a picture with its prompt (Context)": align,
-    "13 Draw with a saved context adapter (Context)": draw,
-    "14 Edit a clip by text (Context)": edit_clip,
-    "32 Edit a clip by text, with context (ContextDiff)": edit_clip_with_context,
-    "35 Edit by a prompt, the layout held (ContextDiff)": hold_layout,
+    "Align a picture with its prompt (Context)": align,
+    "Draw with a saved context adapter (Context)": draw,
+    "Edit a clip by text (Context)": edit_clip,
+    "Edit a clip by text, with context (ContextDiff)": edit_clip_with_context,
+    "Edit by a prompt, the layout held (ContextDiff)": hold_layout,
 }

@@ -9,6 +9,7 @@ import torch
 from benchmarks.scenes import defaults, drawn
 from contextdiff import layouts
 from contextdiff.benchmark import Pocket, context_aware, plain_ddim
+from graphs.titles import thumbnail_of
 from make_pictures import ROOT, panels, save, thumbnail
 from palimpsest.nodes.contextdiff.nodes import ContextCondition, TrainContextAdapter
 from PIL import Image
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def draw_layout() -> None:
-    """Write web/docs/PalimpsestContextCondition/layout.jpg and the thumbnail of workflow 35."""
+    """Write web/docs/PalimpsestContextCondition/layout.jpg and its template's thumbnail."""
     with torch.inference_mode():
         pocket = Pocket(True)
         scene = world.held_out_scenes(SCENE + 1)[SCENE]
@@ -59,7 +60,7 @@ def draw_layout() -> None:
                  (redrawn(context_aware(adapter)), "with an adapter of the layout")]  # fmt: skip
     print(save(panels(cells), ROOT / "web" / "docs" / "PalimpsestContextCondition" / "layout.jpg"))
     shown = thumbnail(cells[-1][0], cells[1][0]).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    print(save(shown, ROOT / "workflows" / "35 Edit by a prompt, the layout held (ContextDiff).jpg"))
+    print(save(shown, thumbnail_of("Edit by a prompt, the layout held (ContextDiff)")))
 
 
 def draw_one_shot() -> None:

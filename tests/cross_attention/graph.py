@@ -322,9 +322,9 @@ def phrases_on_flux() -> dict:
 
 
 GRAPHS = {
-    "05 Recolour one object by a word (Regions)": recolour,
-    "06 Replace the background by words (Regions)": background,
-    "07 Two words in two regions (Regions)": two_words,
-    "26 Words in regions on Z-Image (Cross-Attention Mask)": words_on_z_image,
-    "27 A phrase for each region on FLUX (Phrase in Region)": phrases_on_flux,
+    "Recolour one object by a word (Regions)": recolour,
+    "Replace the background by words (Regions)": background,
+    "Two words in two regions (Regions)": two_words,
+    "Words in regions on Z-Image (Cross-Attention Mask)": words_on_z_image,
+    "A phrase for each region on FLUX (Phrase in Region)": phrases_on_flux,
 }

@@ -27,12 +27,12 @@ START_TUNE = """## Let it learn how much of the photo flows back
 2. **The picture as it is**, **The picture as it should be**.
 3. Queue. **Tune Feature Blend** learns one weight for each layer: as much of the edit as can be had while the photo
    outside the mask stays. The plot shows what it learned; **Save Blend Weights** keeps it.
-4. **Feature Blend** uses the weights in their place. The template *10 Blend again with learned weights* takes them from
+4. **Feature Blend** uses the weights in their place. The template *Blend again with learned weights* takes them from
    the file."""
 
 START_BLEND_AGAIN = """## Use learned blend weights again
 
-**No file yet?** Run the template *09 Learn how much of the photo flows back* once: it writes it. Then press R here.
+**No file yet?** Run the template *Learn how much of the photo flows back* once: it writes it. Then press R here.
 
 1. **Load Blend Weights**: the file that Save Blend Weights wrote (models/palimpsest_blend).
 2. **Load Checkpoint**, **Load Image** with a painted mask, the two prompts.
@@ -100,6 +100,6 @@ def blend_again() -> dict:
 
 
 GRAPHS = {
-    "09 Learn how much of the photo flows back (Regions)": learn_blend,
-    "10 Blend again with learned weights (Regions)": blend_again,
+    "Learn how much of the photo flows back (Regions)": learn_blend,
+    "Blend again with learned weights (Regions)": blend_again,
 }

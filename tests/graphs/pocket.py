@@ -31,7 +31,7 @@ from multimodal.graph import CONTENTS, REPOSED, SENTENCE, STYLE, STYLES, SUBJECT
 from pocket.flow_files import FILES
 from pocket.settings import POCKET
 from pose_control.graph import CONTROL, POSE, SITTING_UPRIGHT, UPRIGHT
-from text_control.graph import UNWANTED, WANTED, WANTED_THERE
+from text_control.graph import UNWANTED, WANTED, WANTED_STYLED, WANTED_THERE
 from what_changes.graph import ELSEWHERE
 from what_changes.graph import SUBJECT as FOUND_SUBJECT
 
@@ -50,6 +50,7 @@ from graphs.parts import (
     MASKED_COFFEE,
     YAWNING,
 )
+from graphs.titles import title_of
 
 PICTURE, SECOND_PICTURE = "palimpsest_example.png", "palimpsest_example_2.png"
 POSE_PICTURE = "palimpsest_example_pose.png"
@@ -105,6 +106,7 @@ STRINGS = {
     REPOSED: "a <image1> cat lying on the right in the snow",
     WANTED: RED_CAT.format("standing", "snow") + ' with a sign that says "RED CAT"',
     WANTED_THERE: RED_CAT.format("standing", "park") + ' with a sign that says "RED CAT"',
+    WANTED_STYLED: RED_CAT.format("sitting", "park") + ' with a sign that says "RED CAT"',
     UNWANTED: "",
     CONTROL["name"]: "palimpsest_pocket_pose.safetensors",
     POSE: POSE_PICTURE,
@@ -165,42 +167,47 @@ DOG_INSTEAD = {CAT: SECOND_PICTURE, AWAKE: DOG.format("standing", "snow"), ASLEE
 SMALL = {"width=1024": 128, "height=1024": 128, "width=512": 64, "cfg=1": 3.0, "steps=8": 20}
 # Loaders of a transformer's three files, and what only such a model has: the node in its place, the output that is
 # meant there, and its values. The nodes of this pack in the same graph serve both kinds of models.
-OF_OTHER_KINDS = (
-    "26",
-    "27",
-    "33",
-    "34",
-)  # drawn with the pocket checkpoint, whose nodes are others than a transformer's
+OF_OTHER_KINDS = {  # drawn with the pocket checkpoint, whose nodes are others than a transformer's
+    "Words in regions on Z-Image (Cross-Attention Mask)",
+    "A phrase for each region on FLUX (Phrase in Region)",
+    "Re-pose a subject on a flow model (KV Inversion)",
+    "Edit again from a file on a flow model (KV Inversion)",
+}
 OTHER_KINDS = {
     **{kind: ("CheckpointLoaderSimple", slot, {"ckpt_name": STRINGS[CHECKPOINT["name"]]}) for kind, slot in (
         ("UNETLoader", 0), ("CLIPLoader", 1), ("DualCLIPLoader", 1), ("VAELoader", 2))},
     "EmptySD3LatentImage": ("EmptyLatentImage", 0, None),
     "ModelSamplingAuraFlow": ("ModelSamplingDiscrete", 0, {"sampling": "eps", "zsnr": False}),
 }  # fmt: skip
-ONLY = {  # what is another in one workflow, by the number in its name: so that no two thumbnails are alike
-    "04": {"strings": DOG_INSTEAD},
-    "12": {"strings": DOG_INSTEAD},
-    "13": {"strings": DOG_INSTEAD},
-    "15": {"strings": {COFFEE: SECOND_PICTURE}},
-    "25": {"strings": {COFFEE: SECOND_PICTURE}},
-    "16": {"strings": {MASKED_CAT: PLACE_PICTURE}},
-    "19": {"settings": SMALL_TRAINING},
-    "32": {"strings": {CLIP_EDIT: "a red dog standing on the left in the park"}},
-    "26": {"numbers": SMALL},
-    "27": {"numbers": SMALL},
-    "34": {
+ONLY = {  # what is another in one workflow, by its title: so that no two thumbnails are alike
+    "Two photos in one picture (KV Inversion)": {"strings": DOG_INSTEAD},
+    "Align a picture with its prompt (Context)": {"strings": DOG_INSTEAD},
+    "Draw with a saved context adapter (Context)": {"strings": DOG_INSTEAD},
+    "Teach a style with your pictures (LoRA)": {"strings": {COFFEE: SECOND_PICTURE}},
+    "Your own instruction model (Train Instruction)": {"strings": {COFFEE: SECOND_PICTURE}},
+    "Two pictures in a sentence (Multimodal)": {"strings": {MASKED_CAT: PLACE_PICTURE}},
+    "Train a connector on your own pictures (Multimodal)": {"settings": SMALL_TRAINING},
+    "Edit a clip by text, with context (ContextDiff)": {
+        "strings": {CLIP_EDIT: "a red dog standing on the left in the park"}
+    },
+    "Words in regions on Z-Image (Cross-Attention Mask)": {"numbers": SMALL},
+    "A phrase for each region on FLUX (Phrase in Region)": {"numbers": SMALL},
+    "Edit again from a file on a flow model (KV Inversion)": {
         "numbers": {"cfg=5": 3.0},
-        "settings": {"BasicScheduler.scheduler": "normal"},  # of the file, which template 01 writes
+        "settings": {"BasicScheduler.scheduler": "normal"},  # of the file, which the first template writes
         "strings": {YAWNING: "a red cat lying on the left in the snow"},
     },
-    "33": {"numbers": {"cfg=5": 3.0}, "strings": {ASLEEP: RED_CAT.format("running", "snow")}},
+    "Re-pose a subject on a flow model (KV Inversion)": {
+        "numbers": {"cfg=5": 3.0},
+        "strings": {ASLEEP: RED_CAT.format("running", "snow")},
+    },
 }
 SHORT = {"steps": 4, "inner_steps": 2}  # in every node that has them, so that a run takes seconds on a CPU
 
 
 def stand_ins(name: str, short: dict[str, int]) -> dict[str, dict]:
     """The tables for a workflow, and what is set by name alone in the end."""
-    only = ONLY.get(name[:2], {})
+    only = ONLY.get(title_of(name), {})
     tables = {"settings": SETTINGS, "numbers": NUMBERS, "strings": STRINGS}
     return {kind: table | only.get(kind, {}) for kind, table in tables.items()} | {"short": short}
 
@@ -209,7 +216,7 @@ def in_place(name: str, prompt: dict, short: dict[str, int] | None = None) -> di
     """A workflow in API format with the pocket's values in the place of its own, and short where that is wanted."""
     tables = stand_ins(name, short or {})
     prompt = copy.deepcopy(prompt)
-    if name[:2] in OF_OTHER_KINDS:
+    if title_of(name) in OF_OTHER_KINDS:
         prompt = other_kinds(prompt)
     for node in prompt.values():
         kind, inputs = node["class_type"], node["inputs"]

@@ -9,15 +9,16 @@ from pathlib import Path
 from PIL import Image
 
 from graphs.pocket import SHORT, in_place
+from graphs.titles import name_of
 
 TESTS = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((TESTS.parent / "workflows").glob("*.json"))
 API = TESTS / "data" / "api"
-MAKES_TUNING = "01 Change what a subject does (KV Inversion)"
+MAKES_TUNING = name_of("Change what a subject does (KV Inversion)")
 MAKERS = {  # node that loads a file: workflow that writes it
     "PalimpsestLoadKV": MAKES_TUNING,
-    "PalimpsestLoadContextAdapter": "12 Align a picture with its prompt (Context)",
-    "PalimpsestLoadBlendWeights": "09 Learn how much of the photo flows back (Regions)",
+    "PalimpsestLoadContextAdapter": name_of("Align a picture with its prompt (Context)"),
+    "PalimpsestLoadBlendWeights": name_of("Learn how much of the photo flows back (Regions)"),
 }
 
 

@@ -15,6 +15,8 @@ def test_a_target_is_made_from_what_its_script_imports_directly_or_not():
 def test_what_collects_the_techniques_is_made_from_all_of_them():
     files = {path.relative_to(making.ROOT).as_posix() for path in making.closure(["palimpsest.nodes.extension"])}
     assert {"nodes/kv/nodes.py", "nodes/video/attention.py", "kernels/video_attention.py"} <= files
+    files = {path.relative_to(making.ROOT).as_posix() for path in making.closure(["make_workflows"])}
+    assert {"tests/kv/graph.py", "tests/graphs/parts.py", "tests/graphs/shelf.py"} <= files
 
 
 def test_a_key_follows_its_inputs(tmp_path, monkeypatch):

@@ -97,10 +97,11 @@ def test_the_english_texts_are_the_schemas():
         assert make_locales.read("en", file) == content, "run `python dev.py make locales`"
 
 
-def test_the_readme_has_every_node():
+def test_the_readme_has_every_node_and_template():
     text = make_readme.README.read_text(encoding="utf-8")
     assert make_readme.filled(text) == text, "run `python dev.py make readme`"
-    assert make_readme.BLOCK.search(text)
+    assert "| Keep Outside |" in text
+    assert "| 01 Change what a subject does |" in text
 
 
 def test_a_row_of_the_readme():

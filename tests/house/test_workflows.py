@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import make_thumbnails
 import make_workflows
 import pytest
+from graphs import pocket
+from graphs.shelf import WITHOUT_WEIGHTS, numbered
 from graphs.shipped import (
     API,
     MAKES_TUNING,
@@ -16,6 +19,7 @@ from graphs.shipped import (
     pocket_form,
     provide_files,
 )
+from graphs.titles import name_of, title_of
 
 NAMES = [path.stem for path in WORKFLOWS]
 
@@ -40,6 +44,24 @@ def test_the_api_form_is_the_workflow(name):
         assert {n: value for n, value in node["inputs"].items() if isinstance(value, list)} == linked
         held = nodes[key].get("widgets_values") or []
         assert all(value in held for value in node["inputs"].values() if not isinstance(value, list | dict))
+
+
+def test_templates_are_numbered_as_they_stand_on_the_shelf():
+    """Those that need weights which nobody has published stand last; a new one stands before them."""
+    titles = {title_of(name) for name in NAMES}
+    assert sorted(numbered(titles).values()) == NAMES
+    without = [title for _, named in WITHOUT_WEIGHTS for title in named]
+    assert [title_of(name) for name in NAMES[-len(without) :]] == without
+    more = numbered({*titles, "Another (New)"})
+    assert sorted(more.values())[-len(without) - 1] == more["Another (New)"]
+
+
+def test_tables_by_title_name_templates():
+    titles = {title_of(name) for name in NAMES}
+    tables = (pocket.ONLY, pocket.OF_OTHER_KINDS, make_thumbnails.OTHERS, make_thumbnails.DRAWN_ELSEWHERE)
+    assert {title for table in tables for title in table} <= titles
+    with pytest.raises(ValueError, match="0 templates with the title 'None such'"):
+        name_of("None such")
 
 
 def test_every_graph_is_a_workflow_with_the_values_it_gives():

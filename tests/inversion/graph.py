@@ -17,7 +17,7 @@ from graphs.parts import (
     text,
 )
 
-TITLE = "28 Edit a photo with a flow model (FlowEdit)"
+TITLE = "Edit a photo with a flow model (FlowEdit)"
 HUB = "https://huggingface.co/Comfy-Org"
 MODEL = {
     "name": "z_image_bf16.safetensors",

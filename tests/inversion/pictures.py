@@ -6,6 +6,7 @@ python dev.py draw inversion
 from __future__ import annotations
 
 import torch
+from graphs.titles import thumbnail_of
 from inversion.graph import TITLE
 from inversion.pocket_flow import as_flow
 from make_pictures import ROOT, Studio, example_scene, panels, save, thumbnail
@@ -86,7 +87,7 @@ def main() -> None:
         cells = [(studio.flow_edit(scene, blue, start_percent=start), f"start_percent {start:g}") for start in starts]
         print(save(panels(cells), docs / "PalimpsestFlowEdit" / "start.jpg"))
         small = thumbnail(edited, source).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-        print(save(small, ROOT / "workflows" / f"{TITLE}.jpg"))
+        print(save(small, thumbnail_of(TITLE)))
         cells = [(source, "your picture")]
         cells += [
             (studio.invert(scene, method)[0], f"{method}, {STEPS} steps") for method in ("Euler", "Uni-Inv", "FireFlow")

@@ -75,5 +75,5 @@ def keep_everything_else() -> dict:
 
 
 GRAPHS = {
-    "11 Keep everything else after any edit (Regions)": keep_everything_else,
+    "Keep everything else after any edit (Regions)": keep_everything_else,
 }

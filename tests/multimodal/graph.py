@@ -42,7 +42,7 @@ claymation"""
 SIDE = 512
 
 NO_WEIGHTS = """**It needs weights that nobody has published for SD 1.5 or SDXL**: without a connector of your own,
-which *19 Train a connector* makes, this can be read, not run.
+which *Train a connector* makes, this can be read, not run.
 
 """
 
@@ -99,7 +99,7 @@ START_SYNTHETIC = """## Pictures of your own checkpoint, to train an encoder on
 
 1. **Synthetic Prompts**: what is shown, one to a line, with what is to be cut out in [brackets]; how it looks, one to a
    line. Each content comes in several styles: only so does an encoder learn which is which.
-2. **Load Checkpoint**: the model that draws them, and that *19 Train a connector* trains for.
+2. **Load Checkpoint**: the model that draws them, and that *Train a connector* trains for.
 3. Queue: a picture for every prompt. **Attention Map** notes where the bracketed word acts while it is drawn, **Read
    Attention Map** makes a mask of it, **Build Multimodal Dataset** cuts it out: no detector is needed. Look at the
    contact sheet.
@@ -319,9 +319,9 @@ def synthetic() -> dict:
 
 
 GRAPHS = {
-    "16 Two pictures in a sentence (Multimodal)": sentence,
-    "17 Style from a picture (Multimodal)": style,
-    "18 Re-pose a subject shown by a picture (Multimodal)": with_kv,
-    "19 Train a connector on your own pictures (Multimodal)": train,
-    "37 Synthetic pairs for a multimodal encoder (Multimodal)": synthetic,
+    "Two pictures in a sentence (Multimodal)": sentence,
+    "Style from a picture (Multimodal)": style,
+    "Re-pose a subject shown by a picture (Multimodal)": with_kv,
+    "Train a connector on your own pictures (Multimodal)": train,
+    "Synthetic pairs for a multimodal encoder (Multimodal)": synthetic,
 }

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import torch
 from benchmarks import pocket_host
+from graphs.titles import thumbnail_of
 from make_pictures import CELL, ROOT, grid, panels, save
 from multimodal import benchmark as bench
 from palimpsest.nodes import plots
@@ -23,7 +24,7 @@ from pocket import world
 import nodes as host_nodes
 
 SCENE, SIDE, PATCH = 5, 512, 14
-SYNTHETIC, SIDE_OF_THUMBNAIL = "37 Synthetic pairs for a multimodal encoder (Multimodal)", 384
+SYNTHETIC, SIDE_OF_THUMBNAIL = "Synthetic pairs for a multimodal encoder (Multimodal)", 384
 ANIMALS = (0, 2)  # of the held-out ones that the benchmark asks for
 DETAIL = {16: "16 tokens: 56 px", 64: "64: 112 px", 324: "324: 252 px", 1296: "1296: 504 px"}
 
@@ -125,4 +126,4 @@ def main() -> None:
         drawn_pairs = pairs(pocket)
     print(save(panels(drawn_pairs), ROOT / "web" / "docs" / "PalimpsestSyntheticPrompts" / "pairs.jpg"))
     thumbnail = grid([picture for picture, _ in drawn_pairs]).resize((SIDE_OF_THUMBNAIL,) * 2, Image.Resampling.LANCZOS)
-    print(save(thumbnail, ROOT / "workflows" / f"{SYNTHETIC}.jpg"))
+    print(save(thumbnail, thumbnail_of(SYNTHETIC)))

@@ -22,7 +22,7 @@ from graphs.parts import (
 )
 from kv.graph import apply, tune
 
-TITLE = "36 An action that the words do not reach (pose ControlNet)"
+TITLE = "An action that the words do not reach (pose ControlNet)"
 CONTROL = {
     "name": "control_v11p_sd15_openpose_fp16.safetensors",
     "url": "https://huggingface.co/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/"

@@ -1,4 +1,4 @@
-"""The pose of template 36, drawn as OpenPose draws a person's 18 points: coloured limbs on black.
+"""The pose of the template, drawn as OpenPose draws a person's 18 points: coloured limbs on black.
 
 python tests/prepared.py pose_control.openpose      workflows/pictures/palimpsest_pose.webp
 """

@@ -1,4 +1,4 @@
-"""Draw a picture of Apply KV's help page, a pose ControlNet beside it, and the thumbnail of template 36.
+"""Draw a picture of Apply KV's help page, a pose ControlNet beside it, and its template's thumbnail.
 
 python dev.py draw pose_control
 """
@@ -6,6 +6,7 @@ python dev.py draw pose_control
 from __future__ import annotations
 
 import torch
+from graphs.titles import thumbnail_of
 from make_pictures import ROOT, SHOWN_POSE, Studio, example_scene, panels, save, thumbnail
 from make_thumbnails import SIDE, with_inset
 from PIL import Image
@@ -16,7 +17,7 @@ from pose_control.graph import TITLE
 
 
 def main() -> None:
-    """Write web/docs/PalimpsestApplyKV/pose.jpg and workflows/36*.jpg."""
+    """Write web/docs/PalimpsestApplyKV/pose.jpg and its template's thumbnail."""
     torch.set_num_threads(1)
     scene = example_scene()
     wanted = world.edit(scene, **SHOWN_POSE)
@@ -35,7 +36,7 @@ def main() -> None:
     cells = [(source, "your picture"), (without, "running, by words"), (sticks, "a skeleton"), (posed, "and by it")]
     print(save(panels(cells), ROOT / "web" / "docs" / "PalimpsestApplyKV" / "pose.jpg"))
     tile = with_inset(thumbnail(posed, source), sticks, -14, 14).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    print(save(tile, ROOT / "workflows" / f"{TITLE}.jpg"))
+    print(save(tile, thumbnail_of(TITLE)))
 
 
 if __name__ == "__main__":

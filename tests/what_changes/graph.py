@@ -22,7 +22,7 @@ from graphs.parts import (
 )
 from kv.graph import apply, tune
 
-TITLE = "29 Another place, the subject found by its words (KV Inversion)"
+TITLE = "Another place, the subject found by its words (KV Inversion)"
 SUBJECT, ELSEWHERE = "tabby cat", "a close-up photo of a tabby cat in the snow, looking ahead, eyes open"
 
 START = """## Another place, and no mask to paint
