@@ -194,3 +194,7 @@ def main() -> int:
         told = "\n  ".join([f"{len(changed)} files changed", *changed]) if changed else "nothing changed"
         print(f"{name}: {time.monotonic() - began:.0f} s, {told}", flush=True)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

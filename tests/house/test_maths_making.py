@@ -44,6 +44,13 @@ def test_a_key_follows_its_inputs(tmp_path, monkeypatch):
     making.tree_of.cache_clear()
 
 
+def test_what_takes_long_was_made_and_says_from_what():
+    """That it is of the very code that is here is asked before a release: any change of code outdates pictures."""
+    assert {name for name, target in making.TARGETS.items() if not target.cheap} == set(making.made_before())
+    release = (making.ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+    assert release.index("tests/making.py --check") < release.index("publish-node-action")
+
+
 def test_every_target_has_scripts_and_writes_into_the_tree():
     for target in making.TARGETS.values():
         assert target.scripts

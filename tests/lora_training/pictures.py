@@ -16,7 +16,8 @@ from pocket import world
 
 STYLE = {
     "epochs": 12, "repeats": 3, "rank": 16, "alpha": 16.0, "learning_rate": 2e-3, "text_rate": 1e-4, "resolution": 128,
-    "save_every": 0, "preview_every": 2, "guidance": 5.0, "checkpointing": False, "keep_state": "none",
+    "convolutions": True, "noise_offset": 0.1, "loss_weight": "debiased",
+    "save_every": 0, "preview_every": 2, "guidance": 2.0, "checkpointing": False, "keep_state": "none",
 }  # fmt: skip
 PROMPT = "a blue dog sitting on the left in the park"  # a colour, a pose and a place together that no drawing shows
 COUNT, SHOWN = 12, (2, 6, 12)

@@ -107,7 +107,7 @@ def draw_styled() -> None:
 
     drawn = ink.in_ink(world.render(ink.scenes(3)[2], SIDE))
     _, preview = written("OPEN", torch.from_numpy(drawn).float()[None] / 255, bboxes=[[INK_BOX]])
-    save(image_of(preview), ROOT / "workflows" / f"{STYLED}.jpg")
+    save(image_of(preview), thumbnail_of(STYLED))
 
 
 def main() -> None:
