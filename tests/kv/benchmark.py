@@ -14,9 +14,11 @@ ideal edit is known, so edits are scored by the pocket judge and the identity me
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -127,12 +129,21 @@ def learned_together(scenes: PoseEdits, guidance: float, ways: list[str]) -> dic
     return found
 
 
+def sets_of(options: argparse.Namespace) -> Iterator[PoseEdits]:
+    """--sets sets of --scenes scenes, one after the other."""
+    for number in range(options.sets):
+        first = options.first + number * options.scenes
+        yield PoseEdits(first, options.scenes, options.steps, not options.full_width)
+
+
 def with_spread(sets: list[dict[str, dict[str, float]]]) -> dict[str, dict]:
-    """The mean of every score over sets of scenes; "spread" holds their standard deviations (n - 1)."""
+    """The mean of every score over sets of scenes; "spread", where they are several: standard deviations (n - 1)."""
+    if len(sets) == 1:
+        return sets[0]
     found = {}
     for way in sets[0]:
         columns = {name: [scores[way][name] for scores in sets] for name in NUMBERS}
-        spread = {name: statistics.stdev(column) if len(sets) > 1 else 0.0 for name, column in columns.items()}
+        spread = {name: statistics.stdev(column) for name, column in columns.items()}
         found[way] = {name: statistics.mean(column) for name, column in columns.items()} | {"spread": spread}
     return found
 
@@ -200,6 +211,11 @@ def plot(found: dict[str, dict[str, float]], name: str, path: Path) -> None:
     image.save(path)
 
 
+def write(path: Path, found: dict) -> None:
+    """A file of results."""
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Parse, run, print, write output/bench."""
     parser = argparse.ArgumentParser(prog="python dev.py bench kv", description=__doc__.splitlines()[0])
@@ -217,23 +233,20 @@ def main() -> None:
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     options, output = pocket_host.parse(parser)
     with torch.inference_mode():
-        scenes = PoseEdits(options.first, options.scenes, options.steps, not options.full_width)
+        sets = sets_of(options)
+        scenes = next(sets)
         if options.paper:
             found = papers_presets(scenes)
-            (output / "kv_paper.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write(output / "kv_paper.json", found)
         elif options.learning is not None:
-            sets = [learned_together(scenes, options.guidance, options.learning)]
-            for number in range(1, options.sets):
-                first = options.first + number * options.scenes
-                scenes = PoseEdits(first, options.scenes, options.steps, not options.full_width)
-                sets.append(learned_together(scenes, options.guidance, options.learning))
-            found = with_spread(sets)
+            every = itertools.chain([scenes], sets)
+            found = with_spread([learned_together(each, options.guidance, options.learning) for each in every])
             print(edits_table(found))
-            (output / "kv_learning.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write(output / "kv_learning.json", found)
         elif options.figure_6:
             found = figure_6.measured(scenes, options.guidance, pose_scores)
             figure_6.plots.to_image(figure_6.plotted(found)[0]).save(output / "kv_figure_6.png")
-            (output / "kv_figure_6.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write(output / "kv_figure_6.json", found)
             print("\n\n".join(f"{mode}\n{edits_table(scores)}" for mode, scores in found.items()))
         elif not options.sweep:
             tuning = {"layers": options.layers, "inner_steps": options.inner_steps}
@@ -250,7 +263,7 @@ def main() -> None:
                 "machine": platform.machine(),
                 "device": str(scenes.model.load_device),
             }
-            (output / "kv.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+            write(output / "kv.json", numbers)
             reconstruction = ", ".join(f"{k} {v:.2f} dB" for k, v in numbers["reconstruction"].items())
             print(f"reconstruction at guidance {options.guidance:g}: {reconstruction}")
             print(f"tuning {numbers['tuning seconds a picture']:.0f} s, {numbers['MB a picture']:.1f} MB a picture\n")
@@ -258,4 +271,4 @@ def main() -> None:
         for name in options.sweep:
             found = sweep(scenes, name, options.guidance)
             plot(found, name, output / f"kv_{name}.png")
-            (output / f"kv_{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write(output / f"kv_{name}.json", found)

@@ -7,8 +7,9 @@ each pose followed. What is not a mode of Apply KV is put together here, from th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import comfy.samplers
@@ -125,9 +126,9 @@ class Push:
 
 @dataclass(frozen=True)
 class Look:
-    """One source to look at: the embeddings, how, how hard to insist, when, and where."""
+    """One source to look at: what gives its embeddings, how, how hard to insist, when, and where."""
 
-    kv: Any
+    kv: Callable[[], Any]
     mode: Mode
     guidance: float = 1.0
     start: float = 0.0
@@ -138,10 +139,10 @@ class Look:
 
     def added_to(self, model: Any) -> Any:
         """A clone of the model that looks at it."""
-        patched = model.clone()
+        patched, kv = model.clone(), self.kv()
         source = self.kind(
-            kv=self.kv,
-            layers={layer.key: layer for layer in self.kv.layers},
+            kv=kv,
+            layers={layer.key: layer for layer in kv.layers},
             mode=self.mode,
             window=host.Window.of(model, self.start, self.end),
             mask=self.mask,
@@ -156,9 +157,12 @@ class Look:
 
 
 class Ways:
-    """All that was tried, in groups; each way is its name and what is looked at, one source after the other."""
+    """All that was tried, in groups; each way is its name and what is looked at, one source after the other.
 
-    def __init__(self, tuned: Any, weights: Any, recorded: Any, subject: Tensor):
+    tuned, weights, recorded: functions that give the embeddings, each made when a way first looks at them.
+    """
+
+    def __init__(self, tuned: Callable, weights: Callable, recorded: Callable, subject: Tensor):
         self.tuned, self.weights, self.recorded, self.subject = tuned, weights, recorded, subject
 
     def recompute(self, guidance=1.0, start=0.0, end=1.0, **more) -> Look:
@@ -252,9 +256,11 @@ def widened(mask: Tensor) -> Tensor:
 
 def tried(scenes: Any, guidance: float, wanted: list[str]) -> Iterator[tuple[str, Tensor]]:
     """(name, edited pictures) of the ways named, of every way where none is."""
-    tuned, weights, recorded = (
-        scenes.tune(guidance=guidance, **changes)[0] for changes in ({}, {"learn": WEIGHTS}, {"inner_steps": 0})
-    )
+
+    def made(**changes: Any) -> Callable[[], Any]:
+        return cache(lambda: scenes.tune(guidance=guidance, **changes)[0])
+
+    tuned, weights, recorded = made(), made(learn=WEIGHTS), made(inner_steps=0)
     for name, looks in Ways(tuned, weights, recorded, scenes.masks).all():
         if not wanted or name in wanted:
             model = scenes.model
