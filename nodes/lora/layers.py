@@ -34,6 +34,26 @@ def unet_layers(model: Any, convolutions: bool) -> dict[str, str]:
     }
 
 
+def unet_vectors(model: Any) -> dict[str, str]:
+    """The key in a LoRA file of each norm's weight and each bias of a MODEL's U-Net, by its own name in the U-Net.
+
+    Norms as LyCORIS names them (w_norm, b_norm), other layers' biases as the host's trainer does (diff_b).
+    """
+    import comfy.lora
+
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    layers = {weight: name for name, weight in known.items() if name.startswith("lora_unet_")}  # diffusers' names last
+    found = {}
+    for name, parameter in model.model.diffusion_model.named_parameters():
+        layer, kind = name.rpartition(".")[::2]
+        weight = model.model.diffusion_model.get_parameter(f"{layer}.weight")
+        if parameter.ndim == 1 and f"diffusion_model.{layer}.weight" in layers:
+            norm = weight.ndim == 1
+            end = {"weight": "w_norm", "bias": "b_norm"}[kind] if norm else "diff_b"
+            found[name] = f"{layers[f'diffusion_model.{layer}.weight']}.{end}"
+    return found
+
+
 def text_layers(clip: Any) -> dict[str, str]:
     """kohya's name of each attention and feed-forward layer of a CLIP's text encoders, by its name in them.
 

@@ -262,6 +262,13 @@ class TrainLoRA(io.ComfyNode):
                     "levels alike (default): as the model was trained. debiased: noisy ones count more, for a style "
                     "of another tone. picture: most of all, as the host's Train LoRA; fine texture is learned last.",
                 ),
+                io.Boolean.Input(
+                    "biases",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On: norms and biases of the U-Net learn too.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA, strength 1."),

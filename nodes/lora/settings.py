@@ -23,7 +23,7 @@ class LoRASettings(Settings):
             "epochs": 20, "repeats": 5, "batch_size": 1, "accumulation": 1, "learning_rate": 1e-4, "text_rate": 1e-5,
             "schedule": COSINE, "cycles": 1, "warm_up": 0, "optimiser": ADAMW_8BIT, "save_every": 2, "flip": False,
             "min_snr_gamma": 0.0, "noise_offset": 0.0, "caption_dropout": 0.0, "convolutions": False,
-            "loss_weight": EVEN,
+            "loss_weight": EVEN, "biases": False,
         }
     }  # fmt: skip
 
@@ -57,3 +57,4 @@ class LoRASettings(Settings):
     keep_state: str = LAST_STATE
     class_count: int = 0
     loss_weight: str = EVEN
+    biases: bool = False

@@ -84,6 +84,15 @@ def test_convolutions_cost_what_the_tooltip_says(family, megabytes):
         assert round(2 * numbers / 1e6) == wanted
 
 
+@pytest.mark.parametrize(("family", "count"), [("sd15-full", 404), ("sdxl-full", 886)])
+def test_norms_and_biases_are_all_that_the_unet_has(family, count):
+    model = tiny_models.unet_without_weights(family)
+    names, network = layers.unet_vectors(model), model.model.diffusion_model
+    assert names.keys() == {name for name, parameter in network.named_parameters() if parameter.ndim == 1}
+    assert len(set(names.values())) == len(names) == count
+    assert all(name.rpartition(".")[0] in comfy.lora.model_lora_keys_unet(model.model, {}) for name in names.values())
+
+
 @families
 def test_the_stock_loader_takes_the_file_whole_and_draws_what_the_node_gives(family, folders, caplog):
     model, clip = tiny_models.unet(family), text_encoder(family)
@@ -161,6 +170,25 @@ def test_convolutions_are_trained_where_wanted(model, clip, folders):
     assert len(applied.patches) == len([key for key in content if key.endswith(".alpha")])
 
 
+@families
+def test_norms_and_biases_are_trained_where_wanted_and_the_stock_loader_takes_them(family, folders, caplog):
+    model, clip = tiny_models.unet(family), text_encoder(family)
+    before = sampled(model, clip)
+    changed, read, *_, file = teach(model, clip, biases=True)
+    content = written(folders, file)
+    vectors = {key: change for key, change in content.items() if key.endswith(("w_norm", "b_norm", "diff_b"))}
+    assert len(vectors) == len(layers.unet_vectors(model)) > 50
+    assert all(change.any() for key, change in vectors.items() if "attn2_to_out" in key or key.endswith("w_norm"))
+    again, text = comfy.sd.load_lora_for_models(model, clip, content, 1.0, 1.0)
+    assert "not loaded" not in caplog.text
+    assert torch.equal(sampled(again, text), sampled(changed, read))
+    without = {key: change for key, change in content.items() if key not in vectors}
+    harness.assert_acts(
+        sampled(comfy.sd.load_lora_for_models(model, clip, without, 1.0, 1.0)[0], text), sampled(again, text)
+    )
+    assert torch.equal(sampled(model, clip), before)
+
+
 # ---- its habits
 
 
@@ -176,13 +204,15 @@ def test_the_same_seed_is_the_same_file_whatever_was_drawn_before(model, clip, f
     assert not same(folders, first, teach(model, clip, seed=1)[-1])
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_checkpointing_changes_nothing(model, clip, folders, checkpointing):
-    first = teach(model, clip, epochs=1, checkpointing=True)[-1]
-    assert same(folders, first, teach(model, clip, epochs=1, checkpointing=checkpointing)[-1])
+@pytest.mark.parametrize("biases", [True, False])
+def test_checkpointing_changes_nothing(model, clip, folders, biases):
+    files = [teach(model, clip, epochs=1, biases=biases, checkpointing=how)[-1] for how in (True, False)]
+    assert same(folders, *files)
 
 
-@pytest.mark.parametrize("more", [{}, {"accumulation": 2, "batch_size": 2, "flip": True, "caption_dropout": 0.3}])
+@pytest.mark.parametrize(
+    "more", [{}, {"accumulation": 2, "batch_size": 2, "flip": True, "caption_dropout": 0.3}, {"biases": True}]
+)
 def test_a_resumed_training_ends_as_one_that_was_never_stopped(model, clip, folders, more):
     settings = {"epochs": 3, "save_every": 1, "keep_state": "with every file", **more}
     whole = teach(model, clip, **settings)[-1]
