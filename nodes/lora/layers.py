@@ -34,23 +34,23 @@ def unet_layers(model: Any, convolutions: bool) -> dict[str, str]:
     }
 
 
-def unet_vectors(model: Any) -> dict[str, str]:
-    """The key in a LoRA file of each norm's weight and each bias of a MODEL's U-Net, by its own name in the U-Net.
+def unet_vectors(model: Any, trained: dict[str, str]) -> dict[str, str]:
+    """The key in a LoRA file of each norm's weight and bias of a MODEL's U-Net, and of the biases of `trained` layers.
 
-    Norms as LyCORIS names them (w_norm, b_norm), other layers' biases as the host's trainer does (diff_b).
+    By the vector's own name in the U-Net. Norms as LyCORIS names them (w_norm, b_norm), biases as the host's trainer
+    does (diff_b); layers that have only a bias to learn are left out, for other programs refuse them.
     """
     import comfy.lora
 
     known = comfy.lora.model_lora_keys_unet(model.model, {})
-    layers = {weight: name for name, weight in known.items() if name.startswith("lora_unet_")}  # diffusers' names last
-    found = {}
-    for name, parameter in model.model.diffusion_model.named_parameters():
-        layer, kind = name.rpartition(".")[::2]
-        weight = model.model.diffusion_model.get_parameter(f"{layer}.weight")
-        if parameter.ndim == 1 and f"diffusion_model.{layer}.weight" in layers:
-            norm = weight.ndim == 1
-            end = {"weight": "w_norm", "bias": "b_norm"}[kind] if norm else "diff_b"
-            found[name] = f"{layers[f'diffusion_model.{layer}.weight']}.{end}"
+    names = {weight: name for name, weight in known.items() if name.startswith("lora_unet_")}  # diffusers' come last
+    network, found = model.model.diffusion_model, {}
+    for vector, parameter in network.named_parameters():
+        layer, _, kind = vector.rpartition(".")
+        is_norm = network.get_parameter(f"{layer}.weight").ndim == 1
+        if parameter.ndim == 1 and (is_norm or layer in trained):
+            end = {"weight": "w_norm", "bias": "b_norm"}[kind] if is_norm else "diff_b"
+            found[vector] = f"{names[f'diffusion_model.{layer}.weight']}.{end}"
     return found
 
 

@@ -77,7 +77,7 @@ def factors_for(model: Any, clip: Any, settings: LoRASettings) -> tuple[files.Pa
             for number, (part, layers) in enumerate(names.items())
         }
         if settings.biases:
-            names["biases"] = unet_vectors(model)
+            names["biases"] = unet_vectors(model, names["unet"])
             made["biases"] = training.Shifts(training.vectors(networks["unet"], names["biases"]))
     return made, names
 
@@ -98,8 +98,7 @@ def patched_for_training(
         checkpointing.install(patched)
     if prompts.factors is not None:  # loaded together with the U-Net, before the first step
         patched.set_additional_models(NAME, [prompts.clip.patcher])
-    if prompts.factors is not None or "biases" in factors:  # a gradient goes through what reads pooled output and time
-        aliases = gradient.AliasWeights(training.embedding_weights(model))
+        aliases = gradient.AliasWeights(training.embedding_weights(model))  # the pooled output has a gradient too
         patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, NAME, aliases)
     return patched, reader
 

@@ -5,6 +5,7 @@
     python dev.py bench lora_training --concept fox --pictures 12
     python dev.py bench lora_training --concept zigzag --pictures 12
     python dev.py bench lora_training --rows host unet             some rows; rows that are there are not run again
+    python dev.py bench lora_training --rate 5 --epochs 4 --curve 0 --trainings 3 --rows host biases    how far seeds go
     python dev.py bench lora_training --pictures 3 --epochs 1 --repeats 1 --drawn 2 --rows unet    a try
 
 Every row trains for the same number of steps on the same pictures and draws the captions of held-out scenes, which tell
@@ -17,6 +18,7 @@ shown: share of pictures that are nearer, by the same distance, to the held-out 
 concept
 followed: what the captions tell, as the pocket judge reads it (of drawings in ink it reads less: see the first row)
 learned by heart: PSNR to the nearest training picture, less that of the held-out drawings; above 0 is memory
+"+-": the deviation of the distance over trainings from other seeds, where there are several
 curve: the distance after each file on the way; peak: of the process, so of the largest row that ran in it
 """
 
@@ -28,11 +30,12 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+import numpy as np
 import torch
 from benchmarks import pocket_host
 from benchmarks.scenes import contact_sheet, defaults
@@ -50,7 +53,7 @@ import nodes as host_nodes
 GUIDANCE, DRAW_STEPS, SEED, SIZE = 5.0, 20, 7100, 128
 READ = ("species", "pose", "side", "place")  # what the judge is asked of pictures in another style
 COLUMNS = {
-    "distance": "distance", "shown": "shown", "followed": "followed", "heart": "learned by heart",
+    "distance": "distance", "distance +-": "+-", "shown": "shown", "followed": "followed", "heart": "learned by heart",
     "seconds": "s a step", "peak": "peak MB",
 }  # fmt: skip
 
@@ -121,6 +124,7 @@ class Pocket:
     vae: Any
     options: argparse.Namespace
     folder: Path
+    seed: int = 0
 
     def draw(self, model: Any, clip: Any, prompts: list[str], lesson: Lesson) -> torch.Tensor:
         """Pictures (N, H, W, 3) by the host's own KSampler; each prompt has its seed."""
@@ -142,7 +146,7 @@ class Pocket:
         options = self.options
         recipe = {
             "preset": PAPER, "resolution": SIZE, "rank": 16, "alpha": 8.0, "preview_every": 0, "keep_state": "none",
-            "checkpointing": False, "filename": "bench",
+            "checkpointing": False, "filename": "bench", "seed": self.seed,
         }  # fmt: skip
         given = defaults(TrainLoRA) | recipe | changes
         if (options.epochs, options.repeats, options.rate) != (20, 5, 1.0):  # a preset would win over them
@@ -167,9 +171,10 @@ class Pocket:
         latents = [{"samples": self.vae.encode(picture[None])} for picture in lesson.taught]
         chosen = {
             "batch_size": 1, "steps": steps, "grad_accumulation_steps": 1, "learning_rate": 5e-4, "rank": 16,
-            "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32",
-            "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1,
-            "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
+            "optimizer": "AdamW", "loss_function": "MSE", "seed": self.seed, "training_dtype": "fp32",
+            "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False,
+            "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
+            "bypass_mode": False,
         }  # fmt: skip
 
         whole = self.model.clone()
@@ -181,7 +186,7 @@ class Pocket:
                 return comfy.model_patcher.ModelPatcher(fresh.model, fresh.load_device, fresh.offload_device)
 
             whole.cached_patcher_init = (again, ())
-        torch.manual_seed(0)  # its own seed does not seed it
+        torch.manual_seed(self.seed)  # its own seed does not seed it
         known = {entry.id for entry in nodes_train.TrainLoraNode.define_schema().inputs}
         listed = {name: [value] for name, value in chosen.items() if name in known}
         with torch.inference_mode(False):
@@ -216,6 +221,7 @@ WAYS: dict[str, tuple[str, Way]] = {
     "dropped": ("convolutions too, one caption in ten empty", unet_alone(convolutions=True, caption_dropout=0.1)),
     "offset": ("convolutions too, noise offset 0.1", unet_alone(convolutions=True, noise_offset=0.1)),
     "picture": ("convolutions too, loss on the picture, constant rate", unet_alone(loss_weight=PICTURE, **STEADY)),
+    "biases": ("the same, norms and biases too", unet_alone(loss_weight=PICTURE, biases=True, **STEADY)),
     "debiased": (
         "convolutions too, debiased, noise offset 0.1, alpha 16, constant rate",
         unet_alone(loss_weight=DEBIASED, noise_offset=0.1, alpha=16.0, **STEADY),
@@ -232,8 +238,16 @@ WAYS: dict[str, tuple[str, Way]] = {
 }
 
 
+def over_trainings(several: list[dict[str, float]]) -> dict[str, float]:
+    """Means over trainings, and the deviation of the distance."""
+    if len(several) == 1:
+        return several[0]
+    numbers = {key: sum(one[key] for one in several) / len(several) for key in several[0] if key != "curve"}
+    return numbers | {"distance +-": float(np.std([one["distance"] for one in several]))}
+
+
 def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, torch.Tensor]:
-    """(numbers, pictures) of one way."""
+    """(numbers, pictures) of one training."""
     began = time.monotonic()
     with torch.inference_mode():
         model, clip, written = WAYS[name][1](pocket, lesson)
@@ -257,9 +271,10 @@ def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, to
 
 def table(found: dict[str, dict]) -> str:
     """A markdown table; the first row has no training."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    columns = {key: head for key, head in COLUMNS.items() if any(key in numbers for numbers in found.values())}
+    lines = ["| | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, numbers in found.items():
-        cells = (f"{numbers[key]:.2f}" if key in numbers else "-" for key in COLUMNS)
+        cells = (f"{numbers[key]:.2f}" if key in numbers else "-" for key in columns)
         lines.append(f"| {WAYS[name][0] if name in WAYS else name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -287,6 +302,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=35)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--trainings", type=int, default=1, help="of each row, from as many seeds")
     parser.add_argument("--rate", type=float, default=1.0, help="times the paper's learning rates")
     parser.add_argument("--drawn", type=int, default=25, help="held-out captions")
     parser.add_argument("--curve", type=int, default=4, help="captions drawn after each file on the way; 0: none")
@@ -309,7 +325,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pocket = Pocket(model, clip, vae, options, in_folder(Path(folder)))
         for name in (name for name in options.rows if name not in found):
-            found[name], drawn = row(pocket, lesson, name, judge)
+            runs = [row(replace(pocket, seed=seed), lesson, name, judge) for seed in range(options.trainings)]
+            found[name], drawn = over_trainings([numbers for numbers, _ in runs]), runs[0][1]
             path.write_text(json.dumps({"recipe": recipe, "rows": found}, indent=2) + "\n", encoding="utf-8")
             fives = {
                 f"{WAYS[name][0]} {i // 5 + 1}": drawn[i : i + 5] for i in range(0, len(drawn) - len(drawn) % 5, 5)

@@ -1,7 +1,7 @@
 """Train LoRA in the host: what is trained and written, its habits, and what it refuses."""
 
 import itertools
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import comfy.lora
@@ -18,10 +18,10 @@ import torch
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from lora_training import teaching
 from lora_training.teaching import teach, text_encoder
-from palimpsest.kernels.lora import DEBIASED, LOSS_WEIGHTS
+from palimpsest.kernels.lora import CONSTANT, DEBIASED, LOSS_WEIGHTS, PICTURE
 from palimpsest.nodes.lora import fit, layers, pictures, priors
 from palimpsest.nodes.lora.files import STATES
-from palimpsest.nodes.lora.settings import PAPER, LoRASettings
+from palimpsest.nodes.lora.settings import PAPER, STYLE, LoRASettings
 from palimpsest.nodes.training import generator_at, optimisers
 from palimpsest.nodes.training.pictures import Order, bucket_of
 from safetensors import safe_open
@@ -84,13 +84,17 @@ def test_convolutions_cost_what_the_tooltip_says(family, megabytes):
         assert round(2 * numbers / 1e6) == wanted
 
 
-@pytest.mark.parametrize(("family", "count"), [("sd15-full", 404), ("sdxl-full", 886)])
-def test_norms_and_biases_are_all_that_the_unet_has(family, count):
+@pytest.mark.parametrize(("family", "count"), [("sd15-full", (314, 380)), ("sdxl-full", (814, 865))])
+def test_norms_learn_whole_and_biases_where_their_layer_does(family, count):
     model = tiny_models.unet_without_weights(family)
-    names, network = layers.unet_vectors(model), model.model.diffusion_model
-    assert names.keys() == {name for name, parameter in network.named_parameters() if parameter.ndim == 1}
-    assert len(set(names.values())) == len(names) == count
-    assert all(name.rpartition(".")[0] in comfy.lora.model_lora_keys_unet(model.model, {}) for name in names.values())
+    for convolutions, wanted in zip((False, True), count, strict=True):
+        trained = layers.unet_layers(model, convolutions)
+        names = layers.unet_vectors(model, trained)
+        assert len(set(names.values())) == len(names) == wanted
+        biases = {name.removesuffix(".diff_b") for name in names.values() if name.endswith(".diff_b")}
+        assert biases <= set(trained.values())  # nothing but a bias is a layer that other programs refuse
+        others = {name.rpartition(".")[0] for name in names.values()} - biases
+        assert others <= comfy.lora.model_lora_keys_unet(model.model, {}).keys()
 
 
 @families
@@ -177,7 +181,7 @@ def test_norms_and_biases_are_trained_where_wanted_and_the_stock_loader_takes_th
     changed, read, *_, file = teach(model, clip, biases=True)
     content = written(folders, file)
     vectors = {key: change for key, change in content.items() if key.endswith(("w_norm", "b_norm", "diff_b"))}
-    assert len(vectors) == len(layers.unet_vectors(model)) > 50
+    assert len(vectors) == len(layers.unet_vectors(model, layers.unet_layers(model, convolutions=False))) > 50
     assert all(change.any() for key, change in vectors.items() if "attn2_to_out" in key or key.endswith("w_norm"))
     again, text = comfy.sd.load_lora_for_models(model, clip, content, 1.0, 1.0)
     assert "not loaded" not in caplog.text
@@ -370,6 +374,13 @@ def test_every_setting_reaches_its_field():
     chosen = LoRASettings.of({"preset": PAPER, "epochs": 3, "rank": 9})
     assert (chosen.epochs, chosen.repeats, chosen.learning_rate, chosen.text_rate) == (20, 5, 1e-4, 1e-5)
     assert chosen.rank == 9
+
+
+def test_the_preset_for_a_style_leaves_the_numbers_as_they_are_set():
+    chosen = LoRASettings.of({"preset": STYLE, "epochs": 3, "rank": 9, "learning_rate": 5e-4})
+    own = LoRASettings(epochs=3, rank=9, learning_rate=5e-4)
+    wanted = {"convolutions": True, "biases": True, "loss_weight": PICTURE, "schedule": CONSTANT}
+    assert chosen == replace(own, **wanted)
 
 
 def test_the_papers_steps():
