@@ -95,6 +95,8 @@ def test_norms_learn_whole_and_biases_where_their_layer_does(family, count):
         assert biases <= set(trained.values())  # nothing but a bias is a layer that other programs refuse
         others = {name.rpartition(".")[0] for name in names.values()} - biases
         assert others <= comfy.lora.model_lora_keys_unet(model.model, {}).keys()
+        numbers = sum(model.model.diffusion_model.get_parameter(name).numel() for name in names)
+        assert round(2 * numbers / 1e6) == {"sd15-full": 1, "sdxl-full": 3}[family]  # MB, as the tooltip says
 
 
 @families
