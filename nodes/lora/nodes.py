@@ -262,7 +262,8 @@ class TrainLoRA(io.ComfyNode):
                     advanced=True,
                     tooltip="What noisy levels count, where a picture's tone, colours and composition are decided. all "
                     "levels alike (default): as the model was trained. debiased: noisy ones count more, for a style "
-                    "of another tone. picture: most of all, as the host's Train LoRA; fine texture is learned last.",
+                    "of another tone. picture: most of all, as the host's Train LoRA; fine texture is learned last. "
+                    "min_snr_gamma multiplies with it: leave that at 0.",
                 ),
                 io.Boolean.Input(
                     "biases",

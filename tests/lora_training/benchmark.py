@@ -6,6 +6,7 @@
     python dev.py bench lora_training --concept zigzag --pictures 12
     python dev.py bench lora_training --rows host unet             some rows; rows that are there are not run again
     python dev.py bench lora_training --rate 5 --epochs 4 --curve 0 --trainings 3 --rows host biases    how far seeds go
+    python dev.py bench lora_training --rate 5 --rows biases --figure-14    and the review paper's figure 14 in small
     python dev.py bench lora_training --pictures 3 --epochs 1 --repeats 1 --drawn 2 --rows unet    a try
 
 Every row trains for the same number of steps on the same pictures and draws the captions of held-out scenes, which tell
@@ -51,6 +52,8 @@ from pocket import metrics
 import nodes as host_nodes
 
 GUIDANCE, DRAW_STEPS, SEED, SIZE = 5.0, 20, 7100, 128
+NO_RECIPE = "rows", "output", "threads", "figure_14"
+FIGURE_14 = ["cat, park"] * 25, 30  # prompts, steps
 READ = ("species", "pose", "side", "place")  # what the judge is asked of pictures in another style
 COLUMNS = {
     "distance": "distance", "distance +-": "+-", "shown": "shown", "followed": "followed", "heart": "learned by heart",
@@ -124,9 +127,14 @@ class Pocket:
     vae: Any
     options: argparse.Namespace
     folder: Path
+    output: Path
     seed: int = 0
 
-    def draw(self, model: Any, clip: Any, prompts: list[str], lesson: Lesson) -> torch.Tensor:
+    def sheet(self, name: str) -> Path:
+        """The file of a contact sheet."""
+        return self.output / f"lora_{self.options.concept}_{name}.png"
+
+    def draw(self, model: Any, clip: Any, prompts: list[str], lesson: Lesson, steps: int = DRAW_STEPS) -> torch.Tensor:
         """Pictures (N, H, W, 3) by the host's own KSampler; each prompt has its seed."""
         found, (negative,) = [], host_nodes.CLIPTextEncode().encode(clip, "")
         start = torch.zeros(1, 4, SIZE // 8, SIZE // 8)
@@ -135,7 +143,7 @@ class Pocket:
             if lesson.redrawn < 1:
                 start = self.vae.encode(lesson.without[number : number + 1])
             (latent,) = host_nodes.KSampler().sample(
-                model, SEED + number, DRAW_STEPS, GUIDANCE, "dpmpp_2m", "karras", positive, negative,
+                model, SEED + number, steps, GUIDANCE, "dpmpp_2m", "karras", positive, negative,
                 {"samples": start}, denoise=lesson.redrawn,
             )  # fmt: skip
             found.append(self.vae.decode(latent["samples"]).clamp(0, 1))
@@ -261,6 +269,8 @@ def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, to
         found["curve"] = {
             file.stem: few_distance(pocket.draw(*pocket.loaded(file), few, lesson), lesson) for file in written if few
         }
+        if pocket.options.figure_14:
+            sheet_of_fives(pocket.draw(model, clip, FIGURE_14[0], lesson, FIGURE_14[1]), pocket.sheet(f"{name}_14"))
     found["seconds"] = 0.0 if name == "prompt" else seconds / steps
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return found, drawn
@@ -288,6 +298,12 @@ def joined(sheets: list[Path], path: Path) -> None:
     whole.save(path)
 
 
+def sheet_of_fives(drawn: torch.Tensor, path: Path) -> None:
+    """Pictures (25, H, W, 3) in a square, and nothing else."""
+    square = drawn.unflatten(0, (5, 5)).movedim(2, 1).flatten(0, 1).flatten(1, 2)
+    Image.fromarray((square * 255).round().byte().numpy()).save(path)
+
+
 def in_folder(folder: Path) -> Path:
     """Let LoRAs and states go to a folder of the run."""
     for kind in ("loras", files.STATES.folder):
@@ -307,9 +323,10 @@ def main() -> None:
     parser.add_argument("--drawn", type=int, default=25, help="held-out captions")
     parser.add_argument("--curve", type=int, default=4, help="captions drawn after each file on the way; 0: none")
     parser.add_argument("--rows", choices=WAYS, nargs="+", default=list(WAYS))
+    parser.add_argument("--figure-14", action="store_true", help="25 pictures by a list of words, 30 steps, a sheet")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     options, output = pocket_host.parse(parser)
-    recipe = {name: value for name, value in vars(options).items() if name not in ("rows", "output", "threads")}
+    recipe = {name: value for name, value in vars(options).items() if name not in NO_RECIPE}
     path = output / f"lora_{options.concept}.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found = kept.get("rows", {}) if kept.get("recipe") == recipe else {}
@@ -323,7 +340,7 @@ def main() -> None:
             plain = torch.cat([vae.decode(vae.encode(picture[None])).clamp(0, 1) for picture in lesson.without])
             found["the same scenes without it, through the autoencoder"] = measured(plain, lesson, judge)
     with tempfile.TemporaryDirectory() as folder:
-        pocket = Pocket(model, clip, vae, options, in_folder(Path(folder)))
+        pocket = Pocket(model, clip, vae, options, in_folder(Path(folder)), output)
         for name in (name for name in options.rows if name not in found):
             runs = [row(replace(pocket, seed=seed), lesson, name, judge) for seed in range(options.trainings)]
             found[name], drawn = over_trainings([numbers for numbers, _ in runs]), runs[0][1]
@@ -331,7 +348,7 @@ def main() -> None:
             fives = {
                 f"{WAYS[name][0]} {i // 5 + 1}": drawn[i : i + 5] for i in range(0, len(drawn) - len(drawn) % 5, 5)
             }
-            contact_sheet(fives or {WAYS[name][0]: drawn}, output / f"lora_{options.concept}_{name}.png")
+            contact_sheet(fives or {WAYS[name][0]: drawn}, pocket.sheet(name))
             print(name, {key: value for key, value in found[name].items() if key != "curve"}, flush=True)
     sheets = [output / f"lora_{options.concept}_{name}.png" for name in WAYS if name in found]
     if there := [sheet for sheet in sheets if sheet.is_file()]:
