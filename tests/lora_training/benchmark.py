@@ -269,7 +269,7 @@ def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, to
         found["curve"] = {
             file.stem: few_distance(pocket.draw(*pocket.loaded(file), few, lesson), lesson) for file in written if few
         }
-        if pocket.options.figure_14:
+        if pocket.options.figure_14 and pocket.seed == 0:
             sheet_of_fives(pocket.draw(model, clip, FIGURE_14[0], lesson, FIGURE_14[1]), pocket.sheet(f"{name}_14"))
     found["seconds"] = 0.0 if name == "prompt" else seconds / steps
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
