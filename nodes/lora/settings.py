@@ -25,7 +25,10 @@ class LoRASettings(Settings):
             "min_snr_gamma": 0.0, "noise_offset": 0.0, "caption_dropout": 0.0, "convolutions": False,
             "loss_weight": EVEN, "biases": False,
         },
-        STYLE: {"convolutions": True, "biases": True, "loss_weight": PICTURE, "schedule": CONSTANT},
+        STYLE: {
+            "convolutions": True, "biases": True, "loss_weight": PICTURE, "min_snr_gamma": 0.0, "noise_offset": 0.1,
+            "schedule": CONSTANT, "warm_up": 0,
+        },
     }  # fmt: skip
 
     epochs: int = 10

@@ -5,7 +5,7 @@
     python dev.py bench lora_training --concept fox --pictures 12
     python dev.py bench lora_training --concept zigzag --pictures 12
     python dev.py bench lora_training --rows host unet             some rows; rows that are there are not run again
-    python dev.py bench lora_training --rate 5 --epochs 4 --curve 0 --trainings 3 --rows host biases    how far seeds go
+    python dev.py bench lora_training --rate 5 --epochs 4 --curve 0 --trainings 3 --rows host style    how far seeds go
     python dev.py bench lora_training --rate 5 --rows biases --figure-14    and the review paper's figure 14 in small
     python dev.py bench lora_training --pictures 3 --epochs 1 --repeats 1 --drawn 2 --rows unet    a try
 
@@ -44,7 +44,7 @@ from lora_training.concepts import CONCEPTS, Lesson
 from palimpsest.kernels.lora import CONSTANT, DEBIASED, PICTURE
 from palimpsest.nodes.lora import files
 from palimpsest.nodes.lora.nodes import TrainLoRA
-from palimpsest.nodes.lora.settings import PAPER
+from palimpsest.nodes.lora.settings import PAPER, STYLE
 from PIL import Image
 from pocket import judge as judging
 from pocket import metrics
@@ -230,6 +230,10 @@ WAYS: dict[str, tuple[str, Way]] = {
     "offset": ("convolutions too, noise offset 0.1", unet_alone(convolutions=True, noise_offset=0.1)),
     "picture": ("convolutions too, loss on the picture, constant rate", unet_alone(loss_weight=PICTURE, **STEADY)),
     "biases": ("the same, norms and biases too", unet_alone(loss_weight=PICTURE, biases=True, **STEADY)),
+    "style": (
+        "the preset style: norms and biases, noise offset 0.1 too",
+        lambda pocket, lesson: pocket.teach(lesson, text_rate=0.0, preset=STYLE),
+    ),
     "debiased": (
         "convolutions too, debiased, noise offset 0.1, alpha 16, constant rate",
         unet_alone(loss_weight=DEBIASED, noise_offset=0.1, alpha=16.0, **STEADY),

@@ -381,7 +381,7 @@ def test_every_setting_reaches_its_field():
 def test_the_preset_for_a_style_leaves_the_numbers_as_they_are_set():
     chosen = LoRASettings.of({"preset": STYLE, "epochs": 3, "rank": 9, "learning_rate": 5e-4})
     own = LoRASettings(epochs=3, rank=9, learning_rate=5e-4)
-    wanted = {"convolutions": True, "biases": True, "loss_weight": PICTURE, "schedule": CONSTANT}
+    wanted = {"convolutions": True, "biases": True, "loss_weight": PICTURE, "noise_offset": 0.1, "schedule": CONSTANT}
     assert chosen == replace(own, **wanted)
 
 
