@@ -1,5 +1,6 @@
 """All that knows ComfyUI: its models, options and dictionaries. Techniques import this front, as `host`."""
 
+from .adapted import IDS, PHRASES, WEIGHTS, Phrase, adapted_rows, tokens_in
 from .agreement import UNHEARD, Recorded, Remarks, compare_runs
 from .areas import Area, whole_grid
 from .attention import (
@@ -106,12 +107,15 @@ __all__ = [
     "DIFFUSION",
     "EVERY",
     "FLOW",
+    "IDS",
     "LOWEST",
     "OF_A_NODE",
+    "PHRASES",
     "SAME_STEP",
     "SELF_ATTENTION",
     "SOURCE_FEATURES",
     "UNHEARD",
+    "WEIGHTS",
     "Area",
     "AttentionLayer",
     "Family",
@@ -122,6 +126,7 @@ __all__ = [
     "LayerKey",
     "ModelCall",
     "Part",
+    "Phrase",
     "PictureChannels",
     "Pieces",
     "Place",
@@ -137,6 +142,7 @@ __all__ = [
     "VisitLevels",
     "Window",
     "acts",
+    "adapted_rows",
     "as_encoded",
     "as_sampled",
     "attach_source",
@@ -219,6 +225,7 @@ __all__ = [
     "stretched",
     "text_width",
     "thirds",
+    "tokens_in",
     "told",
     "transformer_parts",
     "uncompiled",

@@ -33,7 +33,8 @@ class ChosenWords:
     words: as a person wrote them; positions: for each of them the rows of `prompt` (1, L, D), the text tensor of the
     CONDITIONING that was made together with this choice. variants: the other text tensors of the same prompt, where a
     schedule on the text encoder makes several. length: how many rows the picture looks at where the network makes
-    another text of the encoded one, 0 for L; the positions are rows of that one.
+    another text of the encoded one, 0 for L; the positions are rows of that one. phrase: the name of the host.Phrase
+    whose rows these are, where it stands behind a prompt by name.
     """
 
     words: tuple[str, ...]
@@ -41,6 +42,7 @@ class ChosenWords:
     prompt: Tensor
     variants: tuple[Tensor, ...] = ()
     length: int = 0
+    phrase: str = ""
 
     def require_sound(self) -> None:
         """Raise ValueError where there is no word, or one behind the end of the prompt."""
@@ -77,6 +79,13 @@ class ChosenWords:
         """Every row at which this prompt begins: the host repeats a short context to the length of a longer one."""
         return tuple(sorted({row for wanted in (self.prompt, *self.variants) for row in rows_of(wanted[0], context)}))
 
+    def among(self, conds: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether one of the guider's prompts holds these words."""
+        if self.phrase:
+            return any(phrase.name == self.phrase for cond in conds for phrase in cond.get(host.PHRASES, ()))
+        texts = (cond.get("cross_attn") for cond in conds)
+        return any(self.offsets(text) for text in texts if text is not None)
+
     def starts(self, prompt: host.Prompt, run: host.Run) -> tuple[int, ...]:
         """`offsets` in a sampled prompt, which a run looks up once; nowhere in one without text.
 
@@ -84,6 +93,8 @@ class ChosenWords:
         """
 
         def look() -> tuple[int, ...]:
+            if self.phrase:
+                return tuple(row for name, row in prompt.phrases.items() if name == self.phrase)
             if prompt.encoded is not None:
                 return tuple(row for row in self.offsets(prompt.encoded) if row == 0)
             return () if prompt.text is None else self.offsets(prompt.text)
