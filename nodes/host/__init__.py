@@ -52,7 +52,7 @@ from .frames import EVERY, Frames, pick_rows, showing, windows_part_prompts
 from .gradient import with_fixed_controls
 from .joint import JointAttention, Sequence, replace_joint
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
-from .masks import masks_of_frames, one_colour, picture_rows, rows_of_frames, stretched
+from .masks import masks_of_frames, one_colour, picture_rows, rows_of_frames, rows_on, stretched
 from .model import (
     AttentionLayer,
     Grid,
@@ -208,6 +208,7 @@ __all__ = [
     "require_width",
     "require_words",
     "rows_of_frames",
+    "rows_on",
     "run_attention",
     "run_of",
     "same_layout",

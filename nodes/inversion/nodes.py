@@ -271,20 +271,15 @@ def reconstruction(model, down, noise: torch.Tensor, positive: list, negative: l
 
 
 def checked_latent(model, latent: dict) -> torch.Tensor:
-    """A LATENT's samples, of a video model as a clip of one frame.
+    """A LATENT's samples, of a video model as a clip, of one frame where it is a picture.
 
-    Raises ValueError for clips, foreign channel counts and empty pictures.
+    Raises ValueError for clips of other models, foreign channel counts and empty pictures.
     """
     samples = latent["samples"]
     host.require_channels(model, samples)
     video = model.get_model_object("latent_format").latent_dimensions == 3
     if video and samples.ndim == 4:
         samples = samples.unsqueeze(2)
-    if samples.ndim == 5 and video and samples.shape[2] > 1:
-        raise ValueError(
-            f"the latent is a clip of {samples.shape[2]} latent frames, {TECHNIQUE} takes one picture of a model for "
-            "clips: encode one at a time, or edit the clip by FlowEdit Sampler."
-        )
     if samples.ndim != (5 if video else 4):
         raise ValueError(
             f"the latent has shape {tuple(samples.shape)}, Invert Picture takes pictures of {samples.shape[1]} latent "
