@@ -51,7 +51,11 @@ class Invert(io.ComfyNode):
                     tooltip="The model that will edit the picture, with any LoRA: SD 1.x, SD 2.x, SDXL, or "
                     "a flow-matching one (SD3, Flux, Z-Image, Qwen-Image), then with its ModelSampling node.",
                 ),
-                io.Latent.Input("latent", tooltip="The picture, through VAE Encode. A batch inverts all its pictures."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The picture, through VAE Encode. A batch inverts all its pictures; "
+                    "of a video model a clip is inverted whole.",
+                ),
                 io.Conditioning.Input(
                     "positive",
                     tooltip="A prompt that describes the picture as it is. The better it fits, the better edits keep "

@@ -215,3 +215,25 @@ def test_what_cannot_be_is_refused(models):
     told = RegionPhrase.execute(model, **inputs).ui
     told = told["text"][0] if isinstance(told, dict) else told.as_dict()["text"][0]
     assert f"{12 + 5 + 7} tokens in all" in told
+
+
+def test_the_hosts_own_text_encoder_gives_all_that_a_phrase_needs(models):
+    """Its tokenizers around a small random language model."""
+    import comfy.sd
+    from comfy.text_encoders import anima
+
+    class Target:
+        clip, tokenizer, params = anima.te(), anima.AnimaTokenizer, {}
+
+    small = {
+        "hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }  # fmt: skip
+    clip = comfy.sd.CLIP(Target, model_options={"qwen3_06b_model_config": small})
+    tiny_models.fill(clip.cond_stage_model)
+    model, positive = models("anima"), nodes.CLIPTextEncode().encode(clip, "a meadow (in the snow:1.3)")[0]
+    inputs = {"clip": clip, "positive": positive, "mask": EVERYWHERE, "phrase": "a red fox, asleep"}
+    patched, text = tiny_models.execute(RegionPhrase, model=model, **inputs)[:2]
+    alone = nodes.CLIPTextEncode().encode(clip, "a red fox, asleep")[0]
+    whole = as_text(made(model, positive), made(model, alone))
+    assert torch.equal(draw(patched, text), draw(model, whole))

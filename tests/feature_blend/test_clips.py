@@ -4,6 +4,7 @@ import pytest
 import tiny_models
 import torch
 from harness import assert_acts, assert_close
+from palimpsest.nodes.feature_blend.layers import FeatureLayer
 from palimpsest.nodes.feature_blend.nodes import FeatureBlend
 from palimpsest.nodes.kv.nodes import TuneKV
 from tiny_transformers import latent, own_run, prompt, sample
@@ -142,6 +143,9 @@ def test_memory_grows_with_the_frames_and_is_said(models):
         next(w for named in each.wrappers["predict_noise"].values() for w in named if hasattr(w, "source")).source
         for each in told
     ]
+    latent_frames, height, width = 1 + 80 // 4, 480 // 8, 832 // 8  # 81 frames at 832 x 480
+    sizes = [latent_frames * FeatureLayer("double", 0, dim, 1).elements(height, width) * 2 for dim in (5120, 1536)]
+    assert [round(size / 1e6) for size in sizes] == [335, 101]  # as the help page has them
     assert sources[1].bytes == FRAMES * sources[0].bytes == FRAMES * STEPS * 128 * 6 * 4 * 4
 
 
