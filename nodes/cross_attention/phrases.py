@@ -18,7 +18,7 @@ from ...kernels.cross_attention_mask import feathered
 from .. import host
 from ..quoting import quoted
 from ..settings import Settings
-from ..words import ChosenWords, without_padding
+from ..words import ChosenWords, rows_of, without_padding
 from .attention import NAME, attach
 from .regions import MODES, Hidden, Region
 
@@ -55,12 +55,13 @@ def add_phrase(
         phrase.text,
         length=phrase.rows,
         phrase=phrase.name if adapted else "",
+        nth=len(rows_of(phrase.text[0], positive[0][0])),
     )
     regions = [region(model, own, mask, settings, remarks)]
     if settings.prompt_inside < 1:
         texts = [tensor[:1] for tensor, _ in positive]
         rows = min(host.adapted_rows(text, extra.get(host.IDS)) for text, extra in positive)
-        prompt = ChosenWords(("the prompt",), (tuple(range(rows)),), texts[0], tuple(texts[1:]), length=rows)
+        prompt = ChosenWords(("the prompt",), (tuple(range(rows)),), texts[0], tuple(texts[1:]), rows, nth=0)
         regions.append(region(model, prompt, mask, settings, remarks, outside=1 - settings.prompt_inside))
     patched = model.clone()
     attach(patched, host.word_layers(model, TECHNIQUE), regions=tuple(regions))

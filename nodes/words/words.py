@@ -34,7 +34,8 @@ class ChosenWords:
     CONDITIONING that was made together with this choice. variants: the other text tensors of the same prompt, where a
     schedule on the text encoder makes several. length: how many rows the picture looks at where the network makes
     another text of the encoded one, 0 for L; the positions are rows of that one. phrase: the name of the host.Phrase
-    whose rows these are, where it stands behind a prompt by name.
+    whose rows these are, where it stands behind a prompt by name. nth: which one they are where a prompt holds the
+    same text at several places, from 0; None: all of them.
     """
 
     words: tuple[str, ...]
@@ -43,6 +44,7 @@ class ChosenWords:
     variants: tuple[Tensor, ...] = ()
     length: int = 0
     phrase: str = ""
+    nth: int | None = None
 
     def require_sound(self) -> None:
         """Raise ValueError where there is no word, or one behind the end of the prompt."""
@@ -97,7 +99,8 @@ class ChosenWords:
                 return tuple(row for name, row in prompt.phrases.items() if name == self.phrase)
             if prompt.encoded is not None:
                 return tuple(row for row in self.offsets(prompt.encoded) if row == 0)
-            return () if prompt.text is None else self.offsets(prompt.text)
+            found = () if prompt.text is None else self.offsets(prompt.text)
+            return found if self.nth is None else found[min(self.nth, len(found) - 1) :][:1]
 
         return run.kept((self, prompt), look)
 
