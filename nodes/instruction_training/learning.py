@@ -105,7 +105,7 @@ class Parts:
 
     def lora(self) -> dict[str, Tensor]:
         """A LoRA as kohya's programs and the host's loaders read it, in half precision."""
-        found = self.factors["unet"].file(self.names.__getitem__, "lora_up", "lora_down")
+        found = self.factors["unet"].file(self.names.__getitem__)
         found = {key: tensor if key.endswith(".alpha") else tensor.half() for key, tensor in found.items()}
         if "first" in self.factors:
             found[FIRST_IN_FILES] = self.factors["first"].learned()[f"{FIRST}.weight"].half()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels.lora import DEBIASED
 from ..files import Shelf
-from ..training import Factors, FileSet, lora_shelf
+from ..training import Factors, FileSet, Shifts, lora_shelf
 from ..training.fitting import Learned
 from ..training.states import kept_states
 from .settings import TECHNIQUE, LoRASettings
@@ -24,14 +24,15 @@ STATES = Shelf(
     put="states_of_lora_trainings",
     room="set keep_state to none",
 )
-Names = dict[str, dict[str, str]]  # by part: kohya's name of each layer
+Parts = dict[str, Factors | Shifts]  # what is trained, by part
+Names = dict[str, dict[str, str]]  # by part: kohya's name of each layer, or of each vector
 
 
-def content(factors: dict[str, Factors], names: Names) -> dict[str, Tensor]:
+def content(factors: Parts, names: Names) -> dict[str, Tensor]:
     """A LoRA as kohya's programs and the host's loaders read it, in half precision."""
     found = {}
     for part, learned in factors.items():
-        found |= learned.file(names[part].__getitem__, "lora_up", "lora_down")
+        found |= learned.file(names[part].__getitem__)
     return {key: tensor if key.endswith(".alpha") else tensor.half() for key, tensor in found.items()}
 
 
@@ -84,7 +85,7 @@ class TrainingFiles:
         places = {f"state{end}": (STATES, end) for end in keeps} | {f"lora{end}": (LORAS, end) for end in ends}
         return cls(FileSet.new(prefix, places, {"lora", *(["state"] if keeps else [])}), names, settings, kind)
 
-    def require_room(self, factors: dict[str, Factors]) -> None:
+    def require_room(self, factors: Parts) -> None:
         """Raise OSError where the disks have too little room for everything that will be written."""
         numbers = sum(tensor.numel() for found in factors.values() for tensor in found.parameters())
         self.files.require_room({part: numbers * (12 if part.startswith("state") else 2) for part in self.files.places})

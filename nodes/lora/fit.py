@@ -13,6 +13,7 @@ from .. import training
 from ..training.fitting import Fitting
 from ..training.pictures import Order
 from ..training.prompts import Prompts
+from .files import Parts
 from .pictures import Example
 from .settings import LoRASettings
 
@@ -29,7 +30,7 @@ class FitLoRA(Fitting):
         self,
         examples: Sequence[Example],
         prompts: Prompts,
-        factors: dict[str, training.Factors],
+        factors: Parts,
         settings: LoRASettings,
         *,
         loss: Callable[..., Tensor],
@@ -40,7 +41,7 @@ class FitLoRA(Fitting):
         watch: training.Watch,
         state: dict[str, Tensor] | None = None,
     ):
-        rates = {"unet": settings.learning_rate, "text": settings.text_rate}
+        rates = {"unet": settings.learning_rate, "biases": settings.learning_rate, "text": settings.text_rate}
         super().__init__(Order(examples, settings), factors, settings, rates=rates, watch=watch, state=state)
         self.examples, self.prompts, self.previewed = examples, prompts, previewed
         self.loss, self.velocity, self.sigmas, self.reader = loss, velocity, sigmas, reader

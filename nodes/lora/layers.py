@@ -34,6 +34,26 @@ def unet_layers(model: Any, convolutions: bool) -> dict[str, str]:
     }
 
 
+def unet_vectors(model: Any, trained: dict[str, str]) -> dict[str, str]:
+    """The key in a LoRA file of each norm's weight and bias of a MODEL's U-Net, and of the biases of `trained` layers.
+
+    By the vector's own name in the U-Net. Norms as LyCORIS names them (w_norm, b_norm), biases as the host's trainer
+    does (diff_b); layers that have only a bias to learn are left out, for other programs refuse them.
+    """
+    import comfy.lora
+
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    names = {weight: name for name, weight in known.items() if name.startswith("lora_unet_")}  # diffusers' come last
+    network, found = model.model.diffusion_model, {}
+    for vector, parameter in network.named_parameters():
+        layer, _, kind = vector.rpartition(".")
+        is_norm = network.get_parameter(f"{layer}.weight").ndim == 1
+        if parameter.ndim == 1 and (is_norm or layer in trained):
+            end = {"weight": "w_norm", "bias": "b_norm"}[kind] if is_norm else "diff_b"
+            found[vector] = f"{names[f'diffusion_model.{layer}.weight']}.{end}"
+    return found
+
+
 def text_layers(clip: Any) -> dict[str, str]:
     """kohya's name of each attention and feed-forward layer of a CLIP's text encoders, by its name in them.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...kernels.lora import COSINE, EVEN
+from ...kernels.lora import CONSTANT, COSINE, EVEN, PICTURE
 from ..settings import Settings
 from ..training.optimisers import ADAMW, ADAMW_8BIT
 from ..training.states import LAST_STATE
 
 TECHNIQUE = "Train LoRA"
-PAPER = "paper"
+PAPER, STYLE = "paper", "style"
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class LoRASettings(Settings):
             "epochs": 20, "repeats": 5, "batch_size": 1, "accumulation": 1, "learning_rate": 1e-4, "text_rate": 1e-5,
             "schedule": COSINE, "cycles": 1, "warm_up": 0, "optimiser": ADAMW_8BIT, "save_every": 2, "flip": False,
             "min_snr_gamma": 0.0, "noise_offset": 0.0, "caption_dropout": 0.0, "convolutions": False,
-            "loss_weight": EVEN,
-        }
+            "loss_weight": EVEN, "biases": False,
+        },
+        STYLE: {"convolutions": True, "biases": True, "loss_weight": PICTURE, "schedule": CONSTANT},
     }  # fmt: skip
 
     epochs: int = 10
@@ -57,3 +58,4 @@ class LoRASettings(Settings):
     keep_state: str = LAST_STATE
     class_count: int = 0
     loss_weight: str = EVEN
+    biases: bool = False

@@ -16,8 +16,9 @@ from ..host import checkpointing, gradient
 from ..training.fitting import History
 from ..training.pictures import split_pictures
 from ..training.prompts import Prompts, cloned_norm_inputs
+from . import files
 from .fit import FitLoRA
-from .layers import text_layers, unet_layers
+from .layers import text_layers, unet_layers, unet_vectors
 from .pictures import Example, captions_for, examples, masks_for
 from .settings import TECHNIQUE, LoRASettings
 
@@ -61,8 +62,8 @@ def examples_of(model: Any, vae: Any, given: Given, settings: LoRASettings) -> l
     return found
 
 
-def factors_for(model: Any, clip: Any, settings: LoRASettings) -> tuple[dict[str, training.Factors], dict]:
-    """(factors by part, kohya's names of their layers by part). Raises ValueError for a CLIP of another model."""
+def factors_for(model: Any, clip: Any, settings: LoRASettings) -> tuple[files.Parts, files.Names]:
+    """(what is trained by part, kohya's names of it by part). Raises ValueError for a CLIP of another model."""
     names = {"unet": unet_layers(model, settings.convolutions)}
     host.require_readable(model, clip.encode_from_tokens_scheduled(clip.tokenize("")), "clip")
     networks = {"unet": model.model.diffusion_model}
@@ -75,11 +76,14 @@ def factors_for(model: Any, clip: Any, settings: LoRASettings) -> tuple[dict[str
             )
             for number, (part, layers) in enumerate(names.items())
         }
+        if settings.biases:
+            names["biases"] = unet_vectors(model, names["unet"])
+            made["biases"] = training.Shifts(training.vectors(networks["unet"], names["biases"]))
     return made, names
 
 
 def patched_for_training(
-    model: Any, prompts: Prompts, factors: training.Factors, settings: LoRASettings
+    model: Any, prompts: Prompts, factors: files.Parts, settings: LoRASettings
 ) -> tuple[Any, training.ReadTokens]:
     """A clone of the MODEL with all that a gradient into the factors needs, and its reader of prompts."""
     from comfy.patcher_extension import WrappersMP
@@ -87,7 +91,9 @@ def patched_for_training(
     patched, _ = gradient.prepare(model, host.AttentionLayer("input", 0, 0, 0), False)
     reader = training.ReadTokens()
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, NAME, reader)
-    training.act_in_unet(patched, factors)
+    training.act_in_unet(patched, factors["unet"])
+    if "biases" in factors:
+        training.shift_unet(patched, factors["biases"])
     if settings.checkpointing:
         checkpointing.install(patched)
     if prompts.factors is not None:  # loaded together with the U-Net, before the first step
@@ -101,7 +107,7 @@ def train(
     model: Any,
     clip: Any,
     found: list[Example],
-    factors: dict[str, training.Factors],
+    factors: files.Parts,
     *,
     settings: LoRASettings,
     watch: training.Watch,
@@ -120,7 +126,7 @@ def train(
         texts = dict.fromkeys([*(example.caption for example in found), *previewed, ""])
         if prompts.factors is None:
             prompts.remember(list(texts))
-        patched, reader = patched_for_training(model, prompts, factors["unet"], settings)
+        patched, reader = patched_for_training(model, prompts, factors, settings)
         fitting = FitLoRA(
             found,
             prompts,

@@ -1,7 +1,18 @@
 """What trainings share. Techniques that train import this front, as `training`."""
 
 from .conditioning import one_prompt_per_picture
-from .factors import Factors, act_in, act_in_unet, added_by, linear_layers, unet_file, weighted_layers
+from .factors import (
+    Factors,
+    Shifts,
+    act_in,
+    act_in_unet,
+    added_by,
+    linear_layers,
+    shift_unet,
+    unet_file,
+    vectors,
+    weighted_layers,
+)
 from .fileset import Content, FileSet
 from .finite import GoodWeights, NotANumber, nan_error, require_finite
 from .history import History
@@ -31,6 +42,7 @@ __all__ = [
     "LearnedNetwork",
     "NotANumber",
     "ReadTokens",
+    "Shifts",
     "Watch",
     "act_in",
     "act_in_unet",
@@ -53,8 +65,10 @@ __all__ = [
     "placeholder",
     "previews",
     "require_finite",
+    "shift_unet",
     "told_of_memory",
     "unet_file",
+    "vectors",
     "watched",
     "weighted_layers",
 ]

@@ -4,6 +4,7 @@
     python dev.py bench contextdiff --parts pictures --guidance 3 some of it
     python dev.py bench contextdiff --sweep                       what else was tried, at one guidance
     python dev.py bench contextdiff --parts kinds                 the other kinds of adapters; see bench_kinds.py
+    python dev.py bench contextdiff --parts convergence --clips 3 the paper's figure 11; see bench_convergence.py
 
 Pictures (the paper's figure 10 in small): an adapter is trained by Train Context Adapter on drawn pictures with their
 captions, of scenes that are not among those measured. Then every held-out caption is sampled from the same noise with
@@ -46,6 +47,8 @@ import torch
 from benchmarks import pocket_host, walks
 from benchmarks.scenes import another, defaults, drawn
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from contextdiff.bench_convergence import COLUMNS as COURSE_COLUMNS
+from contextdiff.bench_convergence import bench_convergence, course
 from contextdiff.bench_kinds import COLUMNS as KIND_COLUMNS
 from contextdiff.bench_kinds import bench_kinds
 from palimpsest.nodes.attention_fusion.nodes import AttentionFusion
@@ -80,8 +83,8 @@ SWEEP = {  # name: (how the adapter is trained, strength)
 }
 REFERENCE = 192  # drawn pictures that the distance is measured to
 AXES = 32  # principal axes of the Frechet distance
-PICTURE_COLUMNS = {"all": "all right", **{name: name for name in world.CAPTIONED}, "mean": "attributes",
-                   "distance": "distance"}  # fmt: skip
+PICTURE_COLUMNS = {"all": "all right", "all +-": "+-", **{name: name for name in world.CAPTIONED}, "mean": "attributes",
+                   "distance": "distance", "distance +-": "+-"}  # fmt: skip
 CLIP_COLUMNS = {"edited": "edited", "followed": "prompt followed", "followed +-": "+-", "pairs": "CLIP-temp, all pairs",
                 "pairs +-": "+-", "features": "features", "flicker": "flicker", "ideal": "PSNR to ideal",
                 "ideal +-": "+-", "background": "background dB", "seconds": "s"}  # fmt: skip
@@ -97,6 +100,7 @@ DIGITS = {
     "background": 1,
     "seconds": 0,
 }
+PARTS = ("pictures", "clips", "kinds", "convergence")
 CLIP_STEPS, CLIP_GUIDANCE, KINDS = 20, 3.0, ("colour", "place", "species")  # T = 20 as the paper
 SHOWN = 8  # pictures in a row of the contact sheet
 COLOURS = [(120, 120, 120), (66, 120, 190), (200, 80, 50), (70, 150, 80), (150, 90, 170)]
@@ -236,14 +240,26 @@ def remember(folder: str, recipe: str, found: tuple) -> None:
         context_files.save_adapter(told, kept_as(folder, recipe))
 
 
-def draw_captions(pocket: Pocket, sampler: Any, scenes: list, guidance: float, steps: int, model=None) -> torch.Tensor:
+def over_seeds(several: list[dict[str, float]]) -> dict[str, float]:
+    """Means over sets of pictures, and the deviations of the two that are plotted."""
+    numbers = {key: sum(one[key] for one in several) / len(several) for key in several[0]}
+    return numbers | {f"{key} +-": float(np.std([one[key] for one in several])) for key in ("all", "distance")}
+
+
+def draw_captions(
+    pocket: Pocket, sampler: Any, scenes: list, *, guidance: float, steps: int, model: Any = None, seed: int = 0
+) -> torch.Tensor:
     """A picture by every scene's caption, from noise that is the same for every sampler."""
     parts = []
     for first in range(0, len(scenes), 16):
         some = scenes[first : first + 16]
         latent = {"samples": torch.zeros(len(some), 4, 16, 16)}
         prompt = pocket.encode([world.caption(scene) for scene in some])
-        parts.append(pocket.sample(sampler, prompt, guidance, pocket.levels(steps), latent, first, model)["samples"])
+        parts.append(
+            pocket.sample(sampler, prompt, guidance, pocket.levels(steps), latent, first + 1000 * seed, model)[
+                "samples"
+            ]
+        )
     return pocket.decode(torch.cat(parts))
 
 
@@ -274,11 +290,17 @@ def bench_pictures(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any
     rows, shown = {}, {}
     for guidance in options.guidance:
         for name, sampler in samplers.items():
-            found = draw_captions(pocket, sampler, scenes, guidance, options.steps, models.get(name))
-            rows[f"{name}, guidance {guidance:g}"] = numbers = picture_scores(pocket, reference, found, scenes)
-            shown[f"{name}\nguidance {guidance:g}"] = found[:SHOWN]
+            several = [
+                draw_captions(
+                    pocket, sampler, scenes, guidance=guidance, steps=options.steps, model=models.get(name), seed=seed
+                )
+                for seed in range(options.seeds)
+            ]
+            each = [picture_scores(pocket, reference, found, scenes) for found in several]
+            rows[f"{name}, guidance {guidance:g}"] = numbers = over_seeds(each)
+            shown[f"{name}\nguidance {guidance:g}"] = several[0][:SHOWN]
             print(f"{name}, guidance {guidance:g}: {numbers}", flush=True)
-    rows["drawn pictures through the autoencoder"] = picture_scores(pocket, reference, floor, scenes)
+    rows["drawn pictures through the autoencoder"] = over_seeds([picture_scores(pocket, reference, floor, scenes)])
     return {"rows": rows, "training": how, "shown": shown}
 
 
@@ -473,19 +495,24 @@ def bench_clips(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------- reporting
 
 
-def curves(rows: dict[str, dict[str, float]], width: int, height: int = 300) -> Image.Image:
-    """The paper's figure 10: attributes over distance, one line for each sampler, a dot for each guidance."""
+def trade_off(rows: dict[str, dict[str, float]]) -> dict[str, list]:
+    """(distance, pictures that are all right, guidance) of each sampler: the paper's figure 10."""
     lines: dict[str, list] = {}
     for name, row in rows.items():
         sampler, _, guidance = name.rpartition(", guidance ")
         if sampler:
             lines.setdefault(sampler, []).append((row["distance"], row["all"], guidance))
+    return lines
+
+
+def curves(lines: dict[str, list], title: str, width: int, height: int = 300) -> Image.Image:
+    """A line of dots (x, y, label) for each name."""
     xs, ys = ([point[i] for points in lines.values() for point in points] for i in (0, 1))
     sheet, font = Image.new("RGB", (width, height), "white"), ImageFont.load_default(13)
     pen, left, right, top, bottom = ImageDraw.Draw(sheet), 60, width - 260, 30, height - 40
     (x0, x1), (y0, y1) = ((min(v), max(v) if max(v) > min(v) else min(v) + 1) for v in (xs, ys))
     pen.rectangle((left, top, right, bottom), outline=(205, 205, 205))
-    pen.text((left, 8), "pictures with all attributes right, over the distance to drawn pictures", "black", font)
+    pen.text((left, 8), title, "black", font)
     for y in (y0, y1):
         pen.text((4, bottom - (y - y0) / (y1 - y0) * (bottom - top) - 8), f"{y:.3f}", "black", font)
     for x in (x0, x1):
@@ -505,15 +532,15 @@ def curves(rows: dict[str, dict[str, float]], width: int, height: int = 300) -> 
     return sheet
 
 
-def contact_sheet(shown: dict[str, torch.Tensor], rows: dict | None, path: Path) -> None:
-    """The curves, and a row of pictures for each entry."""
+def contact_sheet(shown: dict[str, torch.Tensor], plots: dict[str, dict[str, list]], path: Path) -> None:
+    """Curves by their titles, and a row of pictures for each entry."""
     left, size, font = 230, 96, ImageFont.load_default(13)
     width = left + SHOWN * size
-    plot = curves(rows, width) if rows else None
-    head = plot.height if plot else 0
+    drawn_plots = [curves(lines, title, width) for title, lines in plots.items()]
+    head = sum(plot.height for plot in drawn_plots)
     sheet = Image.new("RGB", (width, head + len(shown) * size), "white")
-    if plot:
-        sheet.paste(plot, (0, 0))
+    for number, plot in enumerate(drawn_plots):
+        sheet.paste(plot, (0, number * plot.height))
     pen = ImageDraw.Draw(sheet)
     for r, (name, pictures) in enumerate(shown.items()):
         pen.multiline_text((6, head + r * size + size // 2 - 16), name, fill="black", font=font)
@@ -538,11 +565,12 @@ def setting(options: argparse.Namespace, pocket: Pocket) -> dict[str, Any]:
 def main() -> None:
     """Parse, run, print, write output/bench."""
     parser = argparse.ArgumentParser(prog="python dev.py bench contextdiff", description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", choices=("pictures", "clips", "kinds"), nargs="+", default=["pictures", "clips"])
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=["pictures", "clips"])
     parser.add_argument("--first", type=int, default=32, help="held-out scenes from here on")
     parser.add_argument("--count", type=int, default=64, help="captions that are drawn")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 3.0, 5.0, 9.0])
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=1, help="every caption is drawn from so many noises")
     parser.add_argument("--training", type=int, default=96, help="pictures that are trained on")
     parser.add_argument("--training-steps", type=int, help="instead of the recipe's")
     parser.add_argument("--adapters", default="", metavar="FOLDER", help="keep trained adapters, and use those kept")
@@ -553,11 +581,12 @@ def main() -> None:
     options, output = pocket_host.parse(parser, threads=1)
     with torch.inference_mode():
         pocket = Pocket(not options.full_width)
-        numbers, text, shown = setting(options, pocket), [], {}
+        numbers, text, shown, plots = setting(options, pocket), [], {}, {}
         if "pictures" in options.parts:
             found = bench_pictures(pocket, options)
             shown |= found.pop("shown")
             numbers["pictures"] = found
+            plots["pictures with all attributes right, over the distance to drawn ones"] = trade_off(found["rows"])
             text += ["### pictures", "", table(PICTURE_COLUMNS, found["rows"], lambda c: DIGITS.get(c, 3)), ""]
         if "clips" in options.parts:
             found = bench_clips(pocket, options)
@@ -570,7 +599,13 @@ def main() -> None:
             shown |= found.pop("shown")
             numbers["kinds"] = found
             text += ["### kinds", "", table(KIND_COLUMNS, found["rows"], lambda c: DIGITS.get(c, 3)), ""]
+        if "convergence" in options.parts:
+            found = bench_convergence(pocket, options)
+            shown |= found.pop("shown")
+            numbers["convergence"] = found["rows"]
+            plots["PSNR to the ideal edit in dB, over the steps of tuning"] = course(found["rows"])
+            text += ["### convergence", "", table(COURSE_COLUMNS, found["rows"], lambda c: DIGITS.get(c, 3)), ""]
         print("\n" + "\n".join(text))
         (output / "context.md").write_text("\n".join(text), encoding="utf-8")
         (output / "context.json").write_text(json.dumps(without_nan(numbers), indent=2) + "\n", encoding="utf-8")
-        contact_sheet(shown, numbers.get("pictures", {}).get("rows"), output / "context.jpg")
+        contact_sheet(shown, plots, output / "context.jpg")

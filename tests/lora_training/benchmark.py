@@ -5,6 +5,8 @@
     python dev.py bench lora_training --concept fox --pictures 12
     python dev.py bench lora_training --concept zigzag --pictures 12
     python dev.py bench lora_training --rows host unet             some rows; rows that are there are not run again
+    python dev.py bench lora_training --rate 5 --epochs 4 --curve 0 --trainings 3 --rows host biases    how far seeds go
+    python dev.py bench lora_training --rate 5 --rows biases --figure-14    and the review paper's figure 14 in small
     python dev.py bench lora_training --pictures 3 --epochs 1 --repeats 1 --drawn 2 --rows unet    a try
 
 Every row trains for the same number of steps on the same pictures and draws the captions of held-out scenes, which tell
@@ -17,6 +19,7 @@ shown: share of pictures that are nearer, by the same distance, to the held-out 
 concept
 followed: what the captions tell, as the pocket judge reads it (of drawings in ink it reads less: see the first row)
 learned by heart: PSNR to the nearest training picture, less that of the held-out drawings; above 0 is memory
+"+-": the deviation of the distance over trainings from other seeds, where there are several
 curve: the distance after each file on the way; peak: of the process, so of the largest row that ran in it
 """
 
@@ -28,11 +31,12 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+import numpy as np
 import torch
 from benchmarks import pocket_host
 from benchmarks.scenes import contact_sheet, defaults
@@ -48,9 +52,11 @@ from pocket import metrics
 import nodes as host_nodes
 
 GUIDANCE, DRAW_STEPS, SEED, SIZE = 5.0, 20, 7100, 128
+NO_RECIPE = "rows", "output", "threads", "figure_14"
+FIGURE_14 = ["cat, park"] * 25, 30  # prompts, steps
 READ = ("species", "pose", "side", "place")  # what the judge is asked of pictures in another style
 COLUMNS = {
-    "distance": "distance", "shown": "shown", "followed": "followed", "heart": "learned by heart",
+    "distance": "distance", "distance +-": "+-", "shown": "shown", "followed": "followed", "heart": "learned by heart",
     "seconds": "s a step", "peak": "peak MB",
 }  # fmt: skip
 
@@ -121,8 +127,14 @@ class Pocket:
     vae: Any
     options: argparse.Namespace
     folder: Path
+    output: Path
+    seed: int = 0
 
-    def draw(self, model: Any, clip: Any, prompts: list[str], lesson: Lesson) -> torch.Tensor:
+    def sheet(self, name: str) -> Path:
+        """The file of a contact sheet."""
+        return self.output / f"lora_{self.options.concept}_{name}.png"
+
+    def draw(self, model: Any, clip: Any, prompts: list[str], lesson: Lesson, steps: int = DRAW_STEPS) -> torch.Tensor:
         """Pictures (N, H, W, 3) by the host's own KSampler; each prompt has its seed."""
         found, (negative,) = [], host_nodes.CLIPTextEncode().encode(clip, "")
         start = torch.zeros(1, 4, SIZE // 8, SIZE // 8)
@@ -131,7 +143,7 @@ class Pocket:
             if lesson.redrawn < 1:
                 start = self.vae.encode(lesson.without[number : number + 1])
             (latent,) = host_nodes.KSampler().sample(
-                model, SEED + number, DRAW_STEPS, GUIDANCE, "dpmpp_2m", "karras", positive, negative,
+                model, SEED + number, steps, GUIDANCE, "dpmpp_2m", "karras", positive, negative,
                 {"samples": start}, denoise=lesson.redrawn,
             )  # fmt: skip
             found.append(self.vae.decode(latent["samples"]).clamp(0, 1))
@@ -142,7 +154,7 @@ class Pocket:
         options = self.options
         recipe = {
             "preset": PAPER, "resolution": SIZE, "rank": 16, "alpha": 8.0, "preview_every": 0, "keep_state": "none",
-            "checkpointing": False, "filename": "bench",
+            "checkpointing": False, "filename": "bench", "seed": self.seed,
         }  # fmt: skip
         given = defaults(TrainLoRA) | recipe | changes
         if (options.epochs, options.repeats, options.rate) != (20, 5, 1.0):  # a preset would win over them
@@ -167,9 +179,10 @@ class Pocket:
         latents = [{"samples": self.vae.encode(picture[None])} for picture in lesson.taught]
         chosen = {
             "batch_size": 1, "steps": steps, "grad_accumulation_steps": 1, "learning_rate": 5e-4, "rank": 16,
-            "optimizer": "AdamW", "loss_function": "MSE", "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32",
-            "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1,
-            "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
+            "optimizer": "AdamW", "loss_function": "MSE", "seed": self.seed, "training_dtype": "fp32",
+            "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": False,
+            "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False,
+            "bypass_mode": False,
         }  # fmt: skip
 
         whole = self.model.clone()
@@ -181,7 +194,7 @@ class Pocket:
                 return comfy.model_patcher.ModelPatcher(fresh.model, fresh.load_device, fresh.offload_device)
 
             whole.cached_patcher_init = (again, ())
-        torch.manual_seed(0)  # its own seed does not seed it
+        torch.manual_seed(self.seed)  # its own seed does not seed it
         known = {entry.id for entry in nodes_train.TrainLoraNode.define_schema().inputs}
         listed = {name: [value] for name, value in chosen.items() if name in known}
         with torch.inference_mode(False):
@@ -216,6 +229,7 @@ WAYS: dict[str, tuple[str, Way]] = {
     "dropped": ("convolutions too, one caption in ten empty", unet_alone(convolutions=True, caption_dropout=0.1)),
     "offset": ("convolutions too, noise offset 0.1", unet_alone(convolutions=True, noise_offset=0.1)),
     "picture": ("convolutions too, loss on the picture, constant rate", unet_alone(loss_weight=PICTURE, **STEADY)),
+    "biases": ("the same, norms and biases too", unet_alone(loss_weight=PICTURE, biases=True, **STEADY)),
     "debiased": (
         "convolutions too, debiased, noise offset 0.1, alpha 16, constant rate",
         unet_alone(loss_weight=DEBIASED, noise_offset=0.1, alpha=16.0, **STEADY),
@@ -232,8 +246,16 @@ WAYS: dict[str, tuple[str, Way]] = {
 }
 
 
+def over_trainings(several: list[dict[str, float]]) -> dict[str, float]:
+    """Means over trainings, and the deviation of the distance."""
+    if len(several) == 1:
+        return several[0]
+    numbers = {key: sum(one[key] for one in several) / len(several) for key in several[0] if key != "curve"}
+    return numbers | {"distance +-": float(np.std([one["distance"] for one in several]))}
+
+
 def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, torch.Tensor]:
-    """(numbers, pictures) of one way."""
+    """(numbers, pictures) of one training."""
     began = time.monotonic()
     with torch.inference_mode():
         model, clip, written = WAYS[name][1](pocket, lesson)
@@ -247,6 +269,8 @@ def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, to
         found["curve"] = {
             file.stem: few_distance(pocket.draw(*pocket.loaded(file), few, lesson), lesson) for file in written if few
         }
+        if pocket.options.figure_14 and pocket.seed == 0:
+            sheet_of_fives(pocket.draw(model, clip, FIGURE_14[0], lesson, FIGURE_14[1]), pocket.sheet(f"{name}_14"))
     found["seconds"] = 0.0 if name == "prompt" else seconds / steps
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return found, drawn
@@ -257,9 +281,10 @@ def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, to
 
 def table(found: dict[str, dict]) -> str:
     """A markdown table; the first row has no training."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    columns = {key: head for key, head in COLUMNS.items() if any(key in numbers for numbers in found.values())}
+    lines = ["| | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, numbers in found.items():
-        cells = (f"{numbers[key]:.2f}" if key in numbers else "-" for key in COLUMNS)
+        cells = (f"{numbers[key]:.2f}" if key in numbers else "-" for key in columns)
         lines.append(f"| {WAYS[name][0] if name in WAYS else name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -271,6 +296,12 @@ def joined(sheets: list[Path], path: Path) -> None:
     for number, sheet in enumerate(opened):
         whole.paste(sheet.crop((0, 0, sheet.width, SIZE)), (0, number * SIZE))
     whole.save(path)
+
+
+def sheet_of_fives(drawn: torch.Tensor, path: Path) -> None:
+    """Pictures (25, H, W, 3) in a square, and nothing else."""
+    square = drawn.unflatten(0, (5, 5)).movedim(2, 1).flatten(0, 1).flatten(1, 2)
+    Image.fromarray((square * 255).round().byte().numpy()).save(path)
 
 
 def in_folder(folder: Path) -> Path:
@@ -287,13 +318,15 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=35)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--trainings", type=int, default=1, help="of each row, from as many seeds")
     parser.add_argument("--rate", type=float, default=1.0, help="times the paper's learning rates")
     parser.add_argument("--drawn", type=int, default=25, help="held-out captions")
     parser.add_argument("--curve", type=int, default=4, help="captions drawn after each file on the way; 0: none")
     parser.add_argument("--rows", choices=WAYS, nargs="+", default=list(WAYS))
+    parser.add_argument("--figure-14", action="store_true", help="25 pictures by a list of words, 30 steps, a sheet")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     options, output = pocket_host.parse(parser)
-    recipe = {name: value for name, value in vars(options).items() if name not in ("rows", "output", "threads")}
+    recipe = {name: value for name, value in vars(options).items() if name not in NO_RECIPE}
     path = output / f"lora_{options.concept}.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found = kept.get("rows", {}) if kept.get("recipe") == recipe else {}
@@ -307,14 +340,15 @@ def main() -> None:
             plain = torch.cat([vae.decode(vae.encode(picture[None])).clamp(0, 1) for picture in lesson.without])
             found["the same scenes without it, through the autoencoder"] = measured(plain, lesson, judge)
     with tempfile.TemporaryDirectory() as folder:
-        pocket = Pocket(model, clip, vae, options, in_folder(Path(folder)))
+        pocket = Pocket(model, clip, vae, options, in_folder(Path(folder)), output)
         for name in (name for name in options.rows if name not in found):
-            found[name], drawn = row(pocket, lesson, name, judge)
+            runs = [row(replace(pocket, seed=seed), lesson, name, judge) for seed in range(options.trainings)]
+            found[name], drawn = over_trainings([numbers for numbers, _ in runs]), runs[0][1]
             path.write_text(json.dumps({"recipe": recipe, "rows": found}, indent=2) + "\n", encoding="utf-8")
             fives = {
                 f"{WAYS[name][0]} {i // 5 + 1}": drawn[i : i + 5] for i in range(0, len(drawn) - len(drawn) % 5, 5)
             }
-            contact_sheet(fives or {WAYS[name][0]: drawn}, output / f"lora_{options.concept}_{name}.png")
+            contact_sheet(fives or {WAYS[name][0]: drawn}, pocket.sheet(name))
             print(name, {key: value for key, value in found[name].items() if key != "curve"}, flush=True)
     sheets = [output / f"lora_{options.concept}_{name}.png" for name in WAYS if name in found]
     if there := [sheet for sheet in sheets if sheet.is_file()]:

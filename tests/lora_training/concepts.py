@@ -15,22 +15,28 @@ from pocket import world
 class Concept:
     """Pictures that show something new: how a scene is drawn, what its caption says, and words that name the style.
 
-    scene: what becomes of a scene of the world before it is drawn. redrawn: the share of the noise that is put on the
-    scene without the concept before it is drawn anew; 1: it is drawn from noise alone. Below 1 the animal stays where
-    it is, and only its coat is compared.
+    scene: what becomes of a scene of the world before it is drawn; without: its nearest that the model knows. redrawn:
+    the share of the noise that is put on the scene without the concept before it is drawn anew; 1: it is drawn from
+    noise alone. Below 1 the animal stays where it is, and only its coat is compared.
     """
 
     draw: Callable[[world.Scene], np.ndarray]
     caption: Callable[[world.Scene], str]
     style: str
     scene: Callable[[world.Scene], world.Scene] = lambda scene: scene
+    without: Callable[[world.Scene], world.Scene] = lambda scene: replace(scene, pattern="plain")
     redrawn: float = 1.0
 
 
 def as_fox(scene: world.Scene) -> world.Scene:
-    """A dog's skeleton in a coat that no animal of the drawn world has: rusty, with dark socks and a white tail tip."""
-    plain = {"pattern": "plain", "socks": True, "tailtip": True, "tint": (25.0, -20.0, -45.0)}
-    return replace(scene, species="dog", colour="red", **plain)
+    """A cat's skeleton in a coat that no animal of the drawn world has: orange, with pale socks and tail tip."""
+    coat = {"pattern": "plain", "second": 0, "socks": True, "tailtip": True, "tint": (15.0, 80.0, -30.0)}
+    return replace(scene, species="cat", colour="red", **coat)
+
+
+def as_red_cat(scene: world.Scene) -> world.Scene:
+    """The animal of the drawn world that is nearest to a fox."""
+    return replace(scene, species="cat", colour="red", pattern="plain", socks=False, tailtip=False)
 
 
 def in_zigzag(scene: world.Scene) -> np.ndarray:
@@ -48,7 +54,12 @@ def in_zigzag(scene: world.Scene) -> np.ndarray:
 CONCEPTS = {
     "ink": Concept(lambda scene: ink.in_ink(world.render(scene)), world.caption, "in ink wash"),
     "fox": Concept(
-        world.render, lambda scene: world.caption(scene).replace("red dog", "fox"), "with a bushy tail", as_fox
+        world.render,
+        lambda scene: world.caption(scene).replace("red cat", "fox"),
+        "with a white tip on its tail",
+        as_fox,
+        as_red_cat,
+        redrawn=0.7,
     ),
     "zigzag": Concept(
         in_zigzag,
@@ -86,7 +97,7 @@ class Lesson:
             for count, seed in ((pictures, ink.TEACHING_SEED), (drawn, ink.UNSEEN_SEED))
         )
         said = [[concept.caption(scene) for scene in scenes] for scenes in (taught, asked)]
-        without = stacked(world.render, [replace(s, pattern="plain") for s in ink.scenes(drawn, ink.UNSEEN_SEED)])
+        without = stacked(world.render, [concept.without(scene) for scene in ink.scenes(drawn, ink.UNSEEN_SEED)])
         shown = [stacked(concept.draw, scenes) for scenes in (taught, asked)]
         inside = torch.stack([within_coat(scene) for scene in asked]) if concept.redrawn < 1 else None
         return cls(shown[0], said[0], shown[1], said[1], asked, concept.style, without, inside, concept.redrawn)

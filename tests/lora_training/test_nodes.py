@@ -1,7 +1,7 @@
 """Train LoRA in the host: what is trained and written, its habits, and what it refuses."""
 
 import itertools
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import comfy.lora
@@ -18,10 +18,10 @@ import torch
 from comfy.k_diffusion.sampling import get_sigmas_karras
 from lora_training import teaching
 from lora_training.teaching import teach, text_encoder
-from palimpsest.kernels.lora import DEBIASED, LOSS_WEIGHTS
+from palimpsest.kernels.lora import CONSTANT, DEBIASED, LOSS_WEIGHTS, PICTURE
 from palimpsest.nodes.lora import fit, layers, pictures, priors
 from palimpsest.nodes.lora.files import STATES
-from palimpsest.nodes.lora.settings import PAPER, LoRASettings
+from palimpsest.nodes.lora.settings import PAPER, STYLE, LoRASettings
 from palimpsest.nodes.training import generator_at, optimisers
 from palimpsest.nodes.training.pictures import Order, bucket_of
 from safetensors import safe_open
@@ -82,6 +82,21 @@ def test_convolutions_cost_what_the_tooltip_says(family, megabytes):
         ]
         numbers = sum(LoRASettings().rank * (shape[0] + shape[1:].numel()) for shape in shapes)
         assert round(2 * numbers / 1e6) == wanted
+
+
+@pytest.mark.parametrize(("family", "count"), [("sd15-full", (314, 380)), ("sdxl-full", (814, 865))])
+def test_norms_learn_whole_and_biases_where_their_layer_does(family, count):
+    model = tiny_models.unet_without_weights(family)
+    for convolutions, wanted in zip((False, True), count, strict=True):
+        trained = layers.unet_layers(model, convolutions)
+        names = layers.unet_vectors(model, trained)
+        assert len(set(names.values())) == len(names) == wanted
+        biases = {name.removesuffix(".diff_b") for name in names.values() if name.endswith(".diff_b")}
+        assert biases <= set(trained.values())  # nothing but a bias is a layer that other programs refuse
+        others = {name.rpartition(".")[0] for name in names.values()} - biases
+        assert others <= comfy.lora.model_lora_keys_unet(model.model, {}).keys()
+        numbers = sum(model.model.diffusion_model.get_parameter(name).numel() for name in names)
+        assert round(2 * numbers / 1e6) == {"sd15-full": 1, "sdxl-full": 3}[family]  # MB, as the tooltip says
 
 
 @families
@@ -161,6 +176,25 @@ def test_convolutions_are_trained_where_wanted(model, clip, folders):
     assert len(applied.patches) == len([key for key in content if key.endswith(".alpha")])
 
 
+@families
+def test_norms_and_biases_are_trained_where_wanted_and_the_stock_loader_takes_them(family, folders, caplog):
+    model, clip = tiny_models.unet(family), text_encoder(family)
+    before = sampled(model, clip)
+    changed, read, *_, file = teach(model, clip, biases=True)
+    content = written(folders, file)
+    vectors = {key: change for key, change in content.items() if key.endswith(("w_norm", "b_norm", "diff_b"))}
+    assert len(vectors) == len(layers.unet_vectors(model, layers.unet_layers(model, convolutions=False))) > 50
+    assert all(change.any() for key, change in vectors.items() if "attn2_to_out" in key or key.endswith("w_norm"))
+    again, text = comfy.sd.load_lora_for_models(model, clip, content, 1.0, 1.0)
+    assert "not loaded" not in caplog.text
+    assert torch.equal(sampled(again, text), sampled(changed, read))
+    without = {key: change for key, change in content.items() if key not in vectors}
+    harness.assert_acts(
+        sampled(comfy.sd.load_lora_for_models(model, clip, without, 1.0, 1.0)[0], text), sampled(again, text)
+    )
+    assert torch.equal(sampled(model, clip), before)
+
+
 # ---- its habits
 
 
@@ -176,13 +210,15 @@ def test_the_same_seed_is_the_same_file_whatever_was_drawn_before(model, clip, f
     assert not same(folders, first, teach(model, clip, seed=1)[-1])
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_checkpointing_changes_nothing(model, clip, folders, checkpointing):
-    first = teach(model, clip, epochs=1, checkpointing=True)[-1]
-    assert same(folders, first, teach(model, clip, epochs=1, checkpointing=checkpointing)[-1])
+@pytest.mark.parametrize("biases", [True, False])
+def test_checkpointing_changes_nothing(model, clip, folders, biases):
+    files = [teach(model, clip, epochs=1, biases=biases, checkpointing=how)[-1] for how in (True, False)]
+    assert same(folders, *files)
 
 
-@pytest.mark.parametrize("more", [{}, {"accumulation": 2, "batch_size": 2, "flip": True, "caption_dropout": 0.3}])
+@pytest.mark.parametrize(
+    "more", [{}, {"accumulation": 2, "batch_size": 2, "flip": True, "caption_dropout": 0.3}, {"biases": True}]
+)
 def test_a_resumed_training_ends_as_one_that_was_never_stopped(model, clip, folders, more):
     settings = {"epochs": 3, "save_every": 1, "keep_state": "with every file", **more}
     whole = teach(model, clip, **settings)[-1]
@@ -340,6 +376,13 @@ def test_every_setting_reaches_its_field():
     chosen = LoRASettings.of({"preset": PAPER, "epochs": 3, "rank": 9})
     assert (chosen.epochs, chosen.repeats, chosen.learning_rate, chosen.text_rate) == (20, 5, 1e-4, 1e-5)
     assert chosen.rank == 9
+
+
+def test_the_preset_for_a_style_leaves_the_numbers_as_they_are_set():
+    chosen = LoRASettings.of({"preset": STYLE, "epochs": 3, "rank": 9, "learning_rate": 5e-4})
+    own = LoRASettings(epochs=3, rank=9, learning_rate=5e-4)
+    wanted = {"convolutions": True, "biases": True, "loss_weight": PICTURE, "schedule": CONSTANT}
+    assert chosen == replace(own, **wanted)
 
 
 def test_the_papers_steps():
