@@ -61,7 +61,7 @@ def by_torchao(groups: Groups, decay: float) -> Optimiser:
 
     try:
         from torchao.optim import AdamW8bit
-    except ImportError:  # before version 0.11
+    except ImportError:  # its place in older versions
         from torchao.prototype.low_bit_optim import AdamW8bit
 
     class Uncompiled(AdamW8bit):
