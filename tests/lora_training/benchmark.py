@@ -57,7 +57,7 @@ FIGURE_14 = ["cat, park"] * 25, 30  # prompts, steps
 READ = ("species", "pose", "side", "place")  # what the judge is asked of pictures in another style
 COLUMNS = {
     "distance": "distance", "distance +-": "+-", "shown": "shown", "followed": "followed", "heart": "learned by heart",
-    "seconds": "s a step", "peak": "peak MB",
+    "seconds": "processor s a step", "peak": "peak MB",
 }  # fmt: skip
 
 
@@ -256,10 +256,10 @@ def over_trainings(several: list[dict[str, float]]) -> dict[str, float]:
 
 def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, torch.Tensor]:
     """(numbers, pictures) of one training."""
-    began = time.monotonic()
+    began = time.process_time()
     with torch.inference_mode():
         model, clip, written = WAYS[name][1](pocket, lesson)
-    seconds = time.monotonic() - began
+    seconds = time.process_time() - began
     steps = len(lesson.captions) * pocket.options.repeats * pocket.options.epochs
     told = [f"{prompt}, {lesson.style}" if name in ("prompt", "words") else prompt for prompt in lesson.asked]
     with torch.inference_mode():
