@@ -60,7 +60,8 @@ def straight_line_denoised(x: Tensor, x_next: Tensor, sigma: float, sigma_next: 
 def departure(x: Tensor, path: Tensor, weight: Tensor) -> Tensor:
     """How far a latent is from a path, root mean square over a region: sqrt(sum w (x - p)^2 / (C sum w)).
 
-    x (B, C, H, W), path (B or 1, C, H, W), weight w (B or 1, 1, H, W) in 0..1 -> (B,) in float32; 0 where w is.
+    x (B, C, ...), path (B or 1, C, ...), weight w (B or 1, 1, ...) in 0..1 over the same H, W or F, H, W -> (B,) in
+    float32; 0 where w is.
     """
     squares = ((x.float() - path.float()).pow(2).mean(1, keepdim=True) * weight).flatten(1).sum(1)
     return (squares / weight.float().flatten(1).sum(1).clamp_min(1e-12)).sqrt()

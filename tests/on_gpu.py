@@ -109,7 +109,7 @@ def cost(options: argparse.Namespace, work: Path, seconds: float) -> list[str]:
     small = ["--tiny", "--repeats", "1", "--steps", "2", "--tuned-steps", "2", "--iterations", "1"]
     rest = small if options.tiny else ["--repeats", "3", "--steps", "10"]
     script = [sys.executable, str(TESTS / "prepared.py"), "cost.benchmark"]
-    return [*script, "--device", options.device, "--output", str(work), *rest]
+    return [*script, "--ours", "--device", options.device, "--output", str(work), *rest]
 
 
 def training(stage: str) -> Callable[[argparse.Namespace, Path, float], list[str]]:

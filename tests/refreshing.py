@@ -60,6 +60,13 @@ def sweep(*settings: str, first: int, scenes: int, steps: int = 20) -> Step:
     return Step("kv.benchmark", run, results(*(f"kv_{name}.json" for name in settings)))
 
 
+def lora(files: tuple[tuple[str, str], ...], *how: str, rows: tuple[str, ...]) -> Step:
+    """LoRAs of a few pictures beside the host's trainer, at the host's rate."""
+    return Step("lora_training.benchmark", ("--rate", "5", *how, "--rows", *rows), files)
+
+
+SHORT = ("--epochs", "4", "--curve", "0")
+TWELVE = ("--pictures", "12", "--epochs", "12", "--curve", "0")
 STEPS = {
     "pocket": Step("pocket.benchmark", ("--images", "64"), (("pocket.png", "tests/pocket/samples.jpg"),)),
     "identity": Step("pocket.validate_metrics"),
@@ -107,16 +114,32 @@ STEPS = {
         results("multimodal.json", "multimodal.md", "multimodal.jpg"),
     ),
     "pose": Step("pose_control.benchmark", (), results("pose_control.json", "pose_control.jpg")),
-    "lora": Step(
-        "lora_training.benchmark",
-        ("--rate", "5", "--rows", "prompt", "host", "unet", "conv", "dropped", "offset", "debiased"),
-        results("lora_ink.json", "lora_ink.png"),
+    "lora": lora(
+        results("lora_ink.json", "lora_ink.png", "lora_ink_figure_14.png"),
+        "--figure-14",
+        "style",
+        rows=("prompt", "host", "unet", "conv", "dropped", "offset", "biases", "style", "debiased"),
     ),
-    "lora_short": Step(
-        "lora_training.benchmark",
-        ("--rate", "5", "--epochs", "4", "--curve", "0", "--rows", "host", "picture", "debiased", "annealed"),
+    "lora_short": lora(
         (("lora_ink.json", f"{RESULTS}/lora_ink_short.json"),),
+        *SHORT,
+        rows=(
+            "host", "unet", "picture", "style", "debiased", "annealed", "words", "snr", "rank4", "rank32", "both",
+        ),
     ),
+    "lora_seeds": lora(
+        (("lora_ink.json", f"{RESULTS}/lora_ink_seeds.json"),), *SHORT, "--trainings", "3", rows=("host", "biases", "style")
+    ),
+    **{
+        f"lora_{concept}": lora(
+            results(f"lora_{concept}.json", f"lora_{concept}.png"),
+            "--concept",
+            concept,
+            *TWELVE,
+            rows=("prompt", "host", "unet", "style", "both"),
+        )
+        for concept in ("fox", "zigzag")
+    },
     "text": Step("text_control.benchmark", (), results("text_control.json", "text_control.md", "text_control.jpg")),
     "text_style": Step("text_control.benchmark", ("--lora-steps", "700"), results("text_lora.json", "text_lora.jpg")),
 }  # fmt: skip

@@ -194,7 +194,9 @@ def sample(model: Any, positive: list, negative: list, empty: torch.Tensor, **se
     return sampling.sample(noise, positive, negative, **given)
 
 
-def own_run(model: Any, family: str, pictures: int = 1, seed: int = 1, tokens: int = 9, **settings: Any) -> tuple:
+def own_run(
+    model: Any, family: str, pictures: int = 1, seed: int = 1, tokens: int = 9, frames: int = 1, **settings: Any
+) -> tuple:
     """(the trajectory of the model's own run down, what it draws): the source's levels meet an edit's exactly."""
     from comfy.patcher_extension import WrappersMP
     from palimpsest.nodes import host
@@ -208,7 +210,7 @@ def own_run(model: Any, family: str, pictures: int = 1, seed: int = 1, tokens: i
     looked = model.clone()
     looked.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "keep", keep)
     positive = prompt(family, 1, tokens)
-    out = sample(looked, positive, prompt(family, 2), latent(family, pictures), **given)
+    out = sample(looked, positive, prompt(family, 2), latent(family, pictures, frames=frames), **given)
     latents = [x.squeeze(2) if x.ndim == 5 else x for _, x in found]
     clean = model.model.process_latent_in(out.clone())
     latents.append(clean.squeeze(2) if clean.ndim == 5 else clean)

@@ -167,8 +167,7 @@ class RequireWords:
         if guider.model_options.get("transformer_options", {}).get(host.OF_A_NODE):
             return
         refuse_without_words(run.every_cond, "Cross-Attention Mask")
-        texts = [text for text in (cond.get("cross_attn") for cond in run.every_cond) if text is not None]
-        if not any(self.words.offsets(text) for text in texts):
+        if not self.words.among(run.every_cond):
             raise ValueError(
                 f"the words {self.words.quoted} of {self.technique} are in no prompt that is sampled: theirs was "
                 f"averaged, or encoded by another CLIP or LoRA. Connect the positive output of {self.source} to the "

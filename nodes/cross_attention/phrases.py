@@ -1,7 +1,8 @@
 """A phrase of its own for a region: encoded by itself, put behind the prompt, and seen by one part of the picture only.
 
 Masked words of one sentence were read together by the text encoder, and each has left something in the others. A phrase
-that is encoded alone has not.
+that is encoded alone has not. Where the network makes another text of the encoded one, each phrase waits beside the
+prompt and is adapted alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ...kernels.cross_attention_mask import feathered
 from .. import host
 from ..quoting import quoted
 from ..settings import Settings
-from ..words import ChosenWords, without_padding
+from ..words import ChosenWords, rows_of, without_padding
 from .attention import NAME, attach
 from .regions import MODES, Hidden, Region
 
@@ -44,23 +45,27 @@ def add_phrase(
 
     Raises ValueError for an empty phrase, one of another model's text encoder, what is no mask, and an empty span.
     """
-    if (family := host.family_of(model)) is not None and family.adapted:
-        raise ValueError(
-            f"{TECHNIQUE} puts a phrase behind the prompt, and {family.name} makes one text of both before the picture "
-            "looks at it: write the phrase into the prompt, and use Select Words with Cross-Attention Mask."
-        )
-    phrase = encoded(clip, settings.phrase)
-    joined = [(behind(tensor, phrase), with_mask(extra, tensor, phrase)) for tensor, extra in positive]
-    own = ChosenWords((settings.phrase.strip(),), (tuple(range(phrase.shape[1])),), phrase)
+    family = host.family_of(model)
+    adapted = family is not None and family.adapted
+    phrase = encoded(clip, settings.phrase, adapted)
+    joined = [(beside if adapted else behind)(tensor, extra, phrase) for tensor, extra in positive]
+    own = ChosenWords(
+        (settings.phrase.strip(),),
+        (tuple(range(phrase.rows)),),
+        phrase.text,
+        length=phrase.rows,
+        phrase=phrase.name if adapted else "",
+        nth=len(rows_of(phrase.text[0], positive[0][0])),
+    )
     regions = [region(model, own, mask, settings, remarks)]
     if settings.prompt_inside < 1:
         texts = [tensor[:1] for tensor, _ in positive]
-        rows = tuple(range(min(text.shape[1] for text in texts)))
-        prompt = ChosenWords(("the prompt",), (rows,), texts[0], tuple(texts[1:]))
+        rows = min(host.adapted_rows(text, extra.get(host.IDS)) for text, extra in positive)
+        prompt = ChosenWords(("the prompt",), (tuple(range(rows)),), texts[0], tuple(texts[1:]), rows, nth=0)
         regions.append(region(model, prompt, mask, settings, remarks, outside=1 - settings.prompt_inside))
     patched = model.clone()
     attach(patched, host.word_layers(model, TECHNIQUE), regions=tuple(regions))
-    return patched, [list(each) for each in joined]
+    return patched, joined
 
 
 def region(
@@ -91,8 +96,8 @@ def region(
     )
 
 
-def encoded(clip: Any, phrase: str) -> Tensor:
-    """(1, L, D) a phrase as the text encoder reads it alone, without what pads it."""
+def encoded(clip: Any, phrase: str, adapted: bool) -> host.Phrase:
+    """A phrase as the text encoder reads it alone, without what pads it; adapted: for a network that adapts text."""
     if clip is None:
         raise ValueError("clip is empty: this checkpoint holds no text encoder; connect one (Load CLIP).")
     if not phrase.strip():
@@ -103,17 +108,37 @@ def encoded(clip: Any, phrase: str) -> Tensor:
             f"the text encoder changes during the sampling and gives {len(made)} texts of {quoted(phrase)}: connect "
             "the clip from before that schedule."
         )
-    return made[0][0][:, : without_padding(clip, phrase, made[0][0].shape[1])]
+    (text, extra), name = made[0], uuid.uuid4().hex
+    if adapted:
+        return host.Phrase(name, text, extra.get(host.IDS), extra.get(host.WEIGHTS))
+    return host.Phrase(name, text[:, : without_padding(clip, phrase, text.shape[1])])
 
 
-def behind(text: Tensor, phrase: Tensor) -> Tensor:
-    """(B, L + P, D) a prompt with a phrase behind it. Raises ValueError where another encoder made the prompt."""
-    if text.shape[-1] != phrase.shape[-1]:
+def behind(text: Tensor, extra: dict, phrase: host.Phrase) -> list:
+    """A prompt (B, L, D) with a phrase behind it, (B, L + P, D)."""
+    require_one_encoder(text, extra, phrase)
+    own = phrase.text.to(text).expand(len(text), -1, -1)
+    return [torch.cat([text, own], 1), with_mask(extra, text, phrase.text)]
+
+
+def beside(text: Tensor, extra: dict, phrase: host.Phrase) -> list:
+    """A prompt (B, L, D) as it was, with a phrase that stands behind the text that the network makes of it."""
+    require_one_encoder(text, extra, phrase)
+    return [text, extra | {host.PHRASES: (*extra.get(host.PHRASES, ()), phrase)}]
+
+
+def require_one_encoder(text: Tensor, extra: dict, phrase: host.Phrase) -> None:
+    """Raise ValueError where another encoder made the prompt (B, L, D) than the phrase."""
+    if text.shape[-1] != phrase.text.shape[-1]:
         raise ValueError(
-            f"positive has {text.shape[-1]} channels, the phrase {phrase.shape[-1]}: connect the clip that encoded the "
-            "prompt."
+            f"positive has {text.shape[-1]} channels, the phrase {phrase.text.shape[-1]}: connect the clip that "
+            "encoded the prompt."
         )
-    return torch.cat([text, phrase.to(text).expand(len(text), -1, -1)], 1)
+    if extra.get(host.IDS) is not None and phrase.ids is None:
+        raise ValueError(
+            "positive has tokens for the model's text adapter, and this clip gives the phrase none: connect the clip "
+            "that encoded the prompt."
+        )
 
 
 def with_mask(extra: dict, text: Tensor, phrase: Tensor) -> dict:
@@ -134,5 +159,5 @@ def report(mask: Tensor, settings: PhraseSettings, positive: list, family: host.
         told.append(f"there the prompt has {settings.prompt_inside:.0%} of its weight")
         if family is not None and family.pooled:
             told.append("its pooled vector acts everywhere")
-    told.append(f"{positive[0][0].shape[1]} tokens in all")
+    told.append(f"{host.tokens_in(*positive[0])} tokens in all")
     return "; ".join(told)

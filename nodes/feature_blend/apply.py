@@ -69,6 +69,13 @@ def grown(mask: Tensor, cells: float, latent: tuple[int, int]) -> Tensor:
     return dilated(mask) if cells > 0 else 1 - dilated(1 - mask)
 
 
+def of_latent_frames(model: Any, mask: Tensor, trajectory: host.Trajectory) -> Tensor:
+    """A MASK (B, h, w) of a clip's frames as one for each frame of its latent; any other as it is."""
+    if trajectory.frames == 1 or mask.ndim < 3 or len(mask) == 1:
+        return mask
+    return host.masks_of_frames(mask, trajectory.frames, host.video_ratio(model.model))
+
+
 @dataclass(frozen=True)
 class Applied:
     """A model that blends, and what a person should know of it."""
@@ -147,7 +154,7 @@ def apply(
     if mask is not None:
         latent = trajectory.latents.shape[-2:]
         said += [unlike] if (unlike := host.stretched(mask, latent)) else []
-        mask = grown(host.as_encoded(mask, latent), settings.grow_mask, latent)
+        mask = of_latent_frames(model, grown(host.as_encoded(mask, latent), settings.grow_mask, latent), trajectory)
         said += nowhere(mask, settings, alphas)
     source = SOURCE_LATENTS[settings.source_latents](trajectory, settings.seed)
     held = held_latents(model, source, settings, mask, heard)

@@ -50,8 +50,8 @@ class Recording:
 class Blending:
     """In a pass of the edit: blend the source's features in, in cond and uncond rows alike.
 
-    features: the source's, (B or 1, C, h, w). sources: which of them each blended feature is mixed with. mask
-    (pictures, h, w) of any size; weights: what was made of it, kept over a run.
+    features: the source's, (B or 1, C, h, w), of a clip (B or 1, C, F, h, w). sources: which of them each blended
+    feature is mixed with. mask (pictures or F, h, w) of any size; weights: what was made of it, kept over a run.
     """
 
     features: Mapping[Feature, Tensor]
@@ -61,7 +61,7 @@ class Blending:
     weights: dict[tuple, Tensor] = field(default_factory=dict)
 
     def meet(self, key: Feature, h: Tensor, options: dict) -> Tensor:
-        """h (R, C, h, w), blended if this feature was chosen."""
+        """h (R, C, h, w) or (R, C, F, h, w), blended if this feature was chosen."""
         if key not in self.alphas:
             return h
         chunks, pictures = host.chunk_rows(options, len(h))
@@ -81,13 +81,17 @@ class Blending:
     def weight(
         self, key: Feature, area: host.Area | None, frames: host.Frames, pictures: int, like: Tensor
     ) -> Tensor | float:
-        """The edit's share of a feature or of a crop of it, a number or (pictures, 1, h, w); made once a run."""
+        """The edit's share of a feature or of a crop of it, a number, (pictures, 1, h, w) or (1, 1, F, h, w); made once
+        a run."""
         if self.mask is None:
             return maths.blend_weight(None, *self.alphas[key])
-        name = (key, area, frames if len(self.mask) > 1 else None, pictures, like.shape[-2:], like.dtype, like.device)
+        name = (key, area, frames if len(self.mask) > 1 else None, pictures, like.shape[2:], like.dtype, like.device)
         if name not in self.weights:
             mask = self.mask if area is None else area.crop(self.mask)
-            small = host.rows_of_frames(mask, frames, pictures, *like.shape[-2:])
+            if like.ndim == 5:
+                small = host.rows_on(mask, like)
+            else:
+                small = host.rows_of_frames(mask, frames, pictures, *like.shape[2:])
             self.weights[name] = maths.blend_weight(small, *self.alphas[key]).to(like)
         return self.weights[name]
 
@@ -120,8 +124,9 @@ def crop(feature: Tensor, area: host.Area | None, size: tuple[int, int]) -> Tens
 class BlendFeatures:
     """What is blended with what, and when; host.reference.Wanted. alphas and sources are keyed by the blended features.
 
-    Without alphas nothing is. mask (1 or B, h, w): white where the first of two alphas acts. path: what is looked at,
-    whether the latent lies where the source's features mean anything; without it they act on any.
+    Without alphas nothing is. mask (1 or B, h, w), of a clip (1 or F, h, w): white where the first of two alphas acts.
+    path: what is looked at, whether the latent lies where the source's features mean anything; without it they act on
+    any.
     """
 
     trajectory: host.Trajectory
@@ -137,9 +142,9 @@ class BlendFeatures:
         return frozenset(self.sources.values() if self.alphas and sigma in self.window else ())
 
     def numbers(self, model: Any, sigma: float) -> int:
-        """Numbers in those features of a picture."""
+        """Numbers in those features of a picture, or of a clip."""
         size, kept = self.trajectory.latents.shape[-2:], self.kinds(sigma)
-        return sum(layer.elements(*size) for layer in blendable(model) if layer.key in kept)
+        return self.trajectory.frames * sum(layer.elements(*size) for layer in blendable(model) if layer.key in kept)
 
     def patch(self, patched: Any) -> None:
         """Meet features on a clone."""
@@ -150,7 +155,11 @@ class BlendFeatures:
         return Recording(self.kinds(sigma))
 
     def follows(self, x: Tensor, sigma: float, run: host.Run) -> bool:
-        """Whether the latent lies on the source's path anywhere that features act."""
+        """Whether the latent lies on the source's path anywhere that features act.
+
+        Raises ValueError for a clip of another number of frames.
+        """
+        self.trajectory.check_frames(x)
         return self.path is None or self.path.left(x, sigma, run) != self.path.where
 
     def acting(self, sigma: float, pieces: host.Pieces, run: host.Run) -> Blending:

@@ -40,8 +40,8 @@ class HeldRun:
 class HeldLatents:
     """What the latent is held to, where and until when.
 
-    mask (1 or B, h, w): black where it is held, at noise levels above `above`; without it nowhere. released_code: as
-    PFB-Diff's code has it (PalimpsestFeatureBlend).
+    mask (1 or B, h, w), of a clip (1 or F, h, w): black where it is held, at noise levels above `above`; without it
+    nowhere. released_code: as PFB-Diff's code has it (PalimpsestFeatureBlend).
     """
 
     trajectory: host.Trajectory
@@ -64,11 +64,10 @@ class HeldLatents:
         return run.kept(self.name, HeldRun)
 
     def rows(self, x: Tensor, run: HeldRun) -> Tensor:
-        """The mask on the latent's grid, (B, 1, H, W), of a clip of one frame (B, 1, 1, H, W)."""
+        """The mask on the latent's grid, (B, 1, H, W), of clips (B, 1, 1, H, W) or (1, 1, F, H, W)."""
         name = (tuple(x.shape), x.device)
         if name not in run.masks:
-            rows = host.picture_rows(self.mask, len(x), *x.shape[-2:]).to(x)
-            run.masks[name] = host.in_dimensions_of(rows, x)
+            run.masks[name] = host.rows_on(self.mask, x).to(x)
         return run.masks[name]
 
     def target(self, sigma: float, sigma_next: float) -> Tensor:

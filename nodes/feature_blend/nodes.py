@@ -107,7 +107,9 @@ class FeatureBlend(io.ComfyNode):
                 inputs.source_features(
                     "cached: the source's features are recorded when this node runs (one row a level) and kept in "
                     "memory; sampling then costs nothing more. same step: made beside every step, half as much again "
-                    "with guidance, no memory. auto: cached where it fits in a quarter of the free memory."
+                    "with guidance, no memory but the GPU's for one step. auto: cached where it fits in a quarter of "
+                    "the free memory. A clip takes as many times a picture's memory as its latent has frames: a block "
+                    "of Wan 14B at 832 x 480, 81 frames, 0.34 GB a level; layers 'out' keeps it to one block."
                 ),
                 io.Boolean.Input(
                     "released_code",
@@ -135,7 +137,7 @@ class FeatureBlend(io.ComfyNode):
                     optional=True,
                     tooltip="White where the edit may act, black where the source stays: the object to recolour, or "
                     "everything but the animal to change the place. Any size, soft edges allowed, one for all or one "
-                    "a picture.",
+                    "a picture; of a clip of a video model one for each frame.",
                 ),
                 sockets.BlendWeights.Input(
                     "blend_weights",

@@ -41,7 +41,8 @@ class Followed:
 class Path:
     """The source's path, and where features act on it: inside, outside of a mask (1 or B, h, w).
 
-    held: what the latent is held to outside of it, or None; held_on: the noise level above which it may be held longer.
+    A clip has a mask for all or each of its frames. held: what the latent is held to outside of it, or None; held_on:
+    the noise level above which it may be held longer.
     """
 
     trajectory: host.Trajectory
@@ -53,7 +54,7 @@ class Path:
     name: str = field(default_factory=lambda: host.source_name("feature_blend.path"))
 
     def left(self, x: Tensor, sigma: float, run: host.Run) -> frozenset[str]:
-        """Where the latent x (B, C, H, W) at a noise level has left the path; once left it stays so for the run."""
+        """Where the latent x at a noise level, (B, C, H, W) or a clip's, has left the path; it stays so for the run."""
         followed = run.kept(self.name, Followed)
         where = self.where - followed.left
         if self.held is not None and self.held.at(sigma, run):
@@ -82,12 +83,12 @@ class Path:
         return [region for region, distance in zip(where, apart, strict=True) if distance > farthest]
 
     def weight(self, region: str, x: Tensor, followed: Followed) -> Tensor:
-        """A region's share of each cell of the latent, (B or 1, 1, H, W)."""
+        """A region's share of each cell of the latent, (B or 1, 1, H, W) or (1, 1, F, H, W)."""
         if self.mask is None:
-            return x.new_ones(1, 1, *x.shape[-2:])
+            return x.new_ones(1, 1, *x.shape[2:])
         key = (tuple(x.shape), x.device)
         if key not in followed.masks:
-            followed.masks[key] = host.picture_rows(self.mask, len(x), *x.shape[-2:]).to(x)
+            followed.masks[key] = host.rows_on(self.mask, x).to(x)
         inside = followed.masks[key]
         return inside if region == INSIDE else 1 - inside
 

@@ -1,5 +1,6 @@
 """All that knows ComfyUI: its models, options and dictionaries. Techniques import this front, as `host`."""
 
+from .adapted import IDS, PHRASES, WEIGHTS, Phrase, adapted_rows, tokens_in
 from .agreement import UNHEARD, Recorded, Remarks, compare_runs
 from .areas import Area, whole_grid
 from .attention import (
@@ -51,7 +52,7 @@ from .frames import EVERY, Frames, pick_rows, showing, windows_part_prompts
 from .gradient import with_fixed_controls
 from .joint import JointAttention, Sequence, replace_joint
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
-from .masks import masks_of_frames, one_colour, picture_rows, rows_of_frames, stretched
+from .masks import masks_of_frames, one_colour, picture_rows, rows_of_frames, rows_on, stretched
 from .model import (
     AttentionLayer,
     Grid,
@@ -106,12 +107,15 @@ __all__ = [
     "DIFFUSION",
     "EVERY",
     "FLOW",
+    "IDS",
     "LOWEST",
     "OF_A_NODE",
+    "PHRASES",
     "SAME_STEP",
     "SELF_ATTENTION",
     "SOURCE_FEATURES",
     "UNHEARD",
+    "WEIGHTS",
     "Area",
     "AttentionLayer",
     "Family",
@@ -122,6 +126,7 @@ __all__ = [
     "LayerKey",
     "ModelCall",
     "Part",
+    "Phrase",
     "PictureChannels",
     "Pieces",
     "Place",
@@ -137,6 +142,7 @@ __all__ = [
     "VisitLevels",
     "Window",
     "acts",
+    "adapted_rows",
     "as_encoded",
     "as_sampled",
     "attach_source",
@@ -202,6 +208,7 @@ __all__ = [
     "require_width",
     "require_words",
     "rows_of_frames",
+    "rows_on",
     "run_attention",
     "run_of",
     "same_layout",
@@ -219,6 +226,7 @@ __all__ = [
     "stretched",
     "text_width",
     "thirds",
+    "tokens_in",
     "told",
     "transformer_parts",
     "uncompiled",

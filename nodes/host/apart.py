@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .adapted import IDS, adapted_rows
 from .call import NAME, ModelCall
 from .families import Family
 from .model import LayerKey
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .joint import Sequence
 
 PICTURE, VISION, TEXT = "picture", "vision", "text"
-LEAST_ADAPTED = 512  # to how many tokens Anima pads the text that it makes
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +35,7 @@ class Seen:
 
 def text_length(text: Tensor | None, conds: Mapping[str, Any]) -> int:
     """Tokens of text that the picture looks at. Outside of inference the host lets Anima adapt its text in the call."""
-    ids = conds.get("t5xxl_ids")
-    if ids is not None:
-        return max(ids.shape[-1], LEAST_ADAPTED)
-    return 0 if text is None else text.shape[1]
+    return 0 if text is None else adapted_rows(text, conds.get(IDS))
 
 
 def seen_apart(

@@ -36,7 +36,10 @@ def block_outputs(model: Any, family: Family) -> list[Block]:
 
 @dataclass(frozen=True)
 class Meeting:
-    """The step that meets a call's features: step.meet(block, h (R, C, h, w), options) -> h."""
+    """The step that meets a call's features: step.meet(block, h, options) -> h.
+
+    h is (R, C, h, w), of a clip of several frames (R, C, F, h, w).
+    """
 
     step: Any
     sequence: Sequence
@@ -48,7 +51,8 @@ class Meeting:
         The same tensor where nothing changes; else a new one, for some networks write into what a block gives back.
         """
         image = slice(first, first + self.sequence.places)
-        given = tokens[:, image].transpose(1, 2).unflatten(2, self.sequence.grid)
+        frames, grid = self.sequence.frames, self.sequence.grid
+        given = tokens[:, image].transpose(1, 2).unflatten(2, (frames, *grid) if frames > 1 else grid)
         h = self.step.meet(block, given, self.options)
         if h is given:
             return tokens
@@ -97,7 +101,7 @@ class MeetBlocks(EachCall):
         network = model.diffusion_model
         require_no_references(self.family, network, conds)
         sequence = sequence_of(self.family, network, x, text, conds)
-        if sequence.frames > 1:
+        if sequence.frames > 1 and not self.family.apart:
             raise ValueError(
                 f"blocks of {self.family.name} are met for one picture at a time, the latent has {sequence.frames} "
                 "frames: sample a single picture."

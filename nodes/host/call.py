@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from .adapted import IDS, TEXT, phrase_starts, with_phrases
 from .areas import Area
 from .frames import EVERY, Frames, shown_frames
 from .model import Grid
@@ -62,12 +63,14 @@ class Window:
 class Prompt:
     """A sampled prompt: its text (B, L, D) or None, and whether the host takes it for a negative one.
 
-    encoded: what the network made that text of, where it makes another one (Anima).
+    encoded: what the network made that text of, where it makes another one (Anima). phrases: the first row of each
+    phrase behind it, by name.
     """
 
     text: Tensor | None
     negative: bool
     encoded: Tensor | None = None
+    phrases: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -101,7 +104,7 @@ class Run(Keeps):
         named = [(cond, name) for name, group in self.conds.items() for cond in group]
         self.negative = {cond["uuid"]: cond.get("prompt_type", name) == "negative" for cond, name in named}
         self.prompts: dict[tuple, Prompt] = {}
-        self.encoded: dict[int, Tensor | None] = {}
+        self.made_of: dict[int, tuple[Tensor | None, dict[str, int]]] = {}
 
     @property
     def every_cond(self) -> list[dict]:
@@ -119,12 +122,12 @@ class Run(Keeps):
             for cond in group or ():
                 kind = group[0].get("prompt_type") == "negative"
                 text, negative = sampled_text(cond), self.negative.get(group[0]["uuid"], kind)
-                encoded = self.encoded.setdefault(id(text), encoded_text(cond))  # copies stand behind what they copy
+                made_of = self.made_of.setdefault(id(text), parts_of(cond, text))  # copies stand behind what they copy
                 cut = frames.shown is not None and text is not None and len(text) > 1
                 name = (index, cond["uuid"], frames) if cut else id(text)
                 kept = self.prompts.get((name, negative))
                 if kept is None or (cut and not same_text(kept.text, text)):
-                    kept = self.prompts[name, negative] = Prompt(text, negative, encoded)
+                    kept = self.prompts[name, negative] = Prompt(text, negative, *made_of)
                 found[index, cond["uuid"]] = kept
         return found
 
@@ -135,13 +138,15 @@ def sampled_text(cond: dict) -> Tensor | None:
     Beside a prompt limited to an area the host puts copies of that one among the others, with their text in
     model_conds only; even its id is the same.
     """
-    found = cond.get("model_conds", {}).get("c_crossattn")
+    found = cond.get("model_conds", {}).get(TEXT)
     return cond.get("cross_attn") if found is None else found.cond
 
 
-def encoded_text(cond: dict) -> Tensor | None:
-    """What a text encoder gave for one of the host's prompts, where the network makes another text of it."""
-    return cond.get("cross_attn") if cond.get("t5xxl_ids") is not None else None
+def parts_of(cond: dict, text: Tensor | None) -> tuple[Tensor | None, dict[str, int]]:
+    """(what a text encoder gave for one of the host's prompts, where the network makes another text of it; where the
+    phrases behind it begin in that text)."""
+    encoded = cond.get("cross_attn") if cond.get(IDS) is not None else None
+    return encoded, {} if text is None else phrase_starts(cond, text.shape[1])
 
 
 def same_text(a: Tensor, b: Tensor) -> bool:
@@ -265,9 +270,10 @@ class PerRun:
 def note_prompts(
     executor: Any, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict, **kwargs: Any
 ) -> Any:
-    """CALC_COND_BATCH wrapper: note prompts, areas and frames while the host still names them."""
+    """CALC_COND_BATCH wrapper: note prompts, areas and frames while the host still names them, and add phrases."""
     options = model_options.get("transformer_options", {})
     run, frames = options.get(RUN) or Run(), shown_frames(model_options, x)
+    conds = with_phrases(conds, model, x.device, run.kept)
     areas = areas_of(conds, tuple(x.shape[-2:]))
     noted = {RUN: run, PROMPTS: run.note(conds, frames), AREAS: areas, FRAMES: frames}
     return executor(model, conds, x, timestep, model_options | {"transformer_options": options | noted}, **kwargs)

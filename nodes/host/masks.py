@@ -39,6 +39,18 @@ def rows_of_frames(mask: Tensor, frames: Frames, pictures: int, height: int, wid
     return frames.rows(whole).expand(pictures, -1, -1, -1)
 
 
+def rows_on(mask: Tensor, x: Tensor) -> Tensor:
+    """picture_rows of a MASK on the grid of x (B, C, H, W), or of clips (B, C, F, H, W), whose masks are their frames'.
+
+    (B, 1, H, W); of clips (1, 1, F, H, W), and (B, 1, 1, H, W) where they have one frame.
+    """
+    size = x.shape[-2:]
+    if x.ndim == 5 and x.shape[2] > 1:
+        return picture_rows(mask, x.shape[2], *size).movedim(0, 1)[None]
+    rows = picture_rows(mask, len(x), *size)
+    return rows.unsqueeze(2) if x.ndim == 5 else rows
+
+
 def masks_of_frames(mask: Tensor, frames: int, ratio: int) -> Tensor:
     """A MASK (B, h, w) of a video's frames, or of those of its latent, as one for each of the latent's (frames, h, w).
 

@@ -26,7 +26,8 @@ class Trajectory:
     sigmas: T+1 noise levels, descending, the last one 0. latents (T+1, B, C, H, W) float32 on the CPU, at those
     levels, in the model's latent scale and the host's x: x_0 + sigma eps of a diffusion model, (1 - sigma) x_0 + sigma
     eps of a flow-matching one (flow); contextual: with the bias that a context adapter gives each level. A picture of a
-    video model lies without its one frame's dimension. The fingerprints name the prompt and the architecture.
+    video model lies without its one frame's dimension, a clip with it, (T+1, B, C, F, H, W). The fingerprints name the
+    prompt and the architecture.
     """
 
     sigmas: tuple[float, ...]
@@ -43,13 +44,23 @@ class Trajectory:
         return self.latents.shape[1]
 
     @property
+    def frames(self) -> int:
+        """Frames F of the latent; 1 of a picture."""
+        return self.latents.shape[3] if self.latents.ndim == 6 else 1
+
+    @property
     def steps(self) -> int:
         """Number of steps T between the T+1 levels."""
         return len(self.sigmas) - 1
 
     def require_sound(self) -> None:
         """Raise ValueError where levels and latents do not go together."""
-        if self.latents.ndim != 5 or len(self.latents) != len(self.sigmas) or self.steps < 1 or self.sigmas[-1] != 0:
+        if (
+            self.latents.ndim not in (5, 6)
+            or len(self.latents) != len(self.sigmas)
+            or self.steps < 1
+            or self.sigmas[-1] != 0
+        ):
             raise ValueError(
                 f"the trajectory has {len(self.sigmas)} noise levels for latents of shape {tuple(self.latents.shape)}: "
                 "connect one of Invert Picture."
@@ -62,8 +73,8 @@ class Trajectory:
         return same_latent(latent, self.latents[0])
 
     def check_batch(self, x: Tensor) -> None:
-        """Refuse a batch or a picture size other than the trajectory's."""
-        pictures, _, height, width = self.latents.shape[1:]
+        """Refuse a batch or a size other than the trajectory's, and another number of frames than a clip's."""
+        pictures, (height, width) = self.pictures, self.latents.shape[-2:]
         if pictures not in (1, len(x)):
             raise ValueError(
                 f"the trajectory holds {pictures} pictures, the sampled batch has {len(x)}: sample {pictures} at a "
@@ -73,6 +84,25 @@ class Trajectory:
             raise ValueError(
                 f"the trajectory was recorded for a latent of {width} x {height}, sampling runs at {x.shape[-1]} x "
                 f"{x.shape[-2]} (8 pixels each): resize the picture to the inverted size, or invert again."
+            )
+        if self.frames > 1:
+            self.check_frames(x)
+
+    def check_frames(self, x: Tensor) -> None:
+        """Refuse a latent (B, C, H, W) or (B, C, F, H, W) of another number of frames than the trajectory's."""
+        frames = x.shape[2] if x.ndim == 5 else 1
+        if frames != self.frames:
+            raise ValueError(
+                f"the trajectory was recorded for a latent of {self.frames} frames, the sampled one has {frames}: "
+                "sample one of as many, or invert the whole clip."
+            )
+
+    def require_picture(self, technique: str) -> None:
+        """Raise ValueError for a clip."""
+        if self.frames > 1:
+            raise ValueError(
+                f"the trajectory is that of a clip of {self.frames} latent frames, {technique} looks at a picture: "
+                "invert one, as a latent of one frame."
             )
 
 

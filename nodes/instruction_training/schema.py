@@ -75,8 +75,8 @@ def sources() -> list[io.Input]:
         ),
         shared(
             "optimiser",
-            "AdamW (default), or its 8-bit form, which needs the package bitsandbytes and saves 5 GB where the "
-            "whole U-Net of SD 1.5 learns; without it AdamW is used and the report says so.",
+            "AdamW (default), or its 8-bit form, which needs the package bitsandbytes or torchao and saves 5 GB where "
+            "the whole U-Net of SD 1.5 learns; without them AdamW is used and the report says so.",
         ),
         shared("schedule", "How the learning rate falls: along a cosine (default), a line, or not at all."),
         inputs.seed(

@@ -147,7 +147,7 @@ def invert(
 ) -> host.Trajectory:
     """Inversion of pictures: the latents at every noise level, from the same solver that will sample them.
 
-    latent (B, C, H, W) as on a LATENT socket, or (B, C, 1, H, W) of a video model; levels descending to 0. guidance 1
+    latent (B, C, H, W) as on a LATENT socket, or (B, C, F, H, W) of a video model; levels descending to 0. guidance 1
     costs one row a picture. predict_at: of a diffusion model; flow_method: of a flow-matching one.
     context goes up in their place.
     """

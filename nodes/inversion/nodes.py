@@ -51,7 +51,11 @@ class Invert(io.ComfyNode):
                     tooltip="The model that will edit the picture, with any LoRA: SD 1.x, SD 2.x, SDXL, or "
                     "a flow-matching one (SD3, Flux, Z-Image, Qwen-Image), then with its ModelSampling node.",
                 ),
-                io.Latent.Input("latent", tooltip="The picture, through VAE Encode. A batch inverts all its pictures."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The picture, through VAE Encode. A batch inverts all its pictures; "
+                    "of a video model a clip is inverted whole.",
+                ),
                 io.Conditioning.Input(
                     "positive",
                     tooltip="A prompt that describes the picture as it is. The better it fits, the better edits keep "
@@ -271,20 +275,15 @@ def reconstruction(model, down, noise: torch.Tensor, positive: list, negative: l
 
 
 def checked_latent(model, latent: dict) -> torch.Tensor:
-    """A LATENT's samples, of a video model as a clip of one frame.
+    """A LATENT's samples, of a video model as a clip, of one frame where it is a picture.
 
-    Raises ValueError for clips, foreign channel counts and empty pictures.
+    Raises ValueError for clips of other models, foreign channel counts and empty pictures.
     """
     samples = latent["samples"]
     host.require_channels(model, samples)
     video = model.get_model_object("latent_format").latent_dimensions == 3
     if video and samples.ndim == 4:
         samples = samples.unsqueeze(2)
-    if samples.ndim == 5 and video and samples.shape[2] > 1:
-        raise ValueError(
-            f"the latent is a clip of {samples.shape[2]} latent frames, {TECHNIQUE} takes one picture of a model for "
-            "clips: encode one at a time, or edit the clip by FlowEdit Sampler."
-        )
     if samples.ndim != (5 if video else 4):
         raise ValueError(
             f"the latent has shape {tuple(samples.shape)}, Invert Picture takes pictures of {samples.shape[1]} latent "

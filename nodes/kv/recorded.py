@@ -166,6 +166,7 @@ def record_joint(
     inputs.require_same_layout(
         model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
     )
+    trajectory.require_picture("Tune KV")
     layers = host.thirds(model, family)[settings.layers]
     if not layers:
         raise ValueError(f"layers is {settings.layers!r}, and this model has no layers there: set layers to all.")

@@ -116,7 +116,7 @@ class TrainLoRA(io.ComfyNode):
                 shared(
                     "optimiser",
                     "AdamW (default), or its 8-bit form, which saves some 40 MB at rank 32 and needs the "
-                    "package bitsandbytes; without it AdamW is used and the report says so.",
+                    "package bitsandbytes or torchao; without them AdamW is used and the report says so.",
                 ),
                 shared("schedule", "How the learning rates fall: along a cosine (default), a line, or not at all."),
                 inputs.seed(

@@ -145,7 +145,7 @@ class TrainTextControl(io.ComfyNode):
                 shared(
                     "optimiser",
                     "AdamW (default), or its 8-bit form, which saves 2 GB here and needs the package "
-                    "bitsandbytes; without it AdamW is used and the report says so.",
+                    "bitsandbytes or torchao; without them AdamW is used and the report says so.",
                     advanced=True,
                 ),
                 shared(

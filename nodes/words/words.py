@@ -33,7 +33,9 @@ class ChosenWords:
     words: as a person wrote them; positions: for each of them the rows of `prompt` (1, L, D), the text tensor of the
     CONDITIONING that was made together with this choice. variants: the other text tensors of the same prompt, where a
     schedule on the text encoder makes several. length: how many rows the picture looks at where the network makes
-    another text of the encoded one, 0 for L; the positions are rows of that one.
+    another text of the encoded one, 0 for L; the positions are rows of that one. phrase: the name of the host.Phrase
+    whose rows these are, where it stands behind a prompt by name. nth: which one they are where a prompt holds the
+    same text at several places, from 0; None: all of them.
     """
 
     words: tuple[str, ...]
@@ -41,6 +43,8 @@ class ChosenWords:
     prompt: Tensor
     variants: tuple[Tensor, ...] = ()
     length: int = 0
+    phrase: str = ""
+    nth: int | None = None
 
     def require_sound(self) -> None:
         """Raise ValueError where there is no word, or one behind the end of the prompt."""
@@ -77,6 +81,13 @@ class ChosenWords:
         """Every row at which this prompt begins: the host repeats a short context to the length of a longer one."""
         return tuple(sorted({row for wanted in (self.prompt, *self.variants) for row in rows_of(wanted[0], context)}))
 
+    def among(self, conds: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether one of the guider's prompts holds these words."""
+        if self.phrase:
+            return any(phrase.name == self.phrase for cond in conds for phrase in cond.get(host.PHRASES, ()))
+        texts = (cond.get("cross_attn") for cond in conds)
+        return any(self.offsets(text) for text in texts if text is not None)
+
     def starts(self, prompt: host.Prompt, run: host.Run) -> tuple[int, ...]:
         """`offsets` in a sampled prompt, which a run looks up once; nowhere in one without text.
 
@@ -84,9 +95,12 @@ class ChosenWords:
         """
 
         def look() -> tuple[int, ...]:
+            if self.phrase:
+                return tuple(row for name, row in prompt.phrases.items() if name == self.phrase)
             if prompt.encoded is not None:
                 return tuple(row for row in self.offsets(prompt.encoded) if row == 0)
-            return () if prompt.text is None else self.offsets(prompt.text)
+            found = () if prompt.text is None else self.offsets(prompt.text)
+            return found if self.nth is None else found[min(self.nth, len(found) - 1) :][:1]
 
         return run.kept((self, prompt), look)
 

@@ -42,16 +42,20 @@ def test_the_record_is_the_mean_of_what_all_layers_attend_to_frame_by_frame(mode
     samples = sample(patched, positive, negative, empty)
     assert torch.equal(samples, sample(model, positive, negative, empty))
     ((grid, level),) = found.of(samples).levels.items()
+    assert grid == (6, 4)
+    torch.testing.assert_close(level, written_out(seen, 2, (frames, *grid)), rtol=0, atol=1e-6)
+
+
+def written_out(seen, steps, places):
+    """The words' shares in the positive prompt's attentions to text, (steps, frames, words, h, w), places (F, h, w)."""
     shares = []
     for each in (each for each in seen if each.sees_text):
         row = each.options["cond_or_uncond"].index(0)
         query, key = each.query[row].double(), each.key[row].double()
         matrix = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1).mean(0)
         shares.append(torch.stack([matrix[:, list(word)].sum(-1) for word in POSITIONS], -1))
-    wanted = torch.stack(shares).unflatten(0, (2, -1)).mean(1)  # steps, tokens, words
-    wanted = wanted.unflatten(1, (frames, *grid)).movedim(-1, 2)
-    assert grid == (6, 4)
-    torch.testing.assert_close(level, wanted.float(), rtol=0, atol=1e-6)
+    wanted = torch.stack(shares).unflatten(0, (steps, -1)).mean(1)  # steps, tokens, words
+    return wanted.unflatten(1, places).movedim(-1, 2).float()
 
 
 def test_a_video_is_read_as_masks_of_its_frames_and_leakage(models):
@@ -82,3 +86,19 @@ def test_words_are_found_in_a_picture_of_a_model_for_clips(models, family):
     ((grid, level),) = found.of(None).levels.items()
     assert grid == (6, 4)
     assert torch.isfinite(level).all() and level.min() > 0
+
+
+def test_words_are_found_in_every_frame_of_an_inverted_clip(models):
+    model, positive, seen = models("wan"), prompt("wan", 1, TEXT), []
+    latents = torch.randn(4, 1, 16, 3, 12, 8, generator=torch.Generator().manual_seed(3))
+    trajectory = host.Trajectory((1.0, 0.7, 0.3, 0.0), latents, 1.0, "", host.layout_fingerprint(model))
+    looking = model.clone()
+    host.replace_joint(looking, host.family_of(model), "look", lambda earlier: seen.append)
+    inputs = {"model": looking, "trajectory": trajectory, "tokens": words_of(positive), "positive": positive}
+    (found,) = tiny_models.execute(FindWords, **inputs)[:1]
+    ((grid, level),) = found.of(None).levels.items()
+    steps = len(level)
+    torch.testing.assert_close(level, written_out(seen, steps, (3, *grid)), rtol=0, atol=1e-6)
+    read = {"image": torch.zeros(9, 96, 64, 3), "mask": left()}
+    mask = tiny_models.execute(ReadAttentionMap, record=found, **read)[1]
+    assert mask.shape == (9, 96, 64)

@@ -308,7 +308,8 @@ def meta_host() -> Iterator[MetaAnswers]:
     """Inside it the host samples on the meta device."""
     guider = mock.patch.object(comfy.samplers, "CFGGuider", MetaGuider)
     adam = mock.patch.object(torch.optim.Adam, "step", fused_step)
-    with guider, adam, MetaAnswers() as answers, OneAttention():
+    adamw = mock.patch.object(torch.optim.AdamW, "step", fused_step)  # torch hooks it on the class that is made first
+    with guider, adam, adamw, MetaAnswers() as answers, OneAttention():
         yield answers
 
 

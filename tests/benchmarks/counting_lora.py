@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from benchmarks import counting
+from benchmarks.counting_memory import Memory
 from palimpsest.nodes import training
 from palimpsest.nodes.lora import training as lora_training
 from palimpsest.nodes.lora.layers import unet_layers
@@ -40,8 +41,8 @@ class Texts:
         return context, more.get("pooled_output", torch.zeros(1, 1280))
 
 
-def trained(model: Any, family: counting.Family, settings: LoRASettings, steps: int) -> counting.Cost:
-    """A whole training of so many steps."""
+def train(model: Any, family: counting.Family, settings: LoRASettings, steps: int, counter: Any) -> Any:
+    """A whole training of so many steps within a counter's context; returns what that gives."""
     network = model.model.diffusion_model
     with torch.inference_mode(False):
         layers = training.weighted_layers(network, unet_layers(model, settings.convolutions))
@@ -49,12 +50,24 @@ def trained(model: Any, family: counting.Family, settings: LoRASettings, steps: 
     found = [Example(family.latent(), "a cat")] * steps
     watch = SimpleNamespace(tell=training.nothing, show=training.nothing, save=training.nothing)
     unread = mock.patch.object(training.History, "note", training.nothing)  # losses without values, which cost nothing
-    with torch.inference_mode(), unread, counting.meta_host(), counting.counting(model.model) as counter:
+    with torch.inference_mode(), unread, counting.meta_host(), counter as counted:
         lora_training.train(model, Texts(family), found, factors, settings=settings, watch=watch)
-    return counter.cost
+    return counted
 
 
 def step(model: Any, family: counting.Family, name: str) -> counting.Cost:
     """One step: what two take more than one. What autograd keeps is that of one, for a step frees it again."""
-    one, two = (trained(model, family, TAUGHT[name], steps) for steps in (1, 2))
+    one, two = (train(model, family, TAUGHT[name], n, counting.counting(model.model)).cost for n in (1, 2))
     return replace(two - one, saved=one.saved)
+
+
+def peak(model: Any, family: counting.Family, name: str) -> int:
+    """Bytes that a training holds at most at once beside the model's weights."""
+    return train(model, family, TAUGHT[name], 2, Memory(model.model)).peak
+
+
+def learning(model: Any, name: str) -> list[torch.Tensor]:
+    """The factors of a training."""
+    settings = TAUGHT[name]
+    layers = training.weighted_layers(model.model.diffusion_model, unet_layers(model, settings.convolutions))
+    return training.Factors(layers, settings.rank, settings.seed, settings.alpha).parameters()

@@ -208,6 +208,7 @@ def by_change(title: str, kind: str) -> Column:
 
 DRAWN = {
     "the drawings, through the autoencoder": "the drawings, through the autoencoder",
+    "the same scenes without it, through the autoencoder": "the same scenes without it, through the autoencoder",
     "prompt": "no training, the style told in the prompt",
     "host": "the host's Train LoRA",
     "unet": "Train LoRA, U-Net only",
@@ -215,19 +216,29 @@ DRAWN = {
     "offset": "*convolutions*, *noise_offset* 0.1",
     "dropped": "*convolutions*, *caption_dropout* 0.1",
     "picture": "*convolutions*, *loss_weight* picture, constant rate",
+    "biases": "the same, *biases*",
+    "style": "the same, *biases*, *noise_offset* 0.1: preset *style*",
     "debiased": "*convolutions*, *loss_weight* debiased, *noise_offset* 0.1, *alpha* 16, constant rate",
     "annealed": "the same, along a cosine",
+    "words": "U-Net only, the style told in the captions",
+    "snr": "U-Net only, *min_snr_gamma* 5",
+    "rank4": "U-Net only, *rank* 4",
+    "rank32": "U-Net only, *rank* 32",
+    "both": "U-Net and text encoder",
 }
 
 
 def lora(concept: str, part: str = "") -> Table:
     """What a LoRA of a few pictures taught; part: which run, where a concept has several."""
-    columns = tuple(single(name, name) for name in ("distance", "shown", "followed"))
+    distance = single("distance", "distance")
+    if part == "seeds":
+        distance = Column("distance", (("distance",), ("distance +-",)), between=" ± ")
+    columns = tuple(single(name, name) for name in ("shown", "followed"))
     return Table(
         f"lora_{concept}{part and '_'}{part}.json",
         ("rows",),
-        DRAWN,
-        (*columns, single("by heart, dB", "heart", 1)),
+        DRAWN if part != "seeds" else {name: DRAWN[name] for name in ("host", "biases", "style")},
+        (distance, *columns, single("by heart, dB", "heart", 1)),
         concept,
         incomplete=True,
     )
@@ -270,6 +281,9 @@ def poses(source: str) -> Table:
 TABLES = {
     "lora-ink": lora("ink"),
     "lora-ink-short": lora("ink", "short"),
+    "lora-ink-seeds": lora("ink", "seeds"),
+    "lora-fox": lora("fox"),
+    "lora-zigzag": lora("zigzag"),
     "pose-control": Table(
         "pose_control.json",
         ("rows",),

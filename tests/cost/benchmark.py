@@ -2,6 +2,7 @@
 
     python dev.py bench cost                          SD 1.5, SDXL and five transformers at full size
     python dev.py bench cost --family Z-Image         one of them
+    python dev.py bench cost --lora                   trainings alone: Train LoRA beside the host's own trainer
     python dev.py bench cost --device cpu --tiny      the measuring code on a small network, anywhere
 
 Counts need neither weights nor a GPU and are the same everywhere (counting.py says what a roof is). Times are of the
@@ -15,7 +16,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,14 @@ import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfyui_version
 import torch
-from benchmarks import counting, counting_blends, counting_lora, counting_masks, counting_transformers
+from benchmarks import (
+    counting,
+    counting_blends,
+    counting_host_lora,
+    counting_lora,
+    counting_masks,
+    counting_transformers,
+)
 from benchmarks.counting import STEPS, Calls, Family
 from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.inversion import ddim as inversion
@@ -38,7 +46,7 @@ class Row:
     """A line of the table: a sum of calls, what it is compared with, the goal for that ratio, and predictions.
 
     predicted: (H200 roof in ms, ratio) by family, from counts made before the code was written. timed: whether it is
-    measured where there is a device.
+    measured where there is a device. needs: a call without which there is no line.
     """
 
     name: str
@@ -47,6 +55,7 @@ class Row:
     goal: float | None = None
     predicted: dict[str, tuple[float | None, float | None]] | None = None
     timed: bool = True
+    needs: str = ""
 
 
 def whole(n: int, tuning: str = "") -> Callable[[dict], Any]:
@@ -64,6 +73,14 @@ def call(name: str) -> Callable[[dict], Any]:
     return lambda calls: calls[name]
 
 
+LORA_ROWS = [
+    *(Row(f"Train LoRA, a step, {name}", call(name), timed=False) for name in counting_lora.TAUGHT),
+    *(
+        Row(f"the host's trainer, a step, {name}", call(needed), timed=False, needs=needed)
+        for name in counting_host_lora.TAUGHT
+        for needed in [counting_host_lora.theirs(name)]
+    ),
+]
 ROWS = [
     Row("plain step, guidance 7.5", call("plain"), predicted={"SD 1.5": (2.86, 1), "SDXL": (22.2, 1)}),
     Row("inversion step", call("inversion"), goal=0.6, predicted={"SD 1.5": (1.52, 0.53), "SDXL": (11.2, 0.504)}),
@@ -92,7 +109,7 @@ ROWS = [
     Row(f"tuning, n = 30, {STEPS} steps, to plain sampling", whole(30), sampling, 0.25 + 0.8 * 30,
         {"SD 1.5": (3380, 23.7), "SDXL": (24300, 21.8)}),
     Row("the same, n = 10, source not kept", whole(10, " bare"), sampling, 0.25 + 0.8 * 10),
-    *(Row(f"Train LoRA, a step, {name}", call(name), timed=False) for name in counting_lora.TAUGHT),
+    *LORA_ROWS,
 ]  # fmt: skip
 
 
@@ -176,9 +193,8 @@ def measure(family: Family, device: torch.device, options: argparse.Namespace) -
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def count(family: Family) -> tuple[dict[str, counting.Cost], dict[str, float]]:
+def count(model: Any, family: Family) -> tuple[dict[str, counting.Cost], dict[str, float]]:
     """(cost of every call, bytes of a picture's embeddings over all steps)."""
-    model = counting.build(family)
     calls = Calls(model, family)
     masked = {name: counting_masks.masked(model, family, name) for name in counting_masks.MASKED}
     masked = {name: counting_masks.later_step(patched, family) for name, patched in masked.items()}
@@ -187,18 +203,31 @@ def count(family: Family) -> tuple[dict[str, counting.Cost], dict[str, float]]:
                                                         for part in ("step", "iteration"))]  # fmt: skip
     sizes = {FULL: calls.bytes(keep_source=False), f"rank {RANK}": calls.bytes(keep_source=False, rank=RANK)}
     sizes |= {f"{FULL}, source kept": calls.bytes(), f"rank {RANK}, source kept": calls.bytes(rank=RANK)}
-    taught = {name: counting_lora.step(model, family, name) for name in counting_lora.TAUGHT}
-    return {name: calls[name] for name in names} | masked | blended | taught, sizes
+    return {name: calls[name] for name in names} | masked | blended, sizes
+
+
+def taught(model: Any, family: Family, ours: bool) -> dict[str, counting.Cost]:
+    """Steps of Train LoRA and, unless it is ours alone, of the host's own trainer."""
+    steps = {name: counting_lora.step(model, family, name) for name in counting_lora.TAUGHT}
+    return steps if ours else steps | counting_host_lora.steps(family)
+
+
+def of_trainers(model: Any, family: Family, calls: dict) -> list[dict]:
+    """The lines that set Train LoRA beside plain sampling and the host's trainer."""
+    lines = counting_host_lora.compared(calls) + counting_host_lora.of_memory(model, family, calls)
+    return [line | {"": f"{family.name}: {line['']}"} for line in lines]
 
 
 HEAD = ("", "TFLOP", "GB", "ops", "waits", "saved GB", "copied GB", "H200 ms", "4090 ms", "ratio", "goal", "predicted",
         "measured")  # fmt: skip
 
 
-def table(family: Family, calls: dict, sizes: dict, times: dict | None) -> list[dict]:
+def table(family: Family, calls: dict, sizes: dict, times: dict | None, rows: Sequence[Row] = ROWS) -> list[dict]:
     """One dictionary of cells a line, with HEAD's keys."""
     lines = []
-    for row in ROWS:
+    for row in rows:
+        if row.needs and row.needs not in calls:
+            continue
         cost, than = row.cost(calls), row.than(calls)
         ratio = max(cost.h200 / than.h200, cost.rtx4090 / than.rtx4090)
         line = {"": f"{family.name}: {row.name}", "TFLOP": cost.flops / 1e12, "GB": cost.bytes / 1e9}
@@ -209,8 +238,8 @@ def table(family: Family, calls: dict, sizes: dict, times: dict | None) -> list[
         line["predicted"] = ", ".join(filter(None, foretold))
         if row.name.startswith("tuning") or row.than is sampling:
             line["waits"] = None  # on CUDA losses are read one iteration late, without waiting; here they are not
-        if row.than is sampling:
-            line["saved GB"] = None
+        if row.than is sampling or (row.needs and "checkpointing" in row.name):
+            line["saved GB"] = None  # torch's checkpoints keep what they keep where the hooks that count cannot see it
         if times is not None and row.timed:
             taken = {name: found[0] for name, found in times.items()}
             line["measured"] = f"{duration(row.cost(taken))}, x {row.cost(taken) / row.than(taken):.3g}"
@@ -220,11 +249,10 @@ def table(family: Family, calls: dict, sizes: dict, times: dict | None) -> list[
         goal, predicted = {"SD 1.5": (1.4, "x 1.25"), "SDXL": (1.8, "x 1.7")}.get(family.name, (None, ""))
         line = {"": f"{family.name}: peak memory, tuning to plain sampling", "ratio": tuning / plain, "goal": goal}
         lines.append(line | {"predicted": predicted, "measured": f"{tuning / 1e9:.3g} GB"})
-    full = sizes[FULL]
     limits = {"SD 1.5": (0.11, "x 0.106"), "SDXL": (0.06, "x 0.057")}
     for name, size in sizes.items():
         goal, predicted = limits.get(family.name, (None, "")) if name == f"rank {RANK}" else (None, "")
-        lines.append({"": f"{family.name}: file, {STEPS} steps, {name}", "GB": size / 1e9, "ratio": size / full,
+        lines.append({"": f"{family.name}: file, {STEPS} steps, {name}", "GB": size / 1e9, "ratio": size / sizes[FULL],
                       "goal": goal, "predicted": predicted})  # fmt: skip
     return lines
 
@@ -274,6 +302,8 @@ def main() -> None:
     parser.add_argument("--family", choices=every, nargs="*", default=every)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else None, help="measure here, too")
     parser.add_argument("--tiny", action="store_true", help="the tests' small network instead of the families")
+    parser.add_argument("--lora", action="store_true", help="the U-Nets' trainings alone, counted")
+    parser.add_argument("--ours", action="store_true", help="without the host's trainer, which takes minutes to count")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="of a measured sampling")
     parser.add_argument("--tuned-steps", type=int, default=4, help="of a measured tuning")
@@ -284,11 +314,18 @@ def main() -> None:
     lines, times = [], {}
     unets = [counting.FAMILIES[name] for name in options.family if name in counting.FAMILIES]
     for family in [counting.TINY] if options.tiny else unets:
-        calls, sizes = count(family)
-        if device is not None:
-            times[family.name] = measure(family, device, options)
-        lines += table(family, calls, sizes, times.get(family.name))
-    transformers = [counting_transformers.TRANSFORMERS.get(name) for name in options.family if not options.tiny]
+        model = counting.build(family)
+        if options.lora:
+            calls, sizes = {"plain": counting.sampling_step(model, family, 7.5)}, {}
+        else:
+            calls, sizes = count(model, family)
+            if device is not None:
+                times[family.name] = measure(family, device, options)
+        calls |= taught(model, family, options.ours)
+        rows = [ROWS[0], *LORA_ROWS] if options.lora else ROWS
+        lines += table(family, calls, sizes, times.get(family.name), rows) + of_trainers(model, family, calls)
+    others = [] if options.tiny or options.lora else options.family
+    transformers = [counting_transformers.TRANSFORMERS.get(name) for name in others]
     for family in filter(None, transformers):
         lines += of_transformer(family)
     shown = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else options.device

@@ -120,6 +120,28 @@ def test_inside_the_prompt_counts_as_much_as_is_asked(models, family):
     assert moved[0] > 0 and abs(moved[0] - moved[1]) > 1e-5
 
 
+@pytest.mark.parametrize("family", ["sd15", "flux", "qwen"])
+def test_the_same_phrase_in_two_regions_is_seen_in_both(models, family):
+    """As often as it stands in the text, each in its own region: the third of three, seen nowhere, may be another."""
+    model, positive, negative = models(family), text_of(family, 1), text_of(family, 2)
+    found = []
+    for seeds in (SEEDS | {OWL: SEEDS[FOX]}, SEEDS):
+        patched, text = add(family, model, positive, half())
+        patched, text = add(family, patched, text, 1 - half())
+        found.append(draw(family, *add(family, patched, text, NOWHERE, OWL, seeds), negative))
+    assert torch.equal(*found)
+    nowhere = draw(family, *add(family, model, positive, NOWHERE), negative)
+    assert (found[0] - nowhere).norm() > 1e-3 * nowhere.norm()
+
+
+def test_a_phrase_equal_to_the_prompt_in_its_place_is_that_prompt(models):
+    model, positive, negative = models("flux"), text_of("flux", 11, 5), text_of("flux", 2)
+    alone = [[positive[0][0][:, :3], positive[0][1]]]
+    patched, text = add("flux", model, alone, EVERYWHERE, prompt_inside=0.0)
+    found, plain = draw("flux", patched, text, negative), draw("flux", model, alone, negative)
+    assert (found - plain).norm() < 1e-5 * plain.norm()
+
+
 def test_a_conditioning_that_counts_its_tokens_counts_the_phrase():
     family = "qwen"
     seen = torch.ones(1, 9, dtype=torch.long)

@@ -341,10 +341,24 @@ def test_flow_edit_refuses_what_it_cannot_edit_with_a_way_out():
         sampled(transformers.model("sd3"), Seeded(), sampler, latent, prompt)
 
 
-def test_a_clip_is_refused_by_name_and_a_picture_of_a_video_model_is_not():
+def test_a_clip_is_inverted_whole_and_comes_back():
+    """As the host's euler goes down from the inverted noise, through the sampler of exact rows as well."""
+    model, clip = transformers.model("wan"), picture("wan", frames=3)
+    trajectory, _, rebuilt, report, noise = invert(model, clip, "wan")
+    assert trajectory.latents.shape == (STEPS + 1, 1, 16, 3, 12, 8) and trajectory.frames == 3
+    assert "this is not the picture" not in report
+    assert_close(sampled(model, noise, "euler", clip, transformers.prompt("wan", 1)), rebuilt["samples"])
+    plain = invert(model, clip, "wan", flow_method="Euler")[2]["samples"]
+    assert away(rebuilt["samples"], clip) < 0.75 * away(plain, clip)
+    (exact,) = tiny_models.execute(FlowSampler, method="Euler", trajectory=trajectory, source_rows=1)
+    found = sampled(model, noise, exact, clip, transformers.prompt("wan", 3))
+    assert_close(found, clip, 1e-5)
+    with pytest.raises(ValueError, match=r"for a latent of 3 frames, the sampled one has 2: .* invert the whole clip"):
+        sampled(model, Seeded(), exact, clip[:, :, :2], transformers.prompt("wan", 3))
+
+
+def test_a_picture_of_a_video_model_needs_no_dimension_of_frames():
     model = transformers.model("qwen")
-    with pytest.raises(ValueError, match=r"a clip of 3 latent frames.*FlowEdit Sampler"):
-        invert(model, picture("qwen", frames=3), "qwen")
     flat = invert(model, picture("qwen")[:, :, 0], "qwen", reconstruction_guidance=0.0)
     assert flat[1]["samples"].ndim == 5
     with pytest.raises(ValueError, match="16 latent channels"):

@@ -6,7 +6,7 @@
     python dev.py bench lora_training --concept zigzag --pictures 12
     python dev.py bench lora_training --rows host unet             some rows; rows that are there are not run again
     python dev.py bench lora_training --rate 5 --epochs 4 --curve 0 --trainings 3 --rows host style    how far seeds go
-    python dev.py bench lora_training --rate 5 --rows biases --figure-14    and the review paper's figure 14 in small
+    python dev.py bench lora_training --rate 5 --rows style --figure-14 style    and the review paper's figure 14
     python dev.py bench lora_training --pictures 3 --epochs 1 --repeats 1 --drawn 2 --rows unet    a try
 
 Every row trains for the same number of steps on the same pictures and draws the captions of held-out scenes, which tell
@@ -273,8 +273,8 @@ def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, to
         found["curve"] = {
             file.stem: few_distance(pocket.draw(*pocket.loaded(file), few, lesson), lesson) for file in written if few
         }
-        if pocket.options.figure_14 and pocket.seed == 0:
-            sheet_of_fives(pocket.draw(model, clip, FIGURE_14[0], lesson, FIGURE_14[1]), pocket.sheet(f"{name}_14"))
+        if pocket.options.figure_14 == name and pocket.seed == 0:
+            sheet_of_fives(pocket.draw(model, clip, FIGURE_14[0], lesson, FIGURE_14[1]), pocket.sheet("figure_14"))
     found["seconds"] = 0.0 if name == "prompt" else seconds / steps
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return found, drawn
@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--drawn", type=int, default=25, help="held-out captions")
     parser.add_argument("--curve", type=int, default=4, help="captions drawn after each file on the way; 0: none")
     parser.add_argument("--rows", choices=WAYS, nargs="+", default=list(WAYS))
-    parser.add_argument("--figure-14", action="store_true", help="25 pictures by a list of words, 30 steps, a sheet")
+    parser.add_argument("--figure-14", choices=WAYS, metavar="ROW", help="and this row's 25 pictures of a few words")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     options, output = pocket_host.parse(parser)
     recipe = {name: value for name, value in vars(options).items() if name not in NO_RECIPE}
