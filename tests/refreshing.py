@@ -128,7 +128,11 @@ STEPS = {
         ),
     ),
     "lora_seeds": lora(
-        (("lora_ink.json", f"{RESULTS}/lora_ink_seeds.json"),), *SHORT, "--trainings", "3", rows=("host", "biases", "style")
+        (("lora_ink.json", f"{RESULTS}/lora_ink_seeds.json"),),
+        *SHORT,
+        "--trainings",
+        "3",
+        rows=("host", "biases", "style"),
     ),
     **{
         f"lora_{concept}": lora(
