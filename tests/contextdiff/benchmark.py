@@ -34,7 +34,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -468,27 +468,38 @@ def clip_scores(pocket: Pocket, frames: torch.Tensor, job: Job) -> dict[str, flo
     }
 
 
-def bench_clips(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
-    """Every method on every clip: mean numbers for each kind of edit, and the first clip's frames."""
-    rows, shown = {kind: {} for kind in KINDS}, {}
-    found: dict[tuple[str, str], list[dict]] = {}
+def edited_clips(pocket: Pocket, job: Job, adapters: dict[tuple, tuple]) -> Iterator[tuple[str, torch.Tensor, float]]:
+    """(name, frames, seconds of the processor) of every method on one edit, the ideal edit first."""
+    yield "ideal edit through the autoencoder", pocket.decode(pocket.latent(job.ideal)["samples"]), math.nan
+    for name, method in CLIP_METHODS.items():
+        began = time.process_time()
+        yield name, pocket.decode(method(ClipEditor(pocket, job, adapters))), time.process_time() - began
+
+
+def bench_clips(pocket: Pocket, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Every method on every clip: mean numbers for each kind of edit, and the first clip's frames.
+
+    path: where the numbers of each edit are kept, so that a run that was stopped goes on; the first clip is drawn
+    again, for its frames.
+    """
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, dict[str, list[dict]]] = {kind: {} for kind in KINDS}
     adapters: dict[tuple, Any] = {}
+    shown = {}
     for number, job in enumerate(jobs(options)):
-        through = pocket.decode(pocket.latent(job.ideal)["samples"])
-        results = {"ideal edit through the autoencoder": (through, math.nan)}
-        for name, method in CLIP_METHODS.items():
-            began = time.process_time()
-            frames = pocket.decode(method(ClipEditor(pocket, job, adapters)))
-            results[name] = frames, time.process_time() - began
-        for name, (frames, seconds) in results.items():
-            numbers = clip_scores(pocket, frames, job) | {"seconds": seconds}
-            found.setdefault((job.kind, name), []).append(numbers)
-            print(f"clip {number}, {job.kind}, {name}: {numbers}", flush=True)
-            if number < len(KINDS):
-                shown.setdefault(f"source, {job.kind}", job.pictures)
-                shown[f"{name}\n{job.kind}"] = frames
-    for (kind, name), several in found.items():
-        rows[kind][name] = over_clips(several)
+        name = f"{options.first}, {number}, {job.kind}"
+        if number < len(KINDS) or name not in known:
+            known[name] = {}
+            for method, frames, seconds in edited_clips(pocket, job, adapters):
+                known[name][method] = clip_scores(pocket, frames, job) | {"seconds": seconds}
+                print(f"clip {number}, {job.kind}, {method}: {known[name][method]}", flush=True)
+                if number < len(KINDS):
+                    shown.setdefault(f"source, {job.kind}", job.pictures)
+                    shown[f"{method}\n{job.kind}"] = frames
+            path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        for method, numbers in known[name].items():
+            found[job.kind].setdefault(method, []).append(numbers)
+    rows = {kind: {name: over_clips(several) for name, several in of.items()} for kind, of in found.items()}
     return {"rows": rows, "shown": shown}
 
 
@@ -589,7 +600,7 @@ def main() -> None:
             plots["pictures with all attributes right, over the distance to drawn ones"] = trade_off(found["rows"])
             text += ["### pictures", "", table(PICTURE_COLUMNS, found["rows"], lambda c: DIGITS.get(c, 3)), ""]
         if "clips" in options.parts:
-            found = bench_clips(pocket, options)
+            found = bench_clips(pocket, options, output / "context_clips_each.json")
             shown |= found.pop("shown")
             numbers["clips"] = found["rows"]
             for kind, rows in found["rows"].items():
