@@ -134,13 +134,21 @@ STEPS = {
         "3",
         rows=("host", "biases", "style"),
     ),
+    "lora_seeds_long": lora(
+        (("lora_ink.json", f"{RESULTS}/lora_ink_seeds_long.json"),),
+        "--curve",
+        "0",
+        "--trainings",
+        "3",
+        rows=("host", "style"),
+    ),
     **{
         f"lora_{concept}": lora(
             results(f"lora_{concept}.json", f"lora_{concept}.png"),
             "--concept",
             concept,
             *TWELVE,
-            rows=("prompt", "host", "unet", "style", "both"),
+            rows=("prompt", "host", "biases", "style"),
         )
         for concept in ("fox", "zigzag")
     },

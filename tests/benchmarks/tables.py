@@ -231,13 +231,14 @@ DRAWN = {
 def lora(concept: str, part: str = "") -> Table:
     """What a LoRA of a few pictures taught; part: which run, where a concept has several."""
     distance = single("distance", "distance")
-    if part == "seeds":
+    several = part.startswith("seeds")
+    if several:
         distance = Column("distance", (("distance",), ("distance +-",)), between=" ± ")
     columns = tuple(single(name, name) for name in ("shown", "followed"))
     return Table(
         f"lora_{concept}{part and '_'}{part}.json",
         ("rows",),
-        DRAWN if part != "seeds" else {name: DRAWN[name] for name in ("host", "biases", "style")},
+        {name: DRAWN[name] for name in ("host", "biases", "style")} if several else DRAWN,
         (distance, *columns, single("by heart, dB", "heart", 1)),
         concept,
         incomplete=True,
@@ -282,6 +283,7 @@ TABLES = {
     "lora-ink": lora("ink"),
     "lora-ink-short": lora("ink", "short"),
     "lora-ink-seeds": lora("ink", "seeds"),
+    "lora-ink-seeds-long": lora("ink", "seeds_long"),
     "lora-fox": lora("fox"),
     "lora-zigzag": lora("zigzag"),
     "pose-control": Table(

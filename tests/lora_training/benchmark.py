@@ -229,9 +229,9 @@ WAYS: dict[str, tuple[str, Way]] = {
     "dropped": ("convolutions too, one caption in ten empty", unet_alone(convolutions=True, caption_dropout=0.1)),
     "offset": ("convolutions too, noise offset 0.1", unet_alone(convolutions=True, noise_offset=0.1)),
     "picture": ("convolutions too, loss on the picture, constant rate", unet_alone(loss_weight=PICTURE, **STEADY)),
-    "biases": ("the same, norms and biases too", unet_alone(loss_weight=PICTURE, biases=True, **STEADY)),
+    "biases": ("loss on the picture, norms and biases", unet_alone(loss_weight=PICTURE, biases=True, **STEADY)),
     "style": (
-        "the preset style: norms and biases, noise offset 0.1 too",
+        "preset style",
         lambda pocket, lesson: pocket.teach(lesson, text_rate=0.0, preset=STYLE),
     ),
     "debiased": (
