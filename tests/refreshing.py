@@ -144,13 +144,12 @@ STEPS = {
     ),
     **{
         f"lora_{concept}": lora(
-            results(f"lora_{concept}.json", f"lora_{concept}.png"),
-            "--concept",
-            concept,
-            *TWELVE,
-            rows=("prompt", "host", "biases", "style"),
+            results(f"lora_{concept}.json", f"lora_{concept}.png"), "--concept", concept, *TWELVE, rows=rows
         )
-        for concept in ("fox", "zigzag")
+        for concept, rows in {
+            "fox": ("prompt", "host", "unet", "biases", "style"),
+            "zigzag": ("prompt", "host", "style"),
+        }.items()
     },
     "text": Step("text_control.benchmark", (), results("text_control.json", "text_control.md", "text_control.jpg")),
     "text_style": Step("text_control.benchmark", ("--lora-steps", "700"), results("text_lora.json", "text_lora.jpg")),
