@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .. import feature_blend, lora, training
 from ..host import widening
-from ..training.changes import Changes, changes_act_in
 from ..training.optimisers import Learning
 from .blending import Alphas
 from .head import LearningHead
@@ -55,7 +54,7 @@ class Parts:
     @classmethod
     def whole_of(cls, model: Any, settings: InstructionSettings) -> Parts:
         """Every weight."""
-        return cls({"unet": Changes(shapes_of(model.model.diffusion_model))}, {})
+        return cls({"unet": training.Changes(shapes_of(model.model.diffusion_model))}, {})
 
     @classmethod
     def lora_of(cls, model: Any, settings: InstructionSettings) -> Parts:
@@ -64,7 +63,7 @@ class Parts:
         names = lora.unet_layers(model, settings.convolutions)
         if widening.is_blank(model):
             names.pop(FIRST, None)
-            found["first"] = Changes({f"{FIRST}.weight": network.get_parameter(f"{FIRST}.weight").shape})
+            found["first"] = training.Changes.of(network, [f"{FIRST}.weight"])
         layers = training.weighted_layers(network, names)
         return cls({"unet": training.Factors(layers, settings.rank, settings.seed, settings.alpha), **found}, names)
 
@@ -96,8 +95,8 @@ class Parts:
     def act_in(self, patched: Any) -> None:
         """Let them act in a clone."""
         for found in self.factors.values():
-            if isinstance(found, Changes):
-                changes_act_in(patched, PREFIX, found)
+            if isinstance(found, training.Changes):
+                training.changes_act_in(patched, PREFIX, found)
             elif isinstance(found, training.Factors):
                 training.act_in_unet(patched, found)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels.lora import DEBIASED
 from ..files import Shelf
-from ..training import Factors, FileSet, Shifts, lora_shelf
+from ..training import Changes, Factors, FileSet, lora_shelf
 from ..training.fitting import Learned
 from ..training.states import kept_states
 from .settings import TECHNIQUE, LoRASettings
@@ -24,7 +24,7 @@ STATES = Shelf(
     put="states_of_lora_trainings",
     room="set keep_state to none",
 )
-Parts = dict[str, Factors | Shifts]  # what is trained, by part
+Parts = dict[str, Factors | Changes]  # what is trained, by part
 Names = dict[str, dict[str, str]]  # by part: kohya's name of each layer, or of each vector
 
 
@@ -32,7 +32,10 @@ def content(factors: Parts, names: Names) -> dict[str, Tensor]:
     """A LoRA as kohya's programs and the host's loaders read it, in half precision."""
     found = {}
     for part, learned in factors.items():
-        found |= learned.file(names[part].__getitem__)
+        if isinstance(learned, Changes):
+            found |= {names[part][vector]: change for vector, change in learned.learned().items()}
+        else:
+            found |= learned.file(names[part].__getitem__)
     return {key: tensor if key.endswith(".alpha") else tensor.half() for key, tensor in found.items()}
 
 

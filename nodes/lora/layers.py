@@ -19,6 +19,9 @@ ENCODERS = {"clip_l": "lora_te1_", "clip_g": "lora_te2_", "clip_h": "lora_te_"} 
 def unet_layers(model: Any, convolutions: bool) -> dict[str, str]:
     """kohya's name of each layer of a MODEL's U-Net that is trained, by the layer's own name in the U-Net.
 
+    In the U-Net's own order: the host's follows from sets, another in each process, and the order decides which layer
+    starts from which random numbers and to which a stopped training's optimiser states return.
+
     Raises ValueError for models of other families.
     """
     import comfy.lora
@@ -26,11 +29,12 @@ def unet_layers(model: Any, convolutions: bool) -> dict[str, str]:
     host.require_unet(model, TECHNIQUE)
     wanted = (TRANSFORMERS, CONVOLUTIONS) if convolutions else (TRANSFORMERS,)
     known = comfy.lora.model_lora_keys_unet(model.model, {})
-    present = {f"diffusion_model.{name}" for name, _ in model.model.diffusion_model.named_parameters()}
+    names = {weight: name for name, weight in known.items() if any(pattern.match(name) for pattern in wanted)}
+    present = (f"diffusion_model.{name}" for name, _ in model.model.diffusion_model.named_parameters())
     return {
-        weight.removeprefix("diffusion_model.").removesuffix(".weight"): name
-        for name, weight in known.items()
-        if weight in present and any(pattern.match(name) for pattern in wanted)
+        weight.removeprefix("diffusion_model.").removesuffix(".weight"): names[weight]
+        for weight in present
+        if weight in names
     }
 
 

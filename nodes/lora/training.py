@@ -78,7 +78,7 @@ def factors_for(model: Any, clip: Any, settings: LoRASettings) -> tuple[files.Pa
         }
         if settings.biases:
             names["biases"] = unet_vectors(model, names["unet"])
-            made["biases"] = training.Shifts(training.vectors(networks["unet"], names["biases"]))
+            made["biases"] = training.Changes.of(networks["unet"], names["biases"])
     return made, names
 
 
@@ -93,7 +93,7 @@ def patched_for_training(
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, NAME, reader)
     training.act_in_unet(patched, factors["unet"])
     if "biases" in factors:
-        training.shift_unet(patched, factors["biases"])
+        training.changes_act_in(patched, "diffusion_model.", factors["biases"])
     if settings.checkpointing:
         checkpointing.install(patched)
     if prompts.factors is not None:  # loaded together with the U-Net, before the first step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import comfy.controlnet
@@ -72,11 +72,8 @@ def first_weights(network: nn.Module, seed: int) -> dict[str, Tensor]:
     return found
 
 
-class Projection:
+class Projection(training.NamedTensors):
     """LayerNorm(Linear(neck)), or the linear map alone where that is what it begins from."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self.tensors = {name: t.detach().float().cpu().clone().requires_grad_(True) for name, t in tensors.items()}
 
     @classmethod
     def new(cls, width: int) -> Projection:
@@ -85,18 +82,6 @@ class Projection:
         return cls(
             {"weight": torch.zeros(width, NECK), "bias": zero, "norm_weight": torch.ones(width), "norm_bias": zero}
         )
-
-    def to(self, device: Any) -> None:
-        """Bring it to a device, before an optimiser knows it."""
-        self.tensors = {name: t.detach().to(device).requires_grad_(True) for name, t in self.tensors.items()}
-
-    def named(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return dict(self.tensors)
-
-    def parameters(self) -> list[Tensor]:
-        """The tensors, for an optimiser."""
-        return list(self.tensors.values())
 
     def __call__(self, necks: Tensor) -> Tensor:
         """Embeddings (L, D) of lines (L, 40, 64), with a gradient."""

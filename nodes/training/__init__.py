@@ -1,16 +1,14 @@
 """What trainings share. Techniques that train import this front, as `training`."""
 
+from .changes import ChangedWeight, Changes, NamedTensors, changes_act_in
 from .conditioning import one_prompt_per_picture
 from .factors import (
     Factors,
-    Shifts,
     act_in,
     act_in_unet,
     added_by,
     linear_layers,
-    shift_unet,
     unet_file,
-    vectors,
     weighted_layers,
 )
 from .fileset import Content, FileSet
@@ -34,20 +32,23 @@ from .watch import Watch, kept_if_it_ends_early, nothing, previews, watched
 __all__ = [
     "CLIP_NORM",
     "WEIGHT_DECAY",
+    "ChangedWeight",
+    "Changes",
     "Content",
     "Factors",
     "FileSet",
     "GoodWeights",
     "History",
     "LearnedNetwork",
+    "NamedTensors",
     "NotANumber",
     "ReadTokens",
-    "Shifts",
     "Watch",
     "act_in",
     "act_in_unet",
     "adamw",
     "added_by",
+    "changes_act_in",
     "clip_gradients",
     "divide_gradients",
     "embedding_weights",
@@ -65,10 +66,8 @@ __all__ = [
     "placeholder",
     "previews",
     "require_finite",
-    "shift_unet",
     "told_of_memory",
     "unet_file",
-    "vectors",
     "watched",
     "weighted_layers",
 ]

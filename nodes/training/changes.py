@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..host import gradient
 
 
-class Changes:
-    """A change of each of some weights, by the weight's name; all start at zero, in float32.
+class NamedTensors:
+    """Tensors that are trained, by name, in float32."""
 
-    Weight decay draws them to zero, which is the weights as they were.
-    """
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
-        self.tensors = {name: torch.zeros(shape, requires_grad=True) for name, shape in shapes.items()}
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.tensors = {name: t.detach().float().cpu().clone().requires_grad_(True) for name, t in tensors.items()}
 
     def to(self, device: Any) -> None:
-        """Bring the changes to a device, before an optimiser knows them."""
+        """Bring the tensors to a device, before an optimiser knows them."""
         self.tensors = {name: t.detach().to(device).requires_grad_(True) for name, t in self.tensors.items()}
 
     def named(self) -> dict[str, Tensor]:
-        """The changes by name."""
+        """The tensors by name."""
         return dict(self.tensors)
 
     def parameters(self) -> list[Tensor]:
-        """The changes, for an optimiser."""
+        """The tensors, for an optimiser."""
         return list(self.tensors.values())
 
     def learned(self) -> dict[str, Tensor]:
         """What was learned, on the CPU."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.tensors.items()}
+
+
+class Changes(NamedTensors):
+    """A change of each of some weights, biases and norms among them, by the weight's name; all start at zero.
+
+    Weight decay draws them to zero, which is the weights as they were.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        super().__init__({name: torch.zeros(shape) for name, shape in shapes.items()})
+
+    @classmethod
+    def of(cls, network: nn.Module, names: Iterable[str]) -> Changes:
+        """Of the named weights of a network."""
+        return cls({name: tuple(network.get_parameter(name).shape) for name in names})
 
 
 @dataclass(frozen=True, eq=False)

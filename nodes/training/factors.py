@@ -24,11 +24,6 @@ def weighted_layers(network: nn.Module, names: Iterable[str]) -> list[tuple[str,
     return [(name, *network.get_submodule(name).weight.shape) for name in names]
 
 
-def vectors(network: nn.Module, names: Iterable[str]) -> list[tuple[str, int]]:
-    """(name, length) of some parameters of a network."""
-    return [(name, len(network.get_parameter(name))) for name in names]
-
-
 def linear_layers(network: nn.Module, pattern: re.Pattern) -> list[tuple[str, int, int]]:
     """(name, outputs, inputs) of the linear layers whose names match."""
     return [
@@ -91,32 +86,6 @@ class Factors:
         return found
 
 
-class Shifts:
-    """What is added to whole vectors of a network, such as its biases and the weights of its norms; starts at zero.
-
-    vectors: (parameter's name, length) of each.
-    """
-
-    def __init__(self, vectors: list[tuple[str, int]]):
-        self.changes = {name: torch.zeros(length, requires_grad=True) for name, length in vectors}
-
-    def to(self, device: Any) -> None:
-        """Bring the changes to a device, before an optimiser knows them."""
-        self.changes = {name: t.detach().to(device).requires_grad_(True) for name, t in self.changes.items()}
-
-    def named(self) -> dict[str, Tensor]:
-        """The changes by name."""
-        return dict(self.changes)
-
-    def parameters(self) -> list[Tensor]:
-        """The changes, for an optimiser."""
-        return list(self.changes.values())
-
-    def file(self, key: Callable[[str], str]) -> dict[str, Tensor]:
-        """The content of a LoRA file for a strength of 1; `key` names a vector as its loader does."""
-        return {key(name): change.detach().float().cpu().clone() for name, change in self.changes.items()}
-
-
 # ---- in models of the host ------------------------------------------------------------------------------------------
 
 
@@ -132,24 +101,6 @@ class LowRankWeight:
 
     def __call__(self, weight: Tensor) -> Tensor:
         return low_rank_sum(gradient.ordinary(weight), *self.factors.pairs[self.layer], self.factors.scale)
-
-
-@dataclass(frozen=True, eq=False)
-class ShiftedVector:
-    """Weight wrapper of the host: a layer runs on its vector plus the change, with a gradient into this."""
-
-    shifts: Shifts
-    name: str
-
-    def __call__(self, vector: Tensor) -> Tensor:
-        change = self.shifts.changes[self.name]
-        return (gradient.ordinary(vector).to(change.dtype) + change).to(vector.dtype)
-
-
-def shift_unet(patched: Any, shifts: Shifts) -> None:
-    """Let shifts act in a cloned MODEL; the host undoes it on unload."""
-    for name in shifts.changes:
-        patched.add_weight_wrapper(f"diffusion_model.{name}", ShiftedVector(shifts, name))
 
 
 def act_in(patched: Any, prefix: str, factors: Factors) -> None:

@@ -66,6 +66,8 @@ def test_the_layers_are_kohyas(family, unet, text):
     assert set(names.values()) <= comfy.lora.model_lora_keys_unet(model.model, {}).keys()
     more = layers.unet_layers(model, convolutions=True)
     assert names.items() < more.items()
+    order = [name for name, _ in model.model.diffusion_model.named_modules() if name in more]
+    assert list(more) == order  # the host's order is another in each process
     assert all(model.model.diffusion_model.get_submodule(name).weight.ndim in (2, 4) for name in more)
     kind = comfy.sd1_clip.SD1ClipModel if family == "sd15-full" else comfy.sdxl_clip.SDXLClipModel
     encoder = SimpleNamespace(cond_stage_model=kind(device="meta", dtype=torch.float16))

@@ -166,6 +166,19 @@ def test_a_word_of_several_pieces_is_their_mean_and_an_empty_prompt_what_stands_
     torch.testing.assert_close(speaker.say(vlm, (), ()).wanted(), states[1:].mean(0, keepdim=True))
 
 
+def test_texts_are_kept_as_far_as_their_bytes_go(monkeypatch):
+    states, _ = Speaker(tiny_models.unet(), Clip()).of(["a", "dog"])
+    for bytes_, kept in ((2 * states.nbytes, ["a dog", "a cat"]), (3 * states.nbytes, ["a dog", "a cat", "a cow"])):
+        monkeypatch.setattr(saying, "MOST_KNOWN", bytes_)
+        speaker = Speaker(tiny_models.unet(), Clip())
+        for text in ("a cow", "a dog", "a cat"):
+            speaker.of(text.split())
+        assert sorted(speaker.known) == sorted(kept)  # the first are forgotten
+    monkeypatch.setattr(saying, "MOST_KNOWN", 1)
+    assert torch.equal(speaker.of(["a", "fox"])[0], speaker.of(["a", "fox"])[0])
+    assert list(speaker.known) == ["a fox"]
+
+
 def test_words_that_are_left_out_are_said_by_the_picture_alone(vlm):
     clip, pixels = Clip(), torch.rand(8, 8, 3)
     whole = ("a ", Picture(pixels, TOKENS, 1.0, "red spotted dog"), " red spotted dog and a man")

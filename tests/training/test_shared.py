@@ -6,7 +6,7 @@ import pytest
 import torch
 from palimpsest.nodes import training
 from palimpsest.nodes.host import checkpointing
-from palimpsest.nodes.training.factors import LowRankWeight, ShiftedVector
+from palimpsest.nodes.training.factors import LowRankWeight
 from torch import nn
 
 
@@ -58,20 +58,20 @@ def test_factors_act_on_a_weight_after_they_were_brought_to_a_device():
     assert torch.equal(weight, before)
 
 
-def test_shifts_act_on_a_vector_and_hold_still_what_they_start_from():
+def test_changes_act_on_a_vector_and_hold_still_what_they_start_from():
     bias = torch.randn(3, generator=training.generator(5))
-    shifts, before = training.Shifts([("deep.norm.bias", 3)]), bias.clone()
-    acting = ShiftedVector(shifts, "deep.norm.bias")
-    shifts.to("cpu")
+    changes, before = training.Changes({"deep.norm.bias": (3,)}), bias.clone()
+    acting = training.ChangedWeight(changes, "deep.norm.bias")
+    changes.to("cpu")
     assert torch.equal(acting(bias), before)
     (acting(bias) * torch.arange(3.0)).sum().backward()
-    change = shifts.changes["deep.norm.bias"]
+    change = changes.tensors["deep.norm.bias"]
     assert change.grad.tolist() == [0, 1, 2]
     with torch.no_grad():
         change.sub_(change.grad)
     assert torch.equal(acting(bias.half()), (before.half().float() - torch.arange(3.0)).half())
     assert torch.equal(bias, before)
-    assert shifts.file(lambda name: name.upper()).keys() == {"DEEP.NORM.BIAS"}
+    assert changes.learned()["deep.norm.bias"].tolist() == [0, -1, -2]
 
 
 def test_factors_of_a_convolution_are_convolutions_in_its_file():
