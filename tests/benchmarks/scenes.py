@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,6 +143,12 @@ def another(scene: world.Scene, kind: str, shift: int) -> object:
 def mean(values: torch.Tensor) -> float:
     """Mean over the pictures that have a value."""
     return values.nanmean().item()
+
+
+def summarised(several: list[dict[str, float]], spread: Sequence[str]) -> dict[str, float]:
+    """Means of rows of numbers, and the deviation of some of them as "NAME +-"."""
+    numbers = {key: sum(one[key] for one in several) / len(several) for key in several[0]}
+    return numbers | {f"{key} +-": float(np.std([one[key] for one in several])) for key in spread}
 
 
 def drawn(scenes: list) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.sd
 import torch
+from benchmarks.scenes import summarised
 
 if TYPE_CHECKING:
     from contextdiff.benchmark import ClipEditor, Pocket
@@ -35,7 +36,7 @@ def edited(editor: ClipEditor, way: str, steps: int) -> torch.Tensor:
     adapter, *_, lora = editor.learned(f"{way}, {steps} steps", across, steps=steps, **WAYS[way])
     tuned = comfy.sd.load_lora_for_models(across, None, lora, 1.0, 0.0)[0]
     adapter = None if way == "queries" else adapter
-    noise = editor.inverted(tuned, adapter)[1]
+    noise = editor.inverted(f"{way}, {steps} steps", tuned, adapter)[1]
     sampler = context_aware(adapter) if adapter else None
     return editor.sampled(tuned, editor.prompt(editor.texts[1]), noise, sampler)
 
@@ -51,19 +52,19 @@ def course(rows: dict[str, dict[str, float]]) -> dict[str, list]:
 
 def bench_convergence(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
     """Both ways after every number of steps: mean numbers, and the first clip's frames."""
-    from contextdiff.benchmark import ClipEditor, clip_scores, jobs, over_clips
+    from contextdiff.benchmark import SPREAD, ClipEditor, clip_scores, jobs
 
     found: dict[str, list[dict]] = {}
-    adapters: dict[tuple, Any] = {}
+    known: dict[tuple, tuple] = {}
     shown = {}
     counts = (options.training_steps,) if options.training_steps else STEPS
     for number, job in enumerate(jobs(options)):
         for steps in counts:
             for way in WAYS:
-                frames = pocket.decode(edited(ClipEditor(pocket, job, adapters), way, steps))
+                frames = pocket.decode(edited(ClipEditor(pocket, job, known), way, steps))
                 name, numbers = f"{way}, {steps} steps", clip_scores(pocket, frames, job)
                 found.setdefault(name, []).append(numbers)
                 print(f"clip {number}, {job.kind}, {name}: {numbers}", flush=True)
                 if number == 0:
                     shown[f"{way},\n{steps} steps"] = frames
-    return {"rows": {name: over_clips(several) for name, several in found.items()}, "shown": shown}
+    return {"rows": {name: summarised(several, SPREAD) for name, several in found.items()}, "shown": shown}

@@ -117,7 +117,8 @@ def draw(pocket: Pocket, sampler: Any, scenes: list, told: Callable, **how: Any)
         some = scenes[first : first + 16]
         prompt = told(pocket.encode([world.caption(scene) for scene in some]), some)
         empty = {"samples": torch.zeros(len(some), 4, 16, 16)}
-        found = pocket.sample(sampler, prompt, how["guidance"], levels, empty, seed=first, model=how.get("model"))
+        seed = first + how.get("seed", 0)
+        found = pocket.sample(sampler, prompt, how["guidance"], levels, empty, seed=seed, model=how.get("model"))
         parts.append(found["samples"])
     return pocket.decode(torch.cat(parts))
 

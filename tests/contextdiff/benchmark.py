@@ -15,7 +15,8 @@ last features on their first principal axes, as a share of their variance; that 
 scenes is the floor.
 
 Clips: drawn walk cycles of 8 frames, inverted with their caption and drawn by another colour, place or animal. A clip's
-adapter is trained on that clip and its caption alone (one-shot, video form). edited, followed: as the judge reads them,
+adapter is trained on that clip and its caption alone (one-shot, video form). s: of the processor; what a clip's three
+edits share, adapters and inversions, is spread over them. edited, followed: as the judge reads them,
 mean over frames. pairs: the paper's CLIP-temp, the mean cosine similarity of the features of all pairs of frames, by
 the judge's features; features: of frames in a row only. flicker: how much a frame's error against the ideal edit's
 frame changes to the next frame; 0 where only the animal's own motion is left. Pixels are in 0..1. "+-": the standard
@@ -45,12 +46,12 @@ import comfy.sd
 import numpy as np
 import torch
 from benchmarks import pocket_host, walks
-from benchmarks.scenes import another, defaults, drawn
+from benchmarks.scenes import another, defaults, drawn, summarised
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from contextdiff.bench_convergence import COLUMNS as COURSE_COLUMNS
 from contextdiff.bench_convergence import bench_convergence, course
 from contextdiff.bench_kinds import COLUMNS as KIND_COLUMNS
-from contextdiff.bench_kinds import bench_kinds
+from contextdiff.bench_kinds import bench_kinds, by_text, draw
 from palimpsest.nodes.attention_fusion.nodes import AttentionFusion
 from palimpsest.nodes.contextdiff import files as context_files
 from palimpsest.nodes.contextdiff.nodes import ContextSampler, TrainContextAdapter
@@ -60,6 +61,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pocket import judge as judging
 from pocket import metrics, world
 from rivals.benchmark import table, without_nan
+from safetensors.torch import load_file, save_file
 
 TRAINING_SEED = 5  # scenes of this seed are trained on; the held-out ones have world.HELD_OUT_SEED
 RECIPE = {"steps": 300, "learning_rate": 1e-3, "batch_size": 4, "validate_every": 0, "rescue_filename": ""}
@@ -88,6 +90,7 @@ PICTURE_COLUMNS = {"all": "all right", "all +-": "+-", **{name: name for name in
 CLIP_COLUMNS = {"edited": "edited", "followed": "prompt followed", "followed +-": "+-", "pairs": "CLIP-temp, all pairs",
                 "pairs +-": "+-", "features": "features", "flicker": "flicker", "ideal": "PSNR to ideal",
                 "ideal +-": "+-", "background": "background dB", "seconds": "s"}  # fmt: skip
+TRADED = ("all", "distance")  # numbers of pictures whose deviation over seeds is told
 SPREAD = ("followed", "pairs", "ideal")  # numbers whose deviation over clips is told
 DIGITS = {
     "distance": 3,
@@ -240,29 +243,6 @@ def remember(folder: str, recipe: str, found: tuple) -> None:
         context_files.save_adapter(told, kept_as(folder, recipe))
 
 
-def over_seeds(several: list[dict[str, float]]) -> dict[str, float]:
-    """Means over sets of pictures, and the deviations of the two that are plotted."""
-    numbers = {key: sum(one[key] for one in several) / len(several) for key in several[0]}
-    return numbers | {f"{key} +-": float(np.std([one[key] for one in several])) for key in ("all", "distance")}
-
-
-def draw_captions(
-    pocket: Pocket, sampler: Any, scenes: list, *, guidance: float, steps: int, model: Any = None, seed: int = 0
-) -> torch.Tensor:
-    """A picture by every scene's caption, from noise that is the same for every sampler."""
-    parts = []
-    for first in range(0, len(scenes), 16):
-        some = scenes[first : first + 16]
-        latent = {"samples": torch.zeros(len(some), 4, 16, 16)}
-        prompt = pocket.encode([world.caption(scene) for scene in some])
-        parts.append(
-            pocket.sample(sampler, prompt, guidance, pocket.levels(steps), latent, first + 1000 * seed, model)[
-                "samples"
-            ]
-        )
-    return pocket.decode(torch.cat(parts))
-
-
 def bench_pictures(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
     """Every sampler at every guidance: numbers, pictures of the contact sheet, how the adapters were trained."""
     scenes = world.held_out_scenes(options.first + options.count)[options.first :]
@@ -291,16 +271,25 @@ def bench_pictures(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any
     for guidance in options.guidance:
         for name, sampler in samplers.items():
             several = [
-                draw_captions(
-                    pocket, sampler, scenes, guidance=guidance, steps=options.steps, model=models.get(name), seed=seed
+                draw(
+                    pocket,
+                    sampler,
+                    scenes,
+                    by_text,
+                    guidance=guidance,
+                    steps=options.steps,
+                    model=models.get(name),
+                    seed=1000 * seed,
                 )
                 for seed in range(options.seeds)
             ]
             each = [picture_scores(pocket, reference, found, scenes) for found in several]
-            rows[f"{name}, guidance {guidance:g}"] = numbers = over_seeds(each)
+            rows[f"{name}, guidance {guidance:g}"] = numbers = summarised(each, TRADED)
             shown[f"{name}\nguidance {guidance:g}"] = several[0][:SHOWN]
             print(f"{name}, guidance {guidance:g}: {numbers}", flush=True)
-    rows["drawn pictures through the autoencoder"] = over_seeds([picture_scores(pocket, reference, floor, scenes)])
+    rows["drawn pictures through the autoencoder"] = summarised(
+        [picture_scores(pocket, reference, floor, scenes)], TRADED
+    )
     return {"rows": rows, "training": how, "shown": shown}
 
 
@@ -339,7 +328,19 @@ class ClipEditor:
 
     pocket: Pocket
     job: Job
-    adapters: dict[tuple, tuple]  # of every clip, by name: what `trained` gave
+    known: dict[tuple, tuple[Any, float]]  # by clip and name: what its edits share, and the seconds that it took
+    seconds: float = 0.0  # of the processor: what shared things cost an edit beyond what they took of its time
+
+    def shared(self, name: str, make: Callable[[], Any]) -> Any:
+        """What all edits of the clip share, made once; each of them pays its part of the time."""
+        key = self.job.source, name
+        if key not in self.known:
+            began = time.process_time()
+            made = make()
+            self.known[key] = made, time.process_time() - began
+            self.seconds -= self.known[key][1]
+        self.seconds += self.known[key][1] / len(KINDS)
+        return self.known[key][0]
 
     @cached_property
     def latent(self) -> dict:
@@ -358,10 +359,11 @@ class ClipEditor:
     def prompt(self, text: str) -> list:
         return self.pocket.encode([text])
 
-    def inverted(self, model: Any, adapter: Any = None) -> tuple[Any, dict]:
+    def inverted(self, name: str, model: Any, adapter: Any = None) -> tuple[Any, dict]:
         """(trajectory, noise) by Invert Picture, on the adapter's path where there is one."""
-        chosen = defaults(Invert) | {"steps": CLIP_STEPS, "reconstruction_guidance": 0.0, "context_adapter": adapter}
-        return Invert.execute(model, self.latent, self.prompt(self.texts[0]), **chosen).args[:2]
+        chosen = {"steps": CLIP_STEPS, "reconstruction_guidance": 0.0, "context_adapter": adapter}
+        given = model, self.latent, self.prompt(self.texts[0])
+        return self.shared(f"inversion, {name}", lambda: Invert.execute(*given, **defaults(Invert) | chosen).args[:2])
 
     def sampled(self, model: Any, positive: list, noise: dict, sampler: Any = None) -> torch.Tensor:
         levels = self.pocket.levels(CLIP_STEPS)
@@ -375,15 +377,15 @@ class ClipEditor:
 
     def per_frame(self) -> torch.Tensor:
         """Invert, and draw the new prompt; every frame by itself."""
-        return self.sampled(self.pocket.model, self.prompt(self.texts[1]), self.inverted(self.pocket.model)[1])
+        return self.sampled(self.pocket.model, self.prompt(self.texts[1]), self.inverted("plain", self.pocket.model)[1])
 
     def attention(self) -> torch.Tensor:
         """The same, frames looking at one another."""
-        return self.sampled(self.across, self.prompt(self.texts[1]), self.inverted(self.across)[1])
+        return self.sampled(self.across, self.prompt(self.texts[1]), self.inverted("across", self.across)[1])
 
     def fusion(self) -> torch.Tensor:
         """And the source's attention fused."""
-        trajectory, noise = self.inverted(self.across)
+        trajectory, noise = self.inverted("across", self.across)
         return self.sampled(*self.fused(trajectory), noise)
 
     def tune_a_video(self) -> torch.Tensor:
@@ -391,12 +393,12 @@ class ClipEditor:
         across = self.looking_at("first and previous")
         *_, lora = self.learned("queries", across, train_unet="LoRA on to_q", formula="released code")
         tuned = comfy.sd.load_lora_for_models(across, None, lora, 1.0, 0.0)[0]
-        return self.sampled(tuned, self.prompt(self.texts[1]), self.inverted(tuned)[1])
+        return self.sampled(tuned, self.prompt(self.texts[1]), self.inverted("tuned", tuned)[1])
 
     def fatezero(self) -> torch.Tensor:
         """Frames that look at the middle one, attention fused."""
         across = self.looking_at("middle", layers="all but the finest")
-        trajectory, noise = self.inverted(across)
+        trajectory, noise = self.inverted("middle", across)
         return self.sampled(*self.fused(trajectory, across), noise)
 
     def looking_at(self, frames: str, **settings: Any) -> Any:
@@ -405,24 +407,26 @@ class ClipEditor:
         return VideoAttention.execute(self.pocket.model, **chosen).args[0]
 
     def learned(self, name: str, model: Any, **changes: Any) -> tuple:
-        """What Train Context Adapter gives for this clip, once for all edits of it."""
-        key = self.job.source, name
-        if key not in self.adapters:
-            self.adapters[key] = trained(self.pocket, self.job.pictures, [self.texts[0]], model, **ONE_SHOT | changes)
-            print(f"{name} of {self.texts[0]!r}: {self.adapters[key][1]}", flush=True)
-        return self.adapters[key]
+        """What Train Context Adapter gives for this clip."""
+
+        def learn() -> tuple:
+            found = trained(self.pocket, self.job.pictures, [self.texts[0]], model, **ONE_SHOT | changes)
+            print(f"{name} of {self.texts[0]!r}: {found[1]}", flush=True)
+            return found
+
+        return self.shared(name, learn)
 
     def context(self) -> torch.Tensor:
         """And the context adapter, on whose path the source is recorded and the edit drawn."""
         adapter, *_ = self.learned("adapter", self.across)
-        trajectory, noise = self.inverted(self.across, adapter)
+        trajectory, noise = self.inverted("adapter", self.across, adapter)
         return self.sampled(*self.fused(trajectory), noise, context_aware(adapter))
 
     def context_alone(self) -> torch.Tensor:
         """Per frame, with the context adapter."""
         model = self.pocket.model
         adapter, *_ = self.learned("adapter, per frame", model)
-        noise = self.inverted(model, adapter)[1]
+        noise = self.inverted("adapter, per frame", model, adapter)[1]
         return self.sampled(model, self.prompt(self.texts[1]), noise, context_aware(adapter))
 
 
@@ -444,13 +448,6 @@ def all_pairs(features: torch.Tensor) -> float:
     return float((unit @ unit.T)[first, second].mean())
 
 
-def over_clips(several: list[dict[str, float]]) -> dict[str, float]:
-    """Means over clips, and the deviations of some."""
-    numbers = {key: sum(one[key] for one in several) / len(several) for key in several[0]}
-    spread = {key: float(np.std([one[key] for one in several])) for key in SPREAD}
-    return numbers | {f"{key} +-": value for key, value in spread.items()}
-
-
 def clip_scores(pocket: Pocket, frames: torch.Tensor, job: Job) -> dict[str, float]:
     """What is measured of an edited clip; see the top of this file."""
     told = metrics.attribute_success(pocket.judge, frames, [job.target] * len(frames))
@@ -468,39 +465,44 @@ def clip_scores(pocket: Pocket, frames: torch.Tensor, job: Job) -> dict[str, flo
     }
 
 
-def edited_clips(pocket: Pocket, job: Job, adapters: dict[tuple, tuple]) -> Iterator[tuple[str, torch.Tensor, float]]:
+def edited_clips(pocket: Pocket, job: Job, known: dict[tuple, tuple]) -> Iterator[tuple[str, torch.Tensor, float]]:
     """(name, frames, seconds of the processor) of every method on one edit, the ideal edit first."""
     yield "ideal edit through the autoencoder", pocket.decode(pocket.latent(job.ideal)["samples"]), math.nan
     for name, method in CLIP_METHODS.items():
         began = time.process_time()
-        yield name, pocket.decode(method(ClipEditor(pocket, job, adapters))), time.process_time() - began
+        editor = ClipEditor(pocket, job, known)
+        frames = pocket.decode(method(editor))
+        yield name, frames, time.process_time() - began + editor.seconds
 
 
 def bench_clips(pocket: Pocket, options: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Every method on every clip: mean numbers for each kind of edit, and the first clip's frames.
+    """Every method on every clip: mean numbers for each kind of edit, and one clip's frames.
 
-    path: where the numbers of each edit are kept, so that a run that was stopped goes on; the first clip is drawn
-    again, for its frames.
+    path: where the numbers of each edit are kept, so that a run that was stopped goes on; the frames of the clip that
+    was drawn first lie beside it.
     """
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    frames_path = path.with_suffix(".safetensors")
+    shown = load_file(frames_path) if frames_path.is_file() else {}
     found: dict[str, dict[str, list[dict]]] = {kind: {} for kind in KINDS}
-    adapters: dict[tuple, Any] = {}
-    shown = {}
+    made: dict[tuple, tuple] = {}
     for number, job in enumerate(jobs(options)):
-        name = f"{options.first}, {number}, {job.kind}"
-        if number < len(KINDS) or name not in known:
-            known[name] = {}
-            for method, frames, seconds in edited_clips(pocket, job, adapters):
-                known[name][method] = clip_scores(pocket, frames, job) | {"seconds": seconds}
-                print(f"clip {number}, {job.kind}, {method}: {known[name][method]}", flush=True)
-                if number < len(KINDS):
-                    shown.setdefault(f"source, {job.kind}", job.pictures)
-                    shown[f"{method}\n{job.kind}"] = frames
+        name, clip = f"{options.first}, {number}, {job.kind}", f"clip {options.first}, {number // len(KINDS)}"
+        if name not in known:
+            numbers = {}
+            for method, frames, seconds in edited_clips(pocket, job, made):
+                numbers[method] = clip_scores(pocket, frames, job) | {"seconds": seconds}
+                print(f"clip {number}, {job.kind}, {method}: {numbers[method]}", flush=True)
+                if all(label.startswith(f"{clip}\n") for label in shown):
+                    shown.setdefault(f"{clip}\nsource, {job.kind}", job.pictures)
+                    shown[f"{clip}\n{method}\n{job.kind}"] = frames
+            known[name] = numbers
             path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+            save_file({label: frames.contiguous() for label, frames in shown.items()}, frames_path)
         for method, numbers in known[name].items():
             found[job.kind].setdefault(method, []).append(numbers)
-    rows = {kind: {name: over_clips(several) for name, several in of.items()} for kind, of in found.items()}
-    return {"rows": rows, "shown": shown}
+    rows = {kind: {name: summarised(several, SPREAD) for name, several in of.items()} for kind, of in found.items()}
+    return {"rows": rows, "shown": {label.partition("\n")[2]: frames for label, frames in shown.items()}}
 
 
 # ----------------------------------------------------------------------------------------------------------- reporting

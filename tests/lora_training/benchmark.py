@@ -36,10 +36,9 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import numpy as np
 import torch
 from benchmarks import pocket_host
-from benchmarks.scenes import contact_sheet, defaults
+from benchmarks.scenes import contact_sheet, defaults, summarised
 from lora_training.concepts import CONCEPTS, Lesson
 from palimpsest.kernels.lora import CONSTANT, DEBIASED, PICTURE
 from palimpsest.nodes.lora import files
@@ -250,12 +249,11 @@ WAYS: dict[str, tuple[str, Way]] = {
 }
 
 
-def over_trainings(several: list[dict[str, float]]) -> dict[str, float]:
-    """Means over trainings, and the deviation of the distance."""
+def over_trainings(several: list[dict]) -> dict:
+    """The numbers of one training, or the means of several, which have no curve."""
     if len(several) == 1:
         return several[0]
-    numbers = {key: sum(one[key] for one in several) / len(several) for key in several[0] if key != "curve"}
-    return numbers | {"distance +-": float(np.std([one["distance"] for one in several]))}
+    return summarised([{key: value for key, value in one.items() if key != "curve"} for one in several], ["distance"])
 
 
 def row(pocket: Pocket, lesson: Lesson, name: str, judge: Any) -> tuple[dict, torch.Tensor]:

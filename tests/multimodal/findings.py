@@ -8,8 +8,8 @@
 3  "MUMU can perform some style transfer though it is not perfect." The looks of a picture's animal for another species:
    "a <picture of a cat> dog". species: the word's. coat, second, pattern, collar: the picture's.
 4  "The MUMU LoRA appears to compose with the stylistic fine-tunes." The pocket model fine-tuned to ink on paper by
-   Train LoRA, with MUMU's LoRA merged in, beside either alone. ink: the mean distance of colours and steps between
-   pixels to the answers drawn in ink (lora_training.benchmark.distance), which falls as the style comes.
+   Train LoRA's preset *style*, with MUMU's LoRA merged in, beside either alone. ink: the mean distance of colours and
+   steps between pixels to the answers drawn in ink (lora_training.benchmark.distance), which falls as the style comes.
 
 Everything else as in the table: held-out animals, 64 tokens a picture, the host's KSampler.
 """
@@ -33,13 +33,14 @@ from lora_training import benchmark as fine_tuning
 from lora_training import ink
 from multimodal import benchmark as bench
 from multimodal.copies import SHIPPED, load
+from palimpsest.nodes.lora.settings import STYLE
 from pocket import checkpoint, metrics, world
 from rivals.benchmark import table
 from safetensors.torch import load_file
 from torch import Tensor
 
 TOKENS = 64
-INK = argparse.Namespace(pictures=24, repeats=5, epochs=4, rate=10.0)  # 480 steps at ten times Train LoRA's rates
+INK = argparse.Namespace(pictures=35, repeats=5, epochs=4, rate=5.0)  # 700 steps, as the benchmark of LoRAs has them
 COLUMNS = {
     "words": "words", "species": "species", "place": "place", "colour": "coat", "second": "second colour",
     "pattern": "pattern", "collar": "collar", "identity": "identity", "ink": "ink",
@@ -128,7 +129,7 @@ def fine_tuned(pocket: bench.Pocket) -> Any:
     lesson = fine_tuning.Lesson.of(fine_tuning.CONCEPTS["ink"], INK.pictures, 1)
     with tempfile.TemporaryDirectory() as folder:
         teacher = fine_tuning.Pocket(pocket.plain, pocket.clip, pocket.vae, INK, fine_tuning.in_folder(Path(folder)))
-        return teacher.teach(lesson, text_rate=0.0)[0]
+        return teacher.teach(lesson, text_rate=0.0, preset=STYLE)[0]
 
 
 FINDINGS = {"2": harmonised, "3": styled, "4": merged}
