@@ -60,8 +60,8 @@ class TrainLoRA(io.ComfyNode):
                     options=[AS_SET, PAPER, STYLE],
                     tooltip="as set below (default): the values below. paper: the review paper's recipe in place of "
                     "them: 5 repeats, 20 epochs, 1e-4 and 1e-5, cosine, 8-bit AdamW, a file every 2 epochs. style: "
-                    "convolutions, biases, loss_weight picture, noise_offset 0.1 and a constant rate, which take on "
-                    "other tones and colours soonest; the rest as set.",
+                    "convolutions, biases, loss_weight picture without min_snr_gamma, noise_offset 0.1 and a constant "
+                    "rate without warm_up, which take on other tones and colours soonest; the rest as set.",
                 ),
                 io.Int.Input(
                     "epochs",
