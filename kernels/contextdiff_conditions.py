@@ -16,8 +16,12 @@ def nearest_colours(picture: Tensor, palette: Tensor) -> tuple[Tensor, Tensor]:
     picture (B, H, W, 3), palette (K, 3), both in 0..1 -> (B, H, W) whole numbers, (B, H, W). Of colours at one distance
     the first is taken.
     """
-    distances = torch.stack([(picture - colour).pow(2).sum(-1) for colour in palette.to(picture)])
-    least, parts = distances.min(0)
+    least = picture.new_full(picture.shape[:-1], torch.inf)
+    parts = torch.zeros_like(least, dtype=torch.int64)
+    for number, colour in enumerate(palette.to(picture)):
+        distance = (picture - colour).pow(2).sum(-1)
+        nearer = distance < least
+        least, parts = torch.where(nearer, distance, least), torch.where(nearer, number, parts)
     return parts, least.sqrt()
 
 
@@ -27,7 +31,7 @@ def part_shares(parts: Tensor, labels: int, side: int) -> Tensor:
     parts (B, H, W), whole numbers from 0 to labels - 1 -> (B, labels, side, side). Where the sides do not divide, cells
     overlap by a pixel (adaptive average pooling).
     """
-    return F.adaptive_avg_pool2d(F.one_hot(parts, labels).movedim(-1, 1).float(), side)
+    return torch.stack([F.adaptive_avg_pool2d((parts == k).float(), side) for k in range(labels)], 1)
 
 
 def class_map(classes: Tensor, labels: int) -> Tensor:

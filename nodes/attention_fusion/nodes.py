@@ -129,8 +129,9 @@ class AttentionFusion(io.ComfyNode):
                 ),
                 inputs.source_features(
                     "Where the source's attention comes from. cached: recorded when this node runs; a frame and step "
-                    "take 71 MB for SD 1.5 at 512 px, 642 MB for SDXL at 1024 px. same step: one more row of the "
-                    "network in each fused step. auto: cached where it fits in a quarter of the free memory."
+                    "take 71 MB for SD 1.5 at 512 px (all but the finest 32), 642 MB for SDXL at 1024 px. same step: "
+                    "one more row of the network in each fused step. auto: cached where it fits in a quarter of the "
+                    "free memory."
                 ),
                 io.Mask.Input(
                     "mask",

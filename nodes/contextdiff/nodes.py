@@ -193,7 +193,7 @@ class LoadContextAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file) -> str:
+    def fingerprint_inputs(cls, file, **_) -> str:
         """Read again when the file changed."""
         return files.SHELF.fingerprint(file)
 

@@ -59,9 +59,9 @@ class FeatureBlend(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=[CUSTOM, *feature_apply.BlendSettings.PRESETS],
-                    tooltip="custom: the values under this line act. The others replace alphas, layers, percents and "
-                    "blend_latents_until. paper: half source, half edit everywhere, no mask. PFB-Diff object and "
-                    "background: the authors' scripts for changing an object or what is around it.",
+                    tooltip="custom: the values under this line act. The others replace alphas, layers, percents, "
+                    "blend_latents_until and grow_mask. paper: half source, half edit everywhere, no mask. PFB-Diff "
+                    "object and background: the authors' scripts for changing an object or what is around it.",
                 ),
                 io.Float.Input(
                     "alpha_inside",

@@ -79,7 +79,7 @@ class LearningHead:
         return self.tokens["given"] if self.tokens else self.embeddings
 
     def to(self, device: Any) -> None:
-        """Bring the tensors to a device, before an optimiser knows them."""
+        """Bring network and rows to a device, before an optimiser knows them."""
         self.network.to(device)
         self.embeddings = self.embeddings.to(device)
         self.tokens = {name: wanting_gradient(tensor.to(device)) for name, tensor in self.tokens.items()}

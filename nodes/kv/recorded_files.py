@@ -1,6 +1,6 @@
 """A transformer's record on disk: the source's path and prompt, from which a pass a step makes keys and values again.
 
-Keys and values themselves take 0.6 to 1 GB a step at full size; the path of 30 steps is 33 MB at 1024 px.
+Keys and values themselves take 0.6 to 1.8 GB a step at full size; the path of 30 steps is 33 MB at 1024 px.
 """
 
 from __future__ import annotations

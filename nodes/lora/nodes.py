@@ -45,8 +45,7 @@ class TrainLoRA(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     tooltip="What is to be learned: 10 to 40 pictures of any sizes, as a batch or as a list, such as "
-                    "from Load Image-Text Dataset from Folder. Each is scaled to about `resolution`, its proportions "
-                    "kept.",
+                    "from Load Image-Text (from Folder). Each is scaled to about `resolution` and keeps its form.",
                 ),
                 io.String.Input(
                     "captions",
@@ -115,7 +114,7 @@ class TrainLoRA(io.ComfyNode):
                 ),
                 shared(
                     "optimiser",
-                    "AdamW (default), or its 8-bit form, which saves some 40 MB at rank 32 and needs the "
+                    "AdamW (default), or its 8-bit form, which saves some 40 MB at rank 16 and needs the "
                     "package bitsandbytes or torchao; without them AdamW is used and the report says so.",
                 ),
                 shared("schedule", "How the learning rates fall: along a cosine (default), a line, or not at all."),

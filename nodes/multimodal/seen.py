@@ -115,12 +115,11 @@ def shown(vlm: VisionLanguage, name: str, prompt: Prompt, length: int) -> Shown:
     """A prompt as it is shown; length: tokens that it is repeated to."""
     ids, spans = vlm.tokenised(prompt)
     items = list(items_of(vlm, ids, spans))
-    words = [item for item in items if isinstance(item, Word)]
+    words = [place for place, item in enumerate(items) if isinstance(item, Word)]
     if len(words) > MOST_CHIPS:
         last = words[MOST_CHIPS]
-        items = [*items[: items.index(last)], Word(f"... {len(words) - MOST_CHIPS} more", True)] + [
-            item for item in items[items.index(last) :] if isinstance(item, Looked)
-        ]
+        pictures = [item for item in items[last:] if isinstance(item, Looked)]
+        items = [*items[:last], Word(f"... {len(words) - MOST_CHIPS} more", True), *pictures]
     kinds = tuple(span.picture is not None for span in spans for _ in range(span.tokens))
     many = "1 token" if len(ids) == 1 else f"{len(ids)} tokens"
     return Shown(f"{name}: {many} of {vlm.limit}", tuple(items), kinds, length)

@@ -19,7 +19,7 @@ class NamedTensors:
         self.tensors = {name: t.detach().float().cpu().clone().requires_grad_(True) for name, t in tensors.items()}
 
     def to(self, device: Any) -> None:
-        """Bring the tensors to a device, before an optimiser knows them."""
+        """Move the tensors; to be done before an optimiser is made of them."""
         self.tensors = {name: t.detach().to(device).requires_grad_(True) for name, t in self.tensors.items()}
 
     def named(self) -> dict[str, Tensor]:

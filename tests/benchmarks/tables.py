@@ -166,9 +166,17 @@ def in_regions(title: str, key: str, digits: int = 2, best: Callable | None = No
     return Column(title, tuple((kind, "before", key) for kind in ("colour", "place")), digits, best)
 
 
+CLIP_EDITS = ("colour", "place", "species")
+
+
 def in_clips(title: str, key: str, digits: int, best: Callable | None = None) -> Column:
-    """A number of both edits of clips."""
-    return Column(title, tuple((kind, key) for kind in ("colour", "place")), digits, best)
+    """A number of all edits of clips."""
+    return Column(title, tuple((kind, key) for kind in CLIP_EDITS), digits, best)
+
+
+def clip_likeness(kind: str) -> Column:
+    """PSNR to the ideal edit and its deviation over clips."""
+    return Column(f"{kind}, dB to the ideal edit", ((kind, "ideal"), (kind, "ideal +-")), 1, between=" ± ")
 
 
 INSTRUCTIONS = {
@@ -463,20 +471,44 @@ TABLES = {
         ("clips",),
         {
             "per frame": "every frame by itself",
-            "+ Video Attention": "+ Video Attention",
+            "Tune-A-Video style": "Tune-A-Video style",
+            "FateZero style": "FateZero style",
+            "+ Video Attention": "every frame by itself + Video Attention",
             "+ Attention Fusion": "+ Attention Fusion",
             "+ context adapter": "+ context adapter",
             "per frame, context adapter alone": "every frame by itself, context adapter",
             "ideal edit through the autoencoder": BEYOND,
         },
         (
-            in_clips("features", "features", 3, most),
-            in_clips("flicker", "flicker", 4, least),
-            in_clips("PSNR to the ideal edit, dB", "ideal", 1, most),
+            in_clips("prompt followed", "followed", 2, most),
+            in_clips("CLIP-temp, all pairs", "pairs", 3, most),
+            in_clips("flicker", "flicker", 3, least),
+            *map(clip_likeness, CLIP_EDITS),
             Column("background of a new colour, dB", (("colour", "background"),), 1, most),
         ),
-        "colour / place",
+        " / ".join(CLIP_EDITS),
         turned=True,
+    ),
+    "context-pictures": Table(
+        "context_pictures.json",
+        ("pictures", "rows"),
+        {
+            f"{sampler}, guidance {guidance}": f"{label}, {guidance}"
+            for guidance in ("1.5", "3", "5", "9")
+            for sampler, label in {
+                "plain DDIM": "plain DDIM",
+                "context-aware, x0_hat": "context-aware, *x0_hat*",
+                "context-aware, x0": "context-aware, *x0*",
+            }.items()
+        }
+        | {"drawn pictures through the autoencoder": "the drawn pictures, through the autoencoder"},
+        (
+            single("all right", "all"),
+            single("attributes", "mean", 3),
+            single("distance", "distance", 3),
+        ),
+        "sampler, guidance",
+        incomplete=True,
     ),
     "multimodal": Table(
         "multimodal.json",

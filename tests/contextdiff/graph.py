@@ -68,9 +68,9 @@ look where the source looked, so that its motion stays."""
 VALUES_CLIP = """## Not right yet?
 
 - **The edit does not show**: both *..._until* down to 0.3; *emphasis* 2; guidance (cfg) up.
-- **The motion is lost**: *self_attention_until* up to 0.8.
+- **The motion is lost**: *self_attention_until* up to 1.
 - **The shape must change** (a dog becomes a cat): its word into *blend_words*.
-- **It flickers**: *look_at* "all" in Video Attention; *temporal* 0.1.
+- **It flickers**: *look_at* "all" in Video Attention; *temporal* 0.3.
 
 Steps and scheduler must agree between Invert Picture and the sampler."""
 

@@ -54,7 +54,16 @@ START_TWO = """## Two words, two regions
 5. Queue.
 
 One **Cross-Attention Mask** after the other, each with its words. **Attention Map** looks on, and **Read Attention
-Map** shows where each word acted; *leakage* is the share of it that went beyond its mask."""
+Map** shows where the words inside the mask acted; *leakage* is the share of it that went beyond. For the other words
+connect their *tokens* to both."""
+
+VALUES_TWO = """## Not right yet?
+
+- **A word does not show**: guidance (cfg) up.
+- **A word shows elsewhere**: a tighter mask; *layers* of Cross-Attention Mask on *all*.
+- **A seam at the mask's edge**: *feather* 8 to 32 in Cross-Attention Mask.
+
+30 to 50 steps, cfg 5 to 7.5."""
 
 VALUES = """## Not right yet?
 
@@ -85,8 +94,8 @@ def edited(mask: str) -> tuple[dict[str, dict], ...]:
     )
 
 
-def notes(start: str, height: int) -> dict[str, dict]:
-    return {"start": note("Start here", start, height), "values": note("Not right yet?", VALUES, 330)}
+def notes(start: str, height: int, values: str = VALUES) -> dict[str, dict]:
+    return {"start": note("Start here", start, height), "values": note("Not right yet?", values, 330)}
 
 
 YOURS = "1 Your photo, and what should become of it"
@@ -120,7 +129,7 @@ def background() -> dict:
 
 def two_words() -> dict:
     return graph(
-        notes(START_TWO, 380),
+        notes(START_TWO, 400, VALUES_TWO),
         group(
             YOURS,
             "yours",
@@ -187,15 +196,20 @@ START_FLUX = """## A phrase for each region on FLUX.1
 No phrase sees the other, and neither is seen by the other half. All parts of the picture still look at each other, so
 it stays one picture. The same graph serves FLUX.2, Chroma, Qwen-Image, Z-Image, SD 3.5 and SDXL with their loaders."""
 
-TRANSFORMER_VALUES = """## Not right yet?
+Z_IMAGE_VALUES = """## Not right yet?
 
-- **The word shows elsewhere**: *hide_from_text* on; on Z-Image *hide_from_refiner* too.
+- **The word shows elsewhere**: *hide_from_text* and *hide_from_refiner* on, as they are here.
 - **A seam at the border**: *feather* 16 to 64.
-- **The region looks pale**: mode *after softmax, renormalised*.
-- **Scene and phrase contradict**: *prompt_inside* 0.3 in Phrase in Region.
+- **The region looks pale**: mode *after softmax, renormalised*, as it is here.
 - **Where do the words act?** Put **Attention Map** before the sampler.
 
-Layers are named *double 0-18, single 0-37*: choose *custom* to hold the words in some of them only."""
+Layers are named *double 0-29*: choose *custom* to hold the words in some of them only."""
+
+FLUX_VALUES = """## Not right yet?
+
+- **A seam at the border**: *feather* 16 to 64.
+- **Scene and phrase contradict**: *prompt_inside* 0.3.
+- **Where do the words act?** Put **Attention Map** before the sampler."""
 
 
 def file(kind: str, key: str, name: str, url: str, directory: str, **more) -> dict:
@@ -251,7 +265,7 @@ def words_on_z_image() -> dict:
     left = mask_words("one.tokens", "left.MASK", "shifted.MODEL", **tight)
     unet, clip, vae = ("z_image_turbo_bf16.safetensors", "qwen_3_4b.safetensors", "ae.safetensors")
     return graph(
-        {"start": note("Start here", START_Z_IMAGE, 400), "values": note("Not right yet?", TRANSFORMER_VALUES, 330)},
+        {"start": note("Start here", START_Z_IMAGE, 400), "values": note("Not right yet?", Z_IMAGE_VALUES, 330)},
         group(
             "1 The model, and the whole prompt",
             "yours",
@@ -293,7 +307,7 @@ def phrases_on_flux() -> dict:
         for name in ("clip_l.safetensors", "t5xxl_fp16.safetensors")
     ]  # fmt: skip
     return graph(
-        {"start": note("Start here", START_FLUX, 380), "values": note("Not right yet?", TRANSFORMER_VALUES, 330)},
+        {"start": note("Start here", START_FLUX, 380), "values": note("Not right yet?", FLUX_VALUES, 330)},
         group(
             "1 The model, and what holds the picture together",
             "yours",

@@ -25,6 +25,12 @@ def length_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return function.end_lineno - function.lineno + 1 - told
 
 
+def words_of(readme: str) -> int:
+    """How many words a README has to be read, without its lists of nodes and templates, which are looked up in."""
+    prose = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", readme, flags=re.DOTALL)
+    return len(re.findall(r"[^\s|]*\w[^\s|]*", prose))
+
+
 def runs(text: str) -> Iterator[tuple[str, ...]]:
     """Every run of lines that are compared, without their indentation."""
     stripped = [line.strip() for line in text.splitlines()]
@@ -63,7 +69,7 @@ def figures(folder: Path) -> dict[str, int | float | str]:
         "lines of a function, median": statistics.median(map(length_of, functions)),
         f"calls with more than {POSITIONAL} arguments by position": sum(len(each.args) > POSITIONAL for each in calls),
         f"places that share {LINES} lines or more": len(twins(texts)),
-        "words of README": len(re.findall(r"[^\s|]*\w[^\s|]*", readme)),
+        "words of README": words_of(readme),
     }
 
 

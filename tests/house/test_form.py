@@ -8,6 +8,7 @@ import re
 import statistics
 from collections import Counter
 
+from house.figures import words_of
 from house.sources import (
     APART,
     KERNELS,
@@ -192,8 +193,8 @@ def test_half_of_the_functions_are_short():
 
 
 def test_the_readme_is_read_in_minutes():
-    words = re.findall(r"[^\s|]*\w[^\s|]*", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(words) <= 900, f"{len(words)} words"
+    words = words_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert words <= 450, f"{words} words"
 
 
 def test_contributing_names_the_files_of_a_technique():

@@ -37,7 +37,7 @@ SIDE = 512
 START = """## Teach a style with your pictures
 
 1. **Load Checkpoint**: your SD 1.5 or SDXL model.
-2. Your pictures: 10 to 40. Put **Load Image-Text Dataset from Folder** in the place of the two *Load Image* and
+2. Your pictures: 10 to 40. Put **Load Image-Text (from Folder)** in the place of the two *Load Image* and
    *Image Batch*, and link its texts to *captions* of the helper.
 3. **Caption Helper**: what each picture shows, a line each; or choose the *folder* whose pictures have .txt or .caption
    files beside them. It leaves words of style out: what no word claims is what is learned.

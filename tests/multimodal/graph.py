@@ -86,7 +86,7 @@ nobody has published such a connector for SD 1.5 or SDXL.
 ## Train a connector on your own pictures
 
 1. **Load Multimodal Encoder**: the vision-language model, connector *none*.
-2. **Load Image-Text Dataset from Folder** in place of the example: some hundred captioned pictures.
+2. **Load Image-Text (from Folder)** in place of the example: some hundred captioned pictures.
 3. **Build Multimodal Dataset**: choose a *detector* (a GroundingDINO folder in models/palimpsest_detectors), or connect
    masks as here. Look at the contact sheet: do the words fit the crops?
 4. **Train Multimodal Encoder** writes the connector and the U-Net's LoRA as files. *preset* *in lessons* teaches the

@@ -87,7 +87,7 @@ def test_only_the_wanted_words_are_cut_out():
 
     picture = tiny_models.picture(1, 64, 100)[0]
     every = interleaved_dataset.ByDetector(Fixed())(0, picture, CAPTION)
-    dogs = interleaved_dataset.ByDetector(Fixed(), words=("dog", "cat"))(0, picture, CAPTION)
+    dogs = interleaved_dataset.ByDetector(Fixed(), words=[("dog", "cat")])(0, picture, CAPTION)
     assert [CAPTION[f.start : f.end] for f in every] == ["big man", "red dog"]
     assert [f.box for f in every] == [(10, 6, 50, 58), (50, 32, 100, 64)]
     assert [f.box for f in dogs] == [(50, 32, 100, 64)]

@@ -100,6 +100,7 @@ def build_dataset(
         if out is not None:
             builder.counted.left_out[out] += 1
             continue
+        keep.remember(picture)
         crops = builder.crops(found, picture, caption, f"{index + 1:0{digits}}")
         whole = builder.whole(picture, depths[index] if len(depths) else None, f"{index + 1:0{digits}}")
         file = write_picture(picture, folder, f"pictures/{index + 1:0{digits}}.png")

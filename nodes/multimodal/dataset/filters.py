@@ -66,13 +66,19 @@ class PictureFilter:
         return None
 
     def was_there(self, picture: Tensor) -> bool:
-        """Whether a picture is like an earlier one; from now on it is an earlier one itself."""
+        """Whether a picture is like one that was kept."""
+        bits = self.hash_of(picture)
+        return bool(self.seen) and int(differing_bits(bits, torch.stack(self.seen)).min()) < self.limits.alike_bits
+
+    def remember(self, picture: Tensor) -> None:
+        """That a picture was kept."""
+        if self.limits.alike_bits:
+            self.seen.append(self.hash_of(picture))
+
+    @staticmethod
+    def hash_of(picture: Tensor) -> Tensor:
         with Cancellable():
-            bits = difference_hash(picture)
-        near = bool(self.seen) and int(differing_bits(bits, torch.stack(self.seen)).min()) < self.limits.alike_bits
-        if not near:
-            self.seen.append(bits)
-        return near
+            return difference_hash(picture)
 
     def crowd(self, found: Sequence[Found], caption: str) -> str | None:
         """Why a picture is left out for what was found in it; None where it is kept."""

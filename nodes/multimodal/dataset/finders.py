@@ -47,17 +47,18 @@ def in_pixels(box: Sequence[float], picture: Tensor) -> Box:
 
 @dataclass(frozen=True)
 class ByDetector:
-    """What a GroundingDINO finds; with words, only what belongs to one of them."""
+    """What a GroundingDINO finds; of a picture with words of its own (words[i]), only what belongs to one of them."""
 
     detector: Detector
     box_threshold: float = 0.35
     text_threshold: float = 0.25
-    words: tuple[str, ...] = ()
+    words: Sequence[Sequence[str]] = ()
 
     def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]:
         found = self.detector.detect(picture, caption, self.box_threshold, self.text_threshold)
-        here = [word for word in self.words if spots_of(word, caption)]
-        wanted = positions_of(here, caption) if self.words else [(0, len(caption))]
+        words = self.words[index] if self.words else ()
+        here = [word for word in words if spots_of(word, caption)]
+        wanted = positions_of(here, caption) if words else [(0, len(caption))]
         return [
             Found(each.start, each.end, in_pixels(each.box, picture), each.score)
             for each in found

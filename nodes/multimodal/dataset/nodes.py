@@ -236,12 +236,11 @@ class BuildMultimodalDataset(io.ComfyNode):
 
 
 def chosen_detector(settings: DatasetSettings, words: list[tuple[str, ...]]) -> ByDetector | None:
-    """The detector of the settings, which finds the words that are named anywhere; None where none is chosen."""
+    """The detector of the settings, which finds each picture's words; None where none is chosen."""
     if settings.detector == files.NO_DETECTOR:
         return None
     detector = load_detector(files.DETECTORS.path(settings.detector))
-    spoken = tuple(dict.fromkeys(word for each in words for word in each))
-    return ByDetector(detector, settings.box_threshold, settings.text_threshold, spoken)
+    return ByDetector(detector, settings.box_threshold, settings.text_threshold, words)
 
 
 def chosen_filter(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import host
+from ...training.pictures import bucket_of, covering
 from ..dataset import Dataset
 from ..encoder import POOLED_WIDTH
 from ..interleaved import Prompt
@@ -20,16 +21,35 @@ from .saying import Speaker
 from .settings import CLIP_TEXT, LEARNED, ZEROS
 
 
+def trained_cells(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """(columns, rows) of the latent of a picture: at its own size, at a bucket's where it has more pixels than that."""
+    width, height = size if size[0] * size[1] <= resolution**2 else bucket_of(*size, resolution)
+    return width // 8, height // 8
+
+
+def in_cells(picture: Tensor, columns: int, rows: int) -> Tensor:
+    """A picture (1, H, W, 3) for a latent of this size: as it is where it has it, else its middle, smaller."""
+    if (picture.shape[2] // 8, picture.shape[1] // 8) == (columns, rows):
+        return picture
+    return covering(picture.movedim(-1, 1), 8 * columns, 8 * rows).movedim(1, -1)
+
+
 def spoken(prompt: Prompt) -> str:
     """The words of a prompt, its pictures left out."""
     return " ".join("".join(part for part in prompt if isinstance(part, str)).split())
+
+
+def words_alone(prompt: Prompt) -> Prompt:
+    """A prompt without its pictures, which nobody looks at any more."""
+    return tuple(part for part in prompt if isinstance(part, str))
 
 
 @dataclass(frozen=True, eq=False)
 class Encoders:
     """The VAE, the language model and the text encoder of a training; what they make is kept on the CPU.
 
-    pooled_output: which one the U-Net is given, a word of POOLING. language_learns: hidden states change with every
+    sizes: (columns, rows) of each picture's latent. pooled_output: which one the U-Net is given, a
+    word of POOLING. language_learns: hidden states change with every
     step, so that they cannot be made ahead.
     """
 
@@ -38,6 +58,7 @@ class Encoders:
     vlm: VisionLanguage
     clip: Any
     dataset: Dataset
+    sizes: dict[int, tuple[int, int]]
     pooled_output: str
     language_learns: bool
     speaker: Speaker
@@ -48,7 +69,7 @@ class Encoders:
         """A picture's latent (C, h, w) in the model's own scale."""
         if record not in self.latents:
             with torch.no_grad():
-                encoded = self.vae.encode(self.dataset.picture(record)[None])
+                encoded = self.vae.encode(in_cells(self.dataset.picture(record)[None], *self.sizes[record]))
                 self.latents[record] = self.model.model.process_latent_in(encoded.float().cpu())[0].clone()
         return self.latents[record]
 
@@ -91,9 +112,10 @@ class Encoders:
             for record in lesson.records:
                 self.latent(record)
             self.read_words(lesson.prompts)
-        if kind == READ or self.language_learns:
+        if self.language_learns:
             return lesson
-        return replace(lesson, hidden=self.hidden(lesson.prompts))
+        hidden = None if kind == READ else self.hidden(lesson.prompts)
+        return replace(lesson, hidden=hidden, prompts=tuple(map(words_alone, lesson.prompts)), wholes=())
 
 
 def no_pooled(encoders: Encoders, learned: Tensor | None, prompts: Sequence[Prompt]) -> Tensor:

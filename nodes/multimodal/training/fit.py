@@ -20,14 +20,14 @@ from ..vlm import Hidden
 from . import saying
 from .course import ALIGN, DRAW, READ, Course
 from .drawing import ddim, sample_prompts
-from .encoding import Encoders
+from .encoding import Encoders, trained_cells
 from .gradient import TECHNIQUE, UNet
 from .learner import Learner, Process, Snapshot
 from .lessons import Lesson, Lessons
 from .lora import language_checkpointing
 from .settings import TrainSettings, stage_tokens
 
-READ_AHEAD = 32  # steps whose pictures and prompts are encoded before the U-Net is loaded for them
+READ_AHEAD = 32  # batches whose pictures and prompts are encoded before the U-Net is loaded for them
 NAN_STEPS = 3  # steps in a row that may fail before the training stops; their gradients are never applied
 
 
@@ -76,7 +76,8 @@ class Fit:
         self.error = training.loss_of(model, TECHNIQUE)
         self.sigmas = model.get_model_object("model_sampling").sigmas.detach().float().cpu().clone()
         tokens = stage_tokens(self.vlm, settings)
-        sizes = {i: tuple(n // 8 for n in dataset.records[i].size) for i in dataset.fitting(STAGES[settings.stage])}
+        most = training.own_resolution(model)
+        sizes = {i: trained_cells(dataset.records[i].size, most) for i in dataset.fitting(STAGES[settings.stage])}
         self.lessons = Lessons(dataset, settings, tokens, sizes, process.rank, process.world)
         self.learner = Learner(model, encoder, tokens, settings, process, state)
         self.unet = UNet(model, self.learner.unet, settings)
@@ -86,6 +87,7 @@ class Fit:
             vlm=self.vlm,
             clip=clip,
             dataset=dataset,
+            sizes=sizes,
             pooled_output=settings.pooled_output,
             language_learns=self.learner.language is not None,
             speaker=saying.Speaker(self.unet.host_model, clip),
@@ -108,6 +110,9 @@ class Fit:
         self.history.before = self.learner.start(self.device)
         self.ready = True
         self.shown, self.shown_hidden = sample_prompts(self.lessons), []
+        for record, _ in self.shown:  # now, for no other model may be loaded beside the U-Net while that runs
+            self.encoders.latent(record)
+        self.encoders.read_words([(), *(prompt for _, prompt in self.shown)])
         if self.learner.language is None:
             self.shown_hidden = [self.encoders.hidden(((), prompt)) for _, prompt in self.shown]
 
@@ -122,10 +127,7 @@ class Fit:
         for step in steps:
             host.stop_if_cancelled()
             lessons.append(list(self.lessons.of_step(step)))
-        prepared = list(zip(steps, self.encoders.ahead(lessons, self.course.lesson(steps[0])), strict=True))
-        if self.end - 1 in steps:
-            self.encoders.read_words([prompt for _, prompt in self.shown])
-        return prepared
+        return list(zip(steps, self.encoders.ahead(lessons, self.course.lesson(steps[0])), strict=True))
 
     # ---- while the U-Net is loaded
 
@@ -137,7 +139,8 @@ class Fit:
             training.added_by(language, self.vlm.model),
             language_checkpointing(self.vlm.text, language is not None and self.settings.checkpointing),
         ):
-            for part in self.course.parts(self.history.before, self.end, READ_AHEAD):
+            most = max(1, READ_AHEAD // self.settings.gradient_accumulation)
+            for part in self.course.parts(self.history.before, self.end, most):
                 self.prepared = self.ahead(part)
                 if self.course.lesson(part.start) == ALIGN:
                     self.take_steps()
