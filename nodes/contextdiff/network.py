@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import host
 from ..training import generator
 from .condition_network import text_layers, words_of
 from .config import LATENT, RELEASED, AdapterConfig
@@ -94,4 +95,4 @@ def build(config: AdapterConfig, dtype: torch.dtype = torch.float32, device: Any
     """An r_phi with empty weights, of layers that the host casts and moves as it does its own."""
     import comfy.ops
 
-    return NETWORKS.get(config.kind, CrossModalNetwork)(config, comfy.ops.manual_cast, dtype, device)
+    return NETWORKS.get(config.kind, CrossModalNetwork)(config, host.whole(comfy.ops.manual_cast), dtype, device)

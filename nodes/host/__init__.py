@@ -72,6 +72,7 @@ from .model import (
     transformer_parts,
     word_layers,
 )
+from .operations import whole
 from .others import guiding_nodes, patching_nodes, refused_by_name
 from .pictures import PictureChannels, picture_channels, require_text_to_image, shows_picture, unseen_picture
 from .prompts import (
@@ -233,6 +234,7 @@ __all__ = [
     "unseen_picture",
     "video_ratio",
     "was_cut",
+    "whole",
     "whole_grid",
     "windows_part_prompts",
     "with_fixed_controls",

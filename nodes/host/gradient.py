@@ -26,7 +26,10 @@ def alias(weight: Tensor) -> Tensor:
     if type(weight) not in (Tensor, nn.Parameter):
         raise TypeError(f"cannot alias {type(weight).__name__}")
     empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
-    return empty.set_(weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride())
+    found = empty.set_(weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride())
+    if hasattr(weight, "_model_dtype"):  # in which the host's dynamic memory made room for it
+        found._model_dtype = weight._model_dtype
+    return found
 
 
 def ordinary(weight: Tensor) -> Tensor:

@@ -164,10 +164,17 @@ def require_one_gpu(model: Any) -> None:
 def single_device(model: Any) -> Any:
     """The model in the form that a backward pass can use: on one GPU, weights in ordinary memory.
 
-    Raises ValueError as require_one_gpu does.
+    Raises ValueError as require_one_gpu does, and for one whose loader tells no way to load it so.
     """
     require_one_gpu(model)
-    return model.get_non_dynamic_delegate() if getattr(model, "is_dynamic", bool)() else model
+    if not getattr(model, "is_dynamic", bool)():
+        return model
+    if getattr(model, "cached_patcher_init", None) is None:
+        raise ValueError(
+            "this model's loader does not let the host load it into ordinary memory, which learning needs: take one of "
+            "ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram."
+        )
+    return model.get_non_dynamic_delegate()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...kernels.edit_head import IMAGE_TOKENS, where_images_begin
 from ...kernels.greedy_decoding import Limits
+from .. import host
 from ..host.cancelling import Cancellable
 from ..multimodal import COPY_AGAIN, DTYPES, Measured, decode, hosted, managed, read_tokenizer, reading
 from .edit_head import PREFIX, Reading
@@ -225,7 +226,7 @@ def load_mgie(folder: MgieFolder, dtype: str) -> MgieModel:
         if table is not None and table.ndim == 2:
             config.text_config.vocab_size = len(table)
         with reading(folder.name), Measured(folder.name, sum(path.stat().st_size for path in paths)):
-            llava = Llava(config, comfy.ops.manual_cast)
+            llava = Llava(config, host.whole(comfy.ops.manual_cast))
         fill(llava, state, folder.name)
         patcher = managed(hosted(llava))
     made = MgieModel(folder.name, config, patcher, tokenizer)

@@ -63,8 +63,8 @@ def renamed(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return found
 
 
-def load_unet(path: Path) -> Any:
-    """The host's MODEL of an InstructPix2Pix U-Net's file.
+def load_unet(path: Path, disable_dynamic: bool = False) -> Any:
+    """The host's MODEL of an InstructPix2Pix U-Net's file, as the host's own loader of such files would give it.
 
     Raises ValueError for another kind of network, and for one that is given no picture.
     """
@@ -72,7 +72,8 @@ def load_unet(path: Path) -> Any:
 
     name = f"{path.parent.name}/{path.name}"
     tensors = {key.removeprefix(CHECKPOINT): tensor for key, tensor in tensors_of(path)}
-    model = comfy.sd.load_diffusion_model_state_dict(renamed(tensors, name))
+    how = {"disable_dynamic": True} if disable_dynamic else {}  # which older hosts do not know
+    model = comfy.sd.load_diffusion_model_state_dict(renamed(tensors, name), **how)
     if model is None:
         raise ValueError(
             f"{name} is no U-Net of SD 1.5 or SDXL: convert the published files again, see the help page of Load MGIE."
@@ -82,4 +83,5 @@ def load_unet(path: Path) -> Any:
             f"{name} is a U-Net that is given no picture (4 channels, InstructPix2Pix has 8): take MGIE's own U-Net, "
             "or load this one by Load Diffusion Model."
         )
+    model.cached_patcher_init = (load_unet, (path,))  # by which the host loads it into ordinary memory
     return model

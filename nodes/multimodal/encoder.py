@@ -25,7 +25,7 @@ def build(config: ConnectorConfig, dtype: torch.dtype = torch.float32, device: A
     """A connector with empty weights, of layers that the host casts and moves as it does its own."""
     import comfy.ops
 
-    return ConnectorNetwork(config, comfy.ops.manual_cast, dtype, device)
+    return ConnectorNetwork(config, host.whole(comfy.ops.manual_cast), dtype, device)
 
 
 @dataclass(frozen=True)

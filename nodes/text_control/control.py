@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.text_control import AuxiliaryLatent, fitted, packed
+from .. import host
 from ..quoting import quoted
 
 MOST = {"model_channels": 1280, "context_dim": 4096, "num_heads": 64, "num_head_channels": 256}  # of a layout
@@ -62,7 +63,7 @@ class Layout:
 
 def build(layout: Layout, dtype: torch.dtype, device: Any = None, operations: Any = None) -> torch.nn.Module:
     """The host's ControlNet of a layout with AnyText's hint block, its weights not filled."""
-    operations = operations or comfy.ops.disable_weight_init
+    operations = operations or host.whole(comfy.ops.disable_weight_init)
     sizes = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(layout).items()}
     network = comfy.cldm.cldm.ControlNet(
         image_size=32,

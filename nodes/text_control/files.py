@@ -232,7 +232,7 @@ def control_of(parts: Parts) -> TextControl:
     kind = next(iter(parts.control.values())).dtype
     dtype = management.unet_dtype(model_params=-1, supported_dtypes=DTYPES, weight_dtype=kind)
     cast = management.unet_manual_cast(dtype, management.get_torch_device())
-    operations = comfy.ops.pick_operations(dtype, cast)
+    operations = host.whole(comfy.ops.pick_operations(dtype, cast))
     network = build(parts.layout, dtype, management.unet_offload_device(), operations)
     network.load_state_dict(parts.control)
     return TextControl.of(network, cast)

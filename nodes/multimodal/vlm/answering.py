@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ....kernels.greedy_decoding import Limits
+from ... import host
 from ..interleaved import Picture, Prompt
 from .decoding import decode
 from .folders import weight_files
@@ -51,7 +52,7 @@ def language_head(vlm: VisionLanguage) -> Any:
             f"{tuple(table.shape)}: {COPY_AGAIN}."
         )
     words, width = weight.shape
-    head = comfy.ops.manual_cast.Linear(width, words, bias=False, device="meta")
+    head = host.whole(comfy.ops.manual_cast).Linear(width, words, bias=False, device="meta")
     head.weight = type(head.weight)(weight.detach(), requires_grad=False)
     return managed(head)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import host
 from ...quoting import quoted
 from .families import FAMILIES, Family, family_names
 from .folders import allowed_weights, configuration, name_of, read_json, read_tokenizer
@@ -123,7 +124,7 @@ def hosted(model: nn.Module) -> nn.Module:
     """
     import comfy.ops
 
-    layers = comfy.ops.manual_cast
+    layers = host.whole(comfy.ops.manual_cast)
     table = model.get_input_embeddings()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
