@@ -1,5 +1,7 @@
 """The cheap gradient step: no weight copied, no layer run twice, the same numbers to the bit."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_models
 import torch
@@ -107,6 +109,14 @@ def test_no_weight_is_copied(monkeypatch):
     assert not any(getattr(m, "weight_function", []) for m in model.model.modules())
 
 
+def test_a_model_that_cannot_be_brought_into_ordinary_memory_is_refused():
+    dynamic = SimpleNamespace(is_dynamic=lambda: True, cached_patcher_init=None)
+    with pytest.raises(ValueError, match="--disable-dynamic-vram"):
+        host.single_device(dynamic)
+    dynamic.cached_patcher_init, dynamic.get_non_dynamic_delegate = (print, ()), lambda: "delegate"
+    assert host.single_device(dynamic) == "delegate"
+
+
 def test_an_alias_is_the_same_memory_and_quantised_weights_are_refused():
     weight = torch.randn(4, 6).T[1:]
     with torch.inference_mode(False):
@@ -115,6 +125,8 @@ def test_an_alias_is_the_same_memory_and_quantised_weights_are_refused():
         assert (other.data_ptr(), other.stride()) == (weight.data_ptr(), weight.stride())
         assert weight.is_inference()
         assert not other.is_inference()
+        weight._model_dtype = torch.float16
+        assert tuning_runtime.alias(weight)._model_dtype == torch.float16
 
         class Quantised(torch.Tensor):
             pass

@@ -193,6 +193,9 @@ def test_a_folders_unet_is_the_hosts_instruct_pix2pix(pocket_edit, tmp_path, mon
     assert type(model.model).__name__ == "SD15_instructpix2pix"
     state = model.model.diffusion_model.state_dict()
     assert all(torch.equal(state[name].to(tensor), tensor) for name, tensor in own.items())
+    again, given = model.cached_patcher_init  # by which the host loads a model that learns
+    state = again(*given, disable_dynamic=True).model.diffusion_model.state_dict()
+    assert all(torch.equal(state[name].to(tensor), tensor) for name, tensor in own.items())
     assert head.network.config.queries == 77
     assert "8 channels" in report
     assert "edit head: 0.0 M numbers, 77 tokens of 768 channels" in report
