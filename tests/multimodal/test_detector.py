@@ -91,6 +91,8 @@ def test_only_the_wanted_words_are_cut_out():
     assert [CAPTION[f.start : f.end] for f in every] == ["big man", "red dog"]
     assert [f.box for f in every] == [(10, 6, 50, 58), (50, 32, 100, 64)]
     assert [f.box for f in dogs] == [(50, 32, 100, 64)]
+    several = interleaved_dataset.ByDetector(Fixed(), words=[("dog",), ()])
+    assert [len(several(index, picture, CAPTION)) for index in range(2)] == [1, 2]  # each picture has its own words
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,13 @@ def test_text_is_found_by_masks_of_it_or_by_the_detector(monkeypatch):
     assert filters.chosen_text(Limits(), [texts], finder) is None
 
 
+def test_a_picture_that_was_left_out_hides_no_other():
+    keep, picture = PictureFilter(Limits(alike_bits=3)), pictures(1)[0][0]
+    assert [keep.reason(i, picture, "") for i in range(2)] == [None, None]
+    keep.remember(picture)
+    assert "like an earlier one" in keep.reason(2, picture, "")
+
+
 def test_pictures_of_more_people_than_wanted_are_left_out():
     found = [Found(0, 3, (0, 0, 9, 9)), Found(8, 13, (9, 0, 20, 9)), Found(18, 21, (0, 9, 9, 20))]
     caption = "man and woman and dog"

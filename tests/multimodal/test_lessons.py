@@ -14,7 +14,7 @@ from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.dataset import ByMask, Recipe
 from palimpsest.nodes.multimodal.encoder import MultimodalEncoder
 from palimpsest.nodes.multimodal.interleaved import Picture
-from palimpsest.nodes.multimodal.training import drawing, plot, saying
+from palimpsest.nodes.multimodal.training import drawing, encoding, plot, saying
 from palimpsest.nodes.multimodal.training import files as training_files
 from palimpsest.nodes.multimodal.training import fit as fitting
 from palimpsest.nodes.multimodal.training import training as multimodal_training
@@ -377,3 +377,45 @@ def test_nan_in_a_lesson_keeps_what_was_learned_before(vlm, dataset, monkeypatch
     for part in ("network", "unet"):
         assert torch.equal(part_of(trained.snapshot.state, part), part_of(good.snapshot.state, part))
     assert plot.draw(trained.history).shape[0] == 1
+
+
+# ---- what the lessons are shown
+
+
+def test_no_other_model_is_asked_while_the_unet_runs(vlm, dataset, monkeypatch):
+    """Pictures that are shown on the way are encoded before, whether they are trained on or not."""
+    inside, asked, run = [], [], Fit.run_in_sampler
+
+    def noted(self):
+        inside.append(1)
+        run(self)
+        inside.clear()
+
+    def encode(self, pixels):
+        asked.append(bool(inside))
+        return tiny_models.AveragingVAE.encode(self, pixels)
+
+    monkeypatch.setattr(Fit, "run_in_sampler", noted)
+    vae = tiny_models_vae()
+    monkeypatch.setattr(type(vae), "encode", encode, raising=False)
+    monkeypatch.setattr(f"{__name__}.tiny_models_vae", lambda: vae)
+    fit(vlm, dataset, steps=1, batch_size=1, preview_every=1)
+    assert len(asked) == len(dataset.records)
+    assert not any(asked)
+
+
+@pytest.mark.parametrize(("size", "cells"), [((64, 48), (8, 6)), ((515, 509), (64, 63)), ((4032, 3024), (72, 56))])
+def test_photos_are_trained_at_the_models_size(size, cells):
+    assert encoding.trained_cells(size, 512) == cells
+    picture = torch.rand(1, size[1] // 8, size[0] // 8, 3)
+    wanted = picture.shape[2] // 8, picture.shape[1] // 8
+    assert encoding.in_cells(picture, *wanted) is picture
+    assert encoding.in_cells(picture, 1, 1).shape == (1, 8, 8, 3)
+
+
+def test_the_more_batches_a_step_has_the_fewer_steps_are_read_ahead(vlm, dataset, monkeypatch):
+    parts, ahead = [], Fit.ahead
+    monkeypatch.setattr(fitting, "READ_AHEAD", 4)
+    monkeypatch.setattr(Fit, "ahead", lambda self, steps: parts.append(len(steps)) or ahead(self, steps))
+    fit(vlm, dataset, steps=3, batch_size=1, gradient_accumulation=4)
+    assert parts == [1, 1, 1]

@@ -54,6 +54,8 @@ def test_a_very_long_text_is_cut_and_keeps_its_pictures(loaded, monkeypatch):
     shown = seen.shown(loaded(), "text", ("a red dog in the snow ", picture()), 40)
     assert [type(item).__name__ for item in shown.items] == ["Word"] * 4 + ["Looked"]
     assert shown.items[3].text == "... 6 more"
+    alike = seen.shown(loaded(), "text", ("dog dog dog dog dog dog ", picture()), 40)
+    assert [item.text for item in alike.items[1:4]] == ["dog", "dog", "... 6 more"]
 
 
 def test_the_bar_says_what_counts(loaded):

@@ -25,8 +25,8 @@ class Recipe(Settings):
 
     min_side: a crop of fewer pixels than its square is dropped; max_share: as is one of more of the picture than
     this. max_crops: crops in one prompt. head_share, vary_share, whole_share: how often a person is shown by the head
-    alone, a picture is varied, and the whole picture stands in the prompt without its looks. people_weight: how often a
-    picture with a crop of a person comes, beside one without.
+    alone, a crop is varied (in the paper wholes are, too), and the whole picture stands in the prompt without its
+    looks. people_weight: how often a picture with a crop of a person comes, beside one without.
     """
 
     min_side: int = 150
