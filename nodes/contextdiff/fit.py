@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,29 @@ from ..settings import Settings
 from .adapter import ContextAdapter
 from .bias import PAPER
 from .condition import told
-from .config import LATENT
-from .objective import PREDICTED, SEEN, Objective, PickRows
+from .config import CLIP_PREDICTED, LATENT
+from .objective import CLEAN, PREDICTED, SEEN, Objective, PickRows
 from .sight import Sight
 from .validation import Validation, Validator
 
 FROZEN, JOINT = "frozen", "LoRA on to_q"
 QUERIES, ALL_ATTENTION = "queries", "all attention"
+PRINTED = "paper"  # the preset
 SLOWEST = 0.01  # share of the learning rate that is left at the end
 
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
-    """How an adapter is trained; see PalimpsestTrainContextAdapter for what each does."""
+    """How an adapter is trained; see PalimpsestTrainContextAdapter for what each does.
+
+    PRESETS: "paper" is what arXiv:2402.16627 prints, from which it departs in what stays here of the model (its
+    convolutions and feed-forwards do not learn) and in what the paper leaves open (steps, rate, weight of the loss).
+    """
+
+    PRESETS: ClassVar = {
+        PRINTED: {"size": "large", "formula": PAPER, "train_on": CLEAN, "train_unet": JOINT,
+                  "trained_with": ALL_ATTENTION, "adapter": CLIP_PREDICTED},
+    }  # fmt: skip
 
     size: str = "small"
     video: bool = False

@@ -8,6 +8,7 @@ import latent_preview
 from comfy_api.latest import io
 
 from .. import host, inputs, saving, sockets
+from ..settings import AS_SET_ABOVE
 from ..training import FileSet, Watch, nothing
 from . import files, plot
 from .config import KINDS, SIZES
@@ -182,6 +183,15 @@ class TrainContextAdapter(io.ComfyNode):
                     tooltip="Only with train_unet LoRA on to_q: which layers get the LoRA. queries (default): as the "
                     "authors' program. all attention: keys, values and outputs too, four times as many numbers, which "
                     "can change the picture's content further.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=[AS_SET_ABOVE, *TrainSettings.PRESETS],
+                    optional=True,
+                    advanced=True,
+                    tooltip="as set above (default): every value as you set it. paper: what the paper prints: a large "
+                    "adapter that sees CLIP of x0_hat (connect clip_vision and vae), trained on x0 with a LoRA on all "
+                    "attention; steps, rate and the rest as set. Slower.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",

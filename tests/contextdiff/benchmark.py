@@ -498,7 +498,7 @@ def bench_clips(pocket: Pocket, options: argparse.Namespace, path: Path) -> dict
                     shown[f"{clip}\n{method}\n{job.kind}"] = frames
             known[name] = numbers
             path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-            save_file({label: frames.contiguous() for label, frames in shown.items()}, frames_path)
+            save_file({label: frames.clone() for label, frames in shown.items()}, frames_path)  # some are shared
         for method, numbers in known[name].items():
             found[job.kind].setdefault(method, []).append(numbers)
     rows = {kind: {name: summarised(several, SPREAD) for name, several in of.items()} for kind, of in found.items()}
