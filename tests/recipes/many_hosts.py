@@ -206,8 +206,9 @@ class Hand:
                     continue
                 job = waiting.popleft()
                 sent = job.key, job.picture.suffix.lower(), job.picture.read_bytes()
+                timeout = IN_FLIGHT * self.timeout  # it waits while the host makes the one before
                 future = self.client.submit(
-                    edit, url, sent, graph=self.graph, node=self.node, timeout=self.timeout, pure=False, retries=0
+                    edit, url, sent, graph=self.graph, node=self.node, timeout=timeout, pure=False, retries=0
                 )
                 at[future.key] = job, url
                 going.add(future)
