@@ -8,6 +8,7 @@ technique keeps over a run or over a call lies in `Run.kept` and `ModelCall.kept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -53,7 +54,8 @@ class Window:
         require_span(start_percent, end_percent)
         to_sigma = model.get_model_object("model_sampling").percent_to_sigma
         always = start_percent <= 0.0 and end_percent >= 1.0
-        return cls(to_sigma(start_percent), to_sigma(end_percent), always)
+        start = math.inf if start_percent <= 0.0 else to_sigma(start_percent)  # the noisiest level may round above 1
+        return cls(start, to_sigma(end_percent), always)
 
     def __contains__(self, sigma: float) -> bool:
         return self.sigma_end < sigma <= self.sigma_start

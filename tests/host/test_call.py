@@ -3,7 +3,9 @@
 import harness
 import pytest
 import tiny_models
+import tiny_transformers
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from palimpsest.nodes import host
 from palimpsest.nodes.host import call as calls
 from palimpsest.nodes.host.areas import Area
@@ -135,6 +137,15 @@ def test_a_window_is_open_at_its_noisier_end_only_and_empty_ones_are_refused():
     for start, end in ((0.5, 0.5), (0.7, 0.2)):
         with pytest.raises(ValueError, match="leave no step between them"):
             host.Window.of(model, start, end)
+
+
+@pytest.mark.parametrize("shift", [2.66, 3.0, 1.15])
+def test_a_start_of_0_has_the_first_step_at_every_shift(shift):
+    """A flow's noisiest level may be 1.0000001 in float32, where the host's share of 0 is 1."""
+    model = ModelSamplingSD3().patch(tiny_transformers.model("sd3"), shift)[0]
+    noisiest = float(model.get_model_object("model_sampling").sigma_max)
+    assert noisiest in host.Window.of(model, 0.0, 0.5)
+    assert noisiest not in host.Window.of(model, 0.1, 0.5)
 
 
 def test_outside_of_a_sampler_only_what_always_acts_acts():
