@@ -6,6 +6,7 @@ import tiny_models
 import tiny_transformers
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from cross_attention import hidden_words
 from palimpsest.nodes import host
 from palimpsest.nodes.host import call as calls
 from palimpsest.nodes.host.areas import Area
@@ -79,6 +80,26 @@ def test_nothing_stays_on_the_model_behind_a_run():
 def test_areas_are_cut_as_the_host_cuts_them():
     conds = [[{"uuid": "a", "area": (4, 8, 6, 2)}, {"uuid": "b"}], None]
     assert calls.areas_of(conds, (8, 8)) == {"a": Area(2, 6, 6, 2, (8, 8))}
+
+
+def test_an_area_of_a_clip_is_that_of_its_pictures_and_one_of_some_frames_is_refused():
+    """Four numbers cover all frames, six say which; a latent without frames takes the first of each."""
+    for area, sides in (((4, 8, 6, 2), (3, 8, 8)), ((3, 4, 8, 0, 6, 2), (3, 8, 8)), ((4, 8, 1, 6, 2, 0), (8, 8))):
+        assert calls.areas_of([[{"uuid": "a", "area": area}]], sides) == {"a": Area(2, 6, 6, 2, (8, 8))}
+    for area in ((2, 4, 8, 0, 6, 2), (3, 4, 8, 1, 6, 2)):
+        with pytest.raises(ValueError, match=r"frames \d to \d of a latent of 3.*set temporal to 1 and z to 0"):
+            calls.areas_of([[{"uuid": "a", "area": area}]], (3, 8, 8))
+
+
+def test_a_mask_lies_in_the_hosts_area_for_video_as_in_one_for_pictures():
+    model, (positive, negative) = tiny_transformers.model("qwen"), hidden_words.both("qwen")
+    patched = hidden_words.apply(model, hidden_words.half(), hidden_words.words_of(positive))
+    share = ("percentage", 1.0, 0.5, 0.5, 0.0, 0.5, 0.5)
+    found = []
+    for area in (share, (6, 4, 6, 4)):
+        limited = [[text, extra | {"area": area, "strength": 1.0}] for text, extra in positive]
+        found.append(tiny_transformers.sample(patched, limited, negative, tiny_transformers.latent("qwen")))
+    assert torch.equal(*found)
 
 
 def test_a_call_knows_the_area_of_its_prompt():
