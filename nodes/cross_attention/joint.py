@@ -53,7 +53,7 @@ class JointWords:
         size = (attention.sequence, attention.tokens, attention.key.shape[2], layer is None, attention.query.device)
         frames = call.frames if any(len(region.mask) > 1 for region in active) else None
         name = ("joint", tuple(region.name for region in active), call.prompts, call.areas, frames, call.pictures, size)
-        return call.run.kept(name, lambda: every_part(active, attention))
+        return call.run.kept(name, lambda: every_part(active, attention, self.regions))
 
 
 def acts(region: Region, layer: host.LayerKey | None) -> bool:
@@ -64,25 +64,36 @@ def acts(region: Region, layer: host.LayerKey | None) -> bool:
 # ---- what the masks of some regions are for a call ------------------------------------------------------------------
 
 
-def every_part(regions: tuple[Region, ...], attention: host.JointAttention) -> list[Part] | None:
+def every_part(
+    regions: tuple[Region, ...], attention: host.JointAttention, every: tuple[Region, ...] = ()
+) -> list[Part] | None:
     """By chunk, and by picture where masks differ, what queries see; None where all of them see everything.
 
-    Raises ValueError where another node took tokens away.
+    every: those that are not in force as well. Raises ValueError where another node took tokens away.
     """
     call, sequence = attention.call, attention.sequence
     tokens = [region.tokens(call, sequence.text) for region in regions]
+    others = [phrases_of_others(region, every, call, sequence.text) for region in regions]
     if any(token >= sequence.text for rows in tokens for row in rows for token in row):
         raise shortened(call, sequence.text)
     found: list[Part] = []
     for chunk, area in enumerate(call.areas):
         words = [rows[chunk] for rows in tokens]
+        free = [rows[chunk] for rows in others]
         places = [region_places(region, call, area, sequence) for region in regions]
         rows = max((len(each) for each, some in zip(places, words, strict=True) if some), default=1)
         for row in range(rows):
             pictures = slice(None) if rows == 1 else slice(row, row + 1)
             mine = [each[row if len(each) > 1 else 0] for each in places]
-            found.append((chunk, pictures, seen_by(regions, words, mine, attention)))
+            found.append((chunk, pictures, seen_by(regions, words, mine, attention, free)))
     return None if all(part is None for *_, part in found) else found
+
+
+def phrases_of_others(region: Region, regions: tuple[Region, ...], call: host.ModelCall, keys: int) -> list[set[int]]:
+    """Which keys are other nodes' phrases, in the rows of each of a call's prompts, where they see a region's words."""
+    free = [each for each in regions if each.phrase_of not in ("", region.phrase_of) and not each.outside]
+    found = [each.tokens(call, keys) for each in free if region.hidden.others_see]
+    return [set().union(*(tokens[chunk] for tokens in found)) for chunk in range(call.chunks)]
 
 
 def region_places(region: Region, call: host.ModelCall, area: host.Area | None, sequence: host.Sequence) -> Tensor:
@@ -101,9 +112,16 @@ def region_places(region: Region, call: host.ModelCall, area: host.Area | None, 
 
 
 def seen_by(
-    regions: tuple[Region, ...], words: list[set[int]], places: list[Tensor], attention: host.JointAttention
+    regions: tuple[Region, ...],
+    words: list[set[int]],
+    places: list[Tensor],
+    attention: host.JointAttention,
+    free: list[set[int]],
 ) -> list[Share] | None:
-    """What the queries of some rows see; None where nothing is hidden from any. words, places: by region."""
+    """What the queries of some rows see; None where nothing is hidden from any. words, places: by region.
+
+    free: the tokens of text, by region, from which its words are not hidden.
+    """
     hiding = [i for i, row in enumerate(words) if row and bool((places[i] != 1).any())]
     by_token: dict[int, list[int]] = {}
     for region in hiding:
@@ -114,7 +132,7 @@ def seen_by(
         groups.setdefault(tuple(of), []).append(token)
     if not groups:
         return None
-    weights = {i: token_weights(regions[i], words[i], places[i], attention) for i in hiding}
+    weights = {i: token_weights(regions[i], words[i] | free[i], places[i], attention) for i in hiding}
     before, after = torch.ones(2, attention.tokens, len(groups))
     for column, of in enumerate(groups):
         for i in of:
@@ -126,16 +144,18 @@ def seen_by(
     return shares(before.to(device), after.to(device), tokens, attention.key.shape[2])
 
 
-def token_weights(region: Region, words: set[int], places: Tensor, attention: host.JointAttention) -> Tensor:
-    """The weight (T,) that a region's words have for every token of a sequence."""
+def token_weights(region: Region, free: set[int], places: Tensor, attention: host.JointAttention) -> Tensor:
+    """The weight (T,) that a region's words have for every token of a sequence; free: tokens that see all of them."""
     sequence, closed = attention.sequence, 1 - region.strength
     refining = attention.layer is None
     shut = region.hidden.refiner if refining else region.hidden.text
     weights = torch.full((attention.tokens,), closed if shut else 1.0)
     if not refining:
         weights[sequence.image] = places.cpu() if region.hidden.picture else 1.0
+    if region.hidden.others_see and not refining and not sequence.layers:  # behind the picture of Z-Image is padding
+        weights[sequence.image.stop :] = 1.0
     if not sequence.apart:
-        weights[sorted(words)] = 1.0
+        weights[sorted(free)] = 1.0
     return weights
 
 

@@ -25,6 +25,7 @@ from .regions import MODES, Hidden, Region
 TECHNIQUE = "Phrase in Region"
 RENORMALISED = "after softmax, renormalised"
 EVERY_WAY = Hidden(picture=True, text=True, refiner=True)
+OWN_WAYS = Hidden(picture=True, text=True, refiner=True, others_see=True)
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,13 @@ def add_phrase(
         phrase=phrase.name if adapted else "",
         nth=len(rows_of(phrase.text[0], positive[0][0])),
     )
-    regions = [region(model, own, mask, settings, remarks)]
+    name = uuid.uuid4().hex
+    regions = [region(model, own, mask, settings, remarks, name)]
     if settings.prompt_inside < 1:
         texts = [tensor[:1] for tensor, _ in positive]
         rows = min(host.adapted_rows(text, extra.get(host.IDS)) for text, extra in positive)
         prompt = ChosenWords(("the prompt",), (tuple(range(rows)),), texts[0], tuple(texts[1:]), rows, nth=0)
-        regions.append(region(model, prompt, mask, settings, remarks, outside=1 - settings.prompt_inside))
+        regions.append(region(model, prompt, mask, settings, remarks, name, outside=1 - settings.prompt_inside))
     patched = model.clone()
     attach(patched, host.word_layers(model, TECHNIQUE), regions=tuple(regions))
     return patched, joined
@@ -74,9 +76,10 @@ def region(
     mask: Tensor,
     settings: PhraseSettings,
     remarks: host.Remarks,
+    node: str,
     outside: float | None = None,
 ) -> Region:
-    """Words that are seen inside a mask only, or by so much less inside of it than outside."""
+    """Words that are seen inside a mask only, or so much less inside of it and by the node's phrase than elsewhere."""
     mask = mask.reshape(-1, *mask.shape[-2:]).float()
     host.picture_rows(mask, len(mask), 1, 1)
     return Region(
@@ -90,9 +93,10 @@ def region(
         window=host.Window.of(model, settings.start_percent, settings.end_percent),
         mask_negative=False,
         remarks=remarks,
-        hidden=EVERY_WAY,
+        hidden=EVERY_WAY if outside is None else OWN_WAYS,
         technique=TECHNIQUE,
         source=TECHNIQUE,
+        phrase_of=node,
     )
 
 

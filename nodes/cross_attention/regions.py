@@ -36,11 +36,13 @@ class Hidden:
 
     picture: from the picture's tokens where the words may not act. text: from every other token of text, padding and
     reference pictures, which would hand them on. refiner: from other text in the layers that refine it alone.
+    others_see: but for what belongs to other regions or to the whole picture: their phrases, and reference pictures.
     """
 
     picture: bool = True
     text: bool = False
     refiner: bool = False
+    others_see: bool = False
 
 
 PICTURE_ONLY = Hidden()
@@ -52,7 +54,8 @@ class Region:
 
     mask (1 or B, h, w) in 0..1 at any size; outside: they act where it is black. layers: where in the network; window:
     at which noise levels. mask_negative: the same positions of negative prompts too. hidden: from which tokens of a
-    transformer. technique: whose node this is; source: the node whose positive output is to be sampled.
+    transformer. technique: whose node this is; source: the node whose positive output is to be sampled. phrase_of: the
+    node whose phrase these words are, or whose region hides them; "" where they are no phrase's.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Region:
     hidden: Hidden = PICTURE_ONLY
     technique: str = "Cross-Attention Mask"
     source: str = "Select Words"
+    phrase_of: str = ""
 
     def look_at(self, call: host.ModelCall, whole: host.Grid) -> None:
         """Say where the mask does not fit the latent that is sampled."""

@@ -99,6 +99,7 @@ from .reference import (
     source_prompt,
 )
 from .sampling import OF_A_NODE, VisitLevels, sample
+from .step_caches import every_step_runs
 from .trajectory import Trajectory, latents_at, nearest_level, renoised
 from .ui import ProgressText, node_id, show_text, told
 
@@ -161,6 +162,7 @@ __all__ = [
     "conditioning_fingerprint",
     "cross_attention_layers",
     "each_run",
+    "every_step_runs",
     "family_of",
     "few_steps_only",
     "frames_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,26 @@ class Area:
         top, bottom = (round(y * height / self.whole[0]) for y in (self.top, self.top + self.height))
         left, right = (round(x * width / self.whole[1]) for x in (self.left, self.left + self.width))
         return mask[..., top : max(bottom, top + 1), left : max(right, left + 1)]
+
+
+def area_of(numbers: Sequence[int], sides: tuple[int, ...]) -> Area:
+    """What the host samples of a latent with these sides, (H, W) or (F, H, W), for a prompt's area: all lengths, then
+    all starts. As the host takes them: fewer than the sides cover all frames, of more the first ones count.
+
+    Raises ValueError where it covers some frames only.
+    """
+    half, count = len(numbers) // 2, len(sides)
+    front = max(count - half, 0)
+    lengths = [*sides[:front], *numbers[:half]][:count]
+    starts = [*[0] * front, *numbers[half:]][:count]
+    if count == 3 and (starts[0] > 0 or lengths[0] < sides[0]):
+        raise ValueError(
+            f"a prompt is limited to frames {starts[0]} to {min(starts[0] + lengths[0], sides[0])} of a latent of "
+            f"{sides[0]}, where masks and maps are not served: set temporal to 1 and z to 0 in its area, or take our "
+            "nodes out."
+        )
+    (height, width), (top, left), whole = lengths[-2:], starts[-2:], tuple(sides[-2:])
+    return Area(min(height, whole[0] - top), min(width, whole[1] - left), top, left, whole)
 
 
 def whole_grid(area: Area, grid: tuple[int, int]) -> tuple[int, int]:

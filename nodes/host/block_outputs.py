@@ -17,6 +17,7 @@ from .call import EachCall, observe
 from .compiled import not_compiled
 from .families import Family, joint_keys
 from .joint import Sequence, require_no_references, sequence_of
+from .text_first import with_text_checked
 
 Block = tuple[str, int]
 
@@ -106,6 +107,8 @@ class MeetBlocks(EachCall):
                 f"blocks of {self.family.name} are met for one picture at a time, the latent has {sequence.frames} "
                 "frames: sample a single picture."
             )
+        if not self.family.apart:
+            options["patches"] = with_text_checked(options, self.family.name, sequence.text)
         meeting = Meeting(options[self.name], sequence, options)
         if self.family.refiner:
             patches = options.get("patches", {})

@@ -8,6 +8,7 @@ technique keeps over a run or over a call lies in `Run.kept` and `ModelCall.kept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from .adapted import IDS, TEXT, phrase_starts, with_phrases
-from .areas import Area
+from .areas import Area, area_of
 from .frames import EVERY, Frames, shown_frames
 from .model import Grid
 
@@ -53,7 +54,8 @@ class Window:
         require_span(start_percent, end_percent)
         to_sigma = model.get_model_object("model_sampling").percent_to_sigma
         always = start_percent <= 0.0 and end_percent >= 1.0
-        return cls(to_sigma(start_percent), to_sigma(end_percent), always)
+        start = math.inf if start_percent <= 0.0 else to_sigma(start_percent)  # the noisiest level may round above 1
+        return cls(start, to_sigma(end_percent), always)
 
     def __contains__(self, sigma: float) -> bool:
         return self.sigma_end < sigma <= self.sigma_start
@@ -274,18 +276,15 @@ def note_prompts(
     options = model_options.get("transformer_options", {})
     run, frames = options.get(RUN) or Run(), shown_frames(model_options, x)
     conds = with_phrases(conds, model, x.device, run.kept)
-    areas = areas_of(conds, tuple(x.shape[-2:]))
+    areas = areas_of(conds, tuple(x.shape[2:]))
     noted = {RUN: run, PROMPTS: run.note(conds, frames), AREAS: areas, FRAMES: frames}
     return executor(model, conds, x, timestep, model_options | {"transformer_options": options | noted}, **kwargs)
 
 
-def areas_of(conds: list[list | None], whole: Grid) -> dict[Any, Area]:
-    """The areas of a call's prompts by the host's id, cut to the latent as the host cuts them."""
-    found = {}
-    for cond in (cond for group in conds for cond in group or () if len(cond.get("area") or ()) == 4):
-        height, width, top, left = cond["area"]
-        found[cond["uuid"]] = Area(min(height, whole[0] - top), min(width, whole[1] - left), top, left, whole)
-    return found
+def areas_of(conds: list[list | None], sides: tuple[int, ...]) -> dict[Any, Area]:
+    """The areas of a call's prompts by the host's id, on a latent of (H, W) or (F, H, W)."""
+    limited = [cond for group in conds for cond in group or () if cond.get("area")]
+    return {cond["uuid"]: area_of(cond["area"], sides) for cond in limited}
 
 
 class EachCall:

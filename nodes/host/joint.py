@@ -23,6 +23,7 @@ from .call import NAME, EachCall, ModelCall, call_of, observe
 from .compiled import not_compiled
 from .families import Family, patch_in_time, patch_of, text_multiple
 from .model import Grid, LayerKey
+from .text_first import with_text_checked
 
 JOINT, SEQUENCE = NAME + ".joint", NAME + ".sequence"
 OVERRIDE = "optimized_attention_override"
@@ -342,6 +343,8 @@ class Adapter(EachCall):
         require_no_references(self.family, network, conds)
         options[SEQUENCE] = sequence_of(self.family, network, x, text, conds)
         options[OVERRIDE] = Override(self.family, self.acts, options.get(OVERRIDE))
+        if not self.family.apart:
+            options["patches"] = with_text_checked(options, self.family.name, options[SEQUENCE].text)
         if not self.family.numbered:
             options["patches_replace"] = numbered(self.family, network, options.get("patches_replace", {}))
         return options

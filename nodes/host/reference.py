@@ -28,6 +28,7 @@ from .frames import in_one_window
 from .pictures import in_words, needs_pictures, shows_picture
 from .prompts import require_active
 from .sampling import sample
+from .step_caches import every_step_runs, take_caches_out
 from .streaming import PieceStream
 from .trajectory import Trajectory, latents_at, nearest_level
 
@@ -223,12 +224,12 @@ class SameStep:
         return held.use(step.sigma, partial(self.passed, wanted, held, step))
 
     def passed(self, wanted: Wanted, held: Held, step: Step) -> Pieces:
-        """What one pass on the trajectory's latents leaves. Other nodes' blending and fusing stay out of it."""
+        """What one pass on the trajectory's latents leaves. Other nodes' blending, fusing and caching stay out."""
         import comfy.samplers
 
         recorder = wanted.recorder(step.sigma)
         x = in_dimensions_of(latents_at(wanted.trajectory, step.sigma), step.x).to(step.x)
-        options = in_one_window(step.options_with(wanted.name, recorder, alone=True))
+        options = every_step_runs(in_one_window(step.options_with(wanted.name, recorder, alone=True)))
         with torch.no_grad():
             level = step.timestep[:1].expand(len(x))
             comfy.samplers.calc_cond_batch(step.guider.inner_model, [held.prompt], x, level, options)
@@ -334,8 +335,9 @@ def record(model: Any, wanted: Wanted, prompt: list, callback: Any = None) -> Ca
 
 
 def without_techniques(model: Any) -> Any:
-    """A clone on which no technique acts by a source: their patches find no step among the options."""
+    """A clone on which no technique acts by a source: their patches find no step among the options, nor do caches."""
     plain = model.clone()
+    take_caches_out(plain)
     for kind, named in list(plain.wrappers.items()):
         for name in [name for name in named if str(name).startswith(PREFIX)]:
             plain.remove_wrappers_with_key(kind, name)

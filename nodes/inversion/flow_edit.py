@@ -213,10 +213,7 @@ def weights(mask: Tensor | None, denoise_mask: Tensor | None, clean: Tensor) -> 
     """
     found = None
     if mask is not None:
-        mask = host.as_encoded(mask, tuple(clean.shape[-2:]))
-        several = clean.shape[2] if clean.ndim == 5 else len(clean)
-        found = host.picture_rows(mask, several, *clean.shape[-2:]).to(clean)
-        found = found.movedim(0, 1)[None] if clean.ndim == 5 else found
+        found = host.rows_on(host.as_encoded(mask, tuple(clean.shape[-2:])), clean).to(clean)
     if denoise_mask is None:
         return found
     return denoise_mask.to(clean) if found is None else found * denoise_mask.to(clean)

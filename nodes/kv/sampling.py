@@ -247,7 +247,7 @@ class SourceGuidance:
         shown = args["uncond_denoised"] if without_text else args["cond_denoised"]
         prompt = host.with_own_adapters(prompt, args["model_options"])
         options = args["model_options"].get("transformer_options", {}) | {HIDDEN: self.source}
-        model_options = args["model_options"] | {"transformer_options": options}
+        model_options = host.every_step_runs(args["model_options"] | {"transformer_options": options})
         (hidden,) = comfy.samplers.calc_cond_batch(args["model"], [prompt], args["input"], sigma, model_options)
         return source_guidance(guided, shown, hidden, self.scale)
 

@@ -5,6 +5,7 @@ import tiny_models
 import tiny_transformers
 import torch
 from cross_attention.masked import sample as sample_unet
+from palimpsest.nodes.cross_attention import joint
 from palimpsest.nodes.cross_attention.nodes import RegionPhrase
 from tiny_transformers import FAMILIES, latent, prompt, sample
 
@@ -118,6 +119,36 @@ def test_inside_the_prompt_counts_as_much_as_is_asked(models, family):
     assert torch.equal(*found[0.0])
     moved = [float((a - b).norm()) for a, b in (found[0.5], found[1.0])]
     assert moved[0] > 0 and abs(moved[0] - moved[1]) > 1e-5
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen", "lumina2"])
+@pytest.mark.parametrize("fox_first", [True, False])
+def test_what_a_region_hides_of_the_prompt_other_phrases_and_reference_pictures_see(
+    models, family, fox_first, monkeypatch
+):
+    """The weights of the prompt's nine tokens, for those of text and picture; half of the picture hides all of it."""
+    seen, shares = [], joint.shares
+
+    def look(before, after, groups, keys):
+        seen.extend(before[:, i] for i, group in enumerate(groups) if 0 in group.tolist())
+        return shares(before, after, groups, keys)
+
+    monkeypatch.setattr(joint, "shares", look)
+    model, positive, refers = models(family), text_of(family, 1), family != "lumina2"
+    reference = torch.randn(latent(family, side=(4, 4)).shape, generator=torch.Generator().manual_seed(5))
+    patched, text = model, [[positive[0][0], positive[0][1] | ({"reference_latents": [reference]} if refers else {})]]
+    chain = [(half(), FOX, 0.0), (1 - half(), OWL, 1.0)]
+    for mask, phrase, share in chain if fox_first else chain[::-1]:
+        patched, text = add(family, patched, text, mask, phrase, prompt_inside=share)
+    draw(family, patched, text, text_of(family, 2, 15))
+    fox, owl = (slice(9, 12), slice(12, 15)) if fox_first else (slice(12, 15), slice(9, 12))
+    refined, layers = ([each for each in seen if (len(each) == 15) is alone] for alone in (True, False))
+    assert layers and bool(refined) is not refers
+    for weights in seen:
+        assert bool((weights[:9] == 1).all() and (weights[fox] == 0).all() and (weights[owl] == 1).all())
+    for weights in layers:
+        picture = weights[15:39].view(6, 4)
+        assert bool((picture[:, :2] == 0).all() and (picture[:, 2:] == 1).all() and (weights[39:] == 1).all())
 
 
 @pytest.mark.parametrize("family", ["sd15", "flux", "qwen"])

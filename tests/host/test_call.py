@@ -3,7 +3,10 @@
 import harness
 import pytest
 import tiny_models
+import tiny_transformers
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from cross_attention import hidden_words
 from palimpsest.nodes import host
 from palimpsest.nodes.host import call as calls
 from palimpsest.nodes.host.areas import Area
@@ -79,6 +82,26 @@ def test_areas_are_cut_as_the_host_cuts_them():
     assert calls.areas_of(conds, (8, 8)) == {"a": Area(2, 6, 6, 2, (8, 8))}
 
 
+def test_an_area_of_a_clip_is_that_of_its_pictures_and_one_of_some_frames_is_refused():
+    """Four numbers cover all frames, six say which; a latent without frames takes the first of each."""
+    for area, sides in (((4, 8, 6, 2), (3, 8, 8)), ((3, 4, 8, 0, 6, 2), (3, 8, 8)), ((4, 8, 1, 6, 2, 0), (8, 8))):
+        assert calls.areas_of([[{"uuid": "a", "area": area}]], sides) == {"a": Area(2, 6, 6, 2, (8, 8))}
+    for area in ((2, 4, 8, 0, 6, 2), (3, 4, 8, 1, 6, 2)):
+        with pytest.raises(ValueError, match=r"frames \d to \d of a latent of 3.*set temporal to 1 and z to 0"):
+            calls.areas_of([[{"uuid": "a", "area": area}]], (3, 8, 8))
+
+
+def test_a_mask_lies_in_the_hosts_area_for_video_as_in_one_for_pictures():
+    model, (positive, negative) = tiny_transformers.model("qwen"), hidden_words.both("qwen")
+    patched = hidden_words.apply(model, hidden_words.half(), hidden_words.words_of(positive))
+    share = ("percentage", 1.0, 0.5, 0.5, 0.0, 0.5, 0.5)
+    found = []
+    for area in (share, (6, 4, 6, 4)):
+        limited = [[text, extra | {"area": area, "strength": 1.0}] for text, extra in positive]
+        found.append(tiny_transformers.sample(patched, limited, negative, tiny_transformers.latent("qwen")))
+    assert torch.equal(*found)
+
+
 def test_a_call_knows_the_area_of_its_prompt():
     patched, look = looked_at(tiny_models.unet())
     (text, extra), *_ = tiny_models.prompt(1)
@@ -135,6 +158,15 @@ def test_a_window_is_open_at_its_noisier_end_only_and_empty_ones_are_refused():
     for start, end in ((0.5, 0.5), (0.7, 0.2)):
         with pytest.raises(ValueError, match="leave no step between them"):
             host.Window.of(model, start, end)
+
+
+@pytest.mark.parametrize("shift", [2.66, 3.0, 1.15])
+def test_a_start_of_0_has_the_first_step_at_every_shift(shift):
+    """A flow's noisiest level may be 1.0000001 in float32, where the host's share of 0 is 1."""
+    model = ModelSamplingSD3().patch(tiny_transformers.model("sd3"), shift)[0]
+    noisiest = float(model.get_model_object("model_sampling").sigma_max)
+    assert noisiest in host.Window.of(model, 0.0, 0.5)
+    assert noisiest not in host.Window.of(model, 0.1, 0.5)
 
 
 def test_outside_of_a_sampler_only_what_always_acts_acts():

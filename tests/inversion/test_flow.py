@@ -303,6 +303,16 @@ def test_a_clip_is_edited_whole_and_its_mask_may_change_from_frame_to_frame():
     assert_acts(edited[:, :, 1], clip[:, :, 1], 1e-2)
 
 
+def test_each_picture_of_a_batch_has_its_own_mask_where_latents_have_frames():
+    batch = picture("qwen", pictures=2)
+    masks = torch.cat([half(96, 64), 1 - half(96, 64)])
+    edited = flow_edit("qwen", batch, mask=masks)
+    for i, black in enumerate((slice(4, None), slice(4))):
+        assert_close(edited[i, ..., black], batch[i, ..., black], 1e-5)
+    assert_acts(edited[0, ..., :4], batch[0, ..., :4], 1e-2)
+    assert_acts(edited[1, ..., 4:], batch[1, ..., 4:], 1e-2)
+
+
 def test_every_input_of_flow_edit_arrives_in_the_field_of_its_name():
     given = {"source_guidance": 1.5, "start_percent": 0.1, "end_percent": 0.9, "averages": 3}
     prompts = transformers.prompt("sd3", 1), transformers.prompt("sd3", 2)
