@@ -97,7 +97,7 @@ from .reference import (
     source_name,
     source_prompt,
 )
-from .sampling import OF_A_NODE, VisitLevels, sample
+from .sampling import OF_A_NODE, VisitLevels, in_source_pass, sample
 from .trajectory import Trajectory, latents_at, nearest_level, renoised
 from .ui import ProgressText, node_id, show_text, told
 
@@ -165,6 +165,7 @@ __all__ = [
     "frames_of",
     "guiding_nodes",
     "in_dimensions_of",
+    "in_source_pass",
     "is_finite",
     "is_flow",
     "is_flow_sampling",
