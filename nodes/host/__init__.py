@@ -72,7 +72,7 @@ from .model import (
     transformer_parts,
     word_layers,
 )
-from .others import guiding_nodes, patching_nodes, refused_by_name
+from .others import guidance_left_out, guiding_nodes, patching_nodes, refused_by_name
 from .pictures import PictureChannels, picture_channels, require_text_to_image, shows_picture, unseen_picture
 from .prompts import (
     is_unet,
@@ -163,6 +163,7 @@ __all__ = [
     "family_of",
     "few_steps_only",
     "frames_of",
+    "guidance_left_out",
     "guiding_nodes",
     "in_dimensions_of",
     "in_source_pass",

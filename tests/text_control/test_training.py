@@ -120,6 +120,12 @@ def test_a_lora_on_the_model_acts_while_it_learns_and_on_the_clip_too(clip, fold
     assert not same(folder, teach(model, clip)[-1], teach(other, clip)[-1])
 
 
+def test_the_guidance_of_other_nodes_does_not_act_while_it_learns(model, clip, folder):
+    *_, report, file = teach(harness.guided(model), clip)
+    assert same(folder, teach(model, clip)[-1], file)
+    assert "left out (PerturbedAttentionGuidance)" in report
+
+
 def lora_of_text(clip):
     """The content of a LoRA file for the attention of a text encoder."""
     drawn, content = torch.Generator().manual_seed(6), {}
