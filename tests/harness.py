@@ -12,6 +12,7 @@ from typing import Any
 import comfy.samplers
 import tiny_models
 import torch
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 from torch import Tensor
@@ -79,6 +80,11 @@ def tune(
 def apply(model: Any, kv: Any, mode: str = "extend", **settings: Any) -> Any:
     """Apply KV, without source guidance unless it is asked for: the patched model."""
     return tiny_models.execute(ApplyKV, model=model, kv=kv, mode=mode, **{"source_guidance": 1.0} | settings)[0]
+
+
+def guided(model: Any) -> Any:
+    """The model behind a node of the host's with a guidance of its own."""
+    return tiny_models.execute(PerturbedAttentionGuidance, model=model)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling

@@ -176,10 +176,10 @@ def read(
 
 def shared(found: Tensor, mask: Tensor) -> float:
     """How much of the masks (B, H, W) that a map gave and a person's is the same, as a mean over pictures."""
-    return maths.overlap(found, host.picture_rows(mask, len(found), *found.shape[-2:])[:, 0]).nanmean().item()
+    return maths.overlap(found, host.picture_rows(mask.to(found), len(found), *found.shape[-2:])[:, 0]).nanmean().item()
 
 
 def leakage_of(mass: Tensor, mask: Tensor) -> tuple[Tensor, float]:
     """The share of each map (B, W, H, W) outside of a mask, (B, W), and that of a word that looks everywhere alike."""
-    inside = host.picture_rows(mask, len(mass), *mass.shape[-2:])
+    inside = host.picture_rows(mask.to(mass), len(mass), *mass.shape[-2:])
     return maths.leakage(mass, inside), 1 - inside.mean().item()

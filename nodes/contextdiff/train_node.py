@@ -256,7 +256,7 @@ class TrainContextAdapter(io.ComfyNode):
         trained = train(
             model, latent["samples"], positive, settings, context_adapter, watch, clip_vision=clip_vision, vae=vae
         )
-        report = f"{describe(trained, settings)}; {time.monotonic() - began:.0f} s"
+        report = f"{describe(trained, settings)}; {time.monotonic() - began:.0f} s{host.guidance_left_out(model)}"
         return io.NodeOutput(
             trained.adapter, plot.draw(trained.history), report, trained.lora, ui=host.told(cls, report)
         )

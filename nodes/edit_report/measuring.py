@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -110,7 +111,7 @@ def matched(image: Tensor, pictures: int, size: tuple[int, int], what: str) -> t
     image = rgb(image, what)
     if len(image) not in (1, pictures):
         raise ValueError(f"{what} has {len(image)} pictures, edited has {pictures}: give one for all, or one for each.")
-    image = image.float().clamp(0, 1)
+    image = image.to("cpu", torch.float32).clamp(0, 1)  # with --gpu-only some pictures are on the GPU
     resized = tuple(image.shape[1:3]) != size
     if resized:
         image = F.interpolate(image.movedim(-1, 1), size=size, mode="bicubic", antialias=True).movedim(1, -1)

@@ -124,7 +124,7 @@ class EditReport(io.ComfyNode):
         edit = measuring.Edit(
             source=measuring.matched(source, pictures, size, "source")[0],
             edited=edited,
-            mask=None if mask is None else host.picture_rows(mask, pictures, *size)[:, 0],
+            mask=None if mask is None else host.picture_rows(mask.cpu(), pictures, *size)[:, 0],
             ideal=None if ideal is None else measuring.matched(ideal, pictures, size, "ideal")[0],
             **chosen,
         )

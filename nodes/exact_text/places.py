@@ -66,7 +66,7 @@ def places_of_mask(mask: Tensor, size: tuple[int, int]) -> list[Place]:
 
     Parts of a few pixels are no places. Raises ValueError where nothing is white, and for hundreds of parts.
     """
-    white = host.picture_rows(mask, len(mask), *size)[:, 0] > 0.5
+    white = host.picture_rows(mask.cpu(), len(mask), *size)[:, 0] > 0.5
     for number, each in enumerate(white, 1):
         if not each.any():
             which = f"number {number} of the masks" if len(white) > 1 else "the mask"
@@ -78,7 +78,7 @@ def places_of_mask(mask: Tensor, size: tuple[int, int]) -> list[Place]:
 
 def parts(white: Tensor) -> list[Place]:
     """The connected parts of (H, W) pixels, corners count as connected."""
-    labels, count = ndimage.label(white.cpu().numpy(), structure=[[1] * 3] * 3)
+    labels, count = ndimage.label(white.numpy(), structure=[[1] * 3] * 3)
     boxes = ndimage.find_objects(labels)
     sizes = [max(side.stop - side.start for side in box) for box in boxes]
     kept = [number for number, size in enumerate(sizes, 1) if size > SPECK]

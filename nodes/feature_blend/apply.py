@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from ...kernels.feature_blend import largest_near
 from .. import host, inputs
 from ..settings import Settings
 from . import layers as layering
@@ -64,7 +64,7 @@ def grown(mask: Tensor, cells: float, latent: tuple[int, int]) -> Tensor:
         return mask
 
     def dilated(white: Tensor) -> Tensor:
-        return torch.nn.functional.max_pool2d(white[:, None], 2 * radius + 1, 1, radius)[:, 0]
+        return largest_near(largest_near(white, radius, 1), radius, 2)
 
     return dilated(mask) if cells > 0 else 1 - dilated(1 - mask)
 

@@ -73,7 +73,7 @@ from .model import (
     word_layers,
 )
 from .operations import whole
-from .others import guiding_nodes, patching_nodes, refused_by_name
+from .others import guidance_left_out, guiding_nodes, patching_nodes, refused_by_name
 from .pictures import PictureChannels, picture_channels, require_text_to_image, shows_picture, unseen_picture
 from .prompts import (
     is_unet,
@@ -81,6 +81,7 @@ from .prompts import (
     require_active,
     require_channels,
     require_inside,
+    require_one_prompt,
     require_readable,
     require_width,
     text_width,
@@ -98,7 +99,7 @@ from .reference import (
     source_name,
     source_prompt,
 )
-from .sampling import OF_A_NODE, VisitLevels, sample
+from .sampling import OF_A_NODE, VisitLevels, in_source_pass, sample
 from .step_caches import every_step_runs
 from .trajectory import Trajectory, latents_at, nearest_level, renoised
 from .ui import ProgressText, node_id, show_text, told
@@ -166,8 +167,10 @@ __all__ = [
     "family_of",
     "few_steps_only",
     "frames_of",
+    "guidance_left_out",
     "guiding_nodes",
     "in_dimensions_of",
+    "in_source_pass",
     "is_finite",
     "is_flow",
     "is_flow_sampling",
@@ -204,6 +207,7 @@ __all__ = [
     "require_flow_levels",
     "require_inside",
     "require_one_gpu",
+    "require_one_prompt",
     "require_readable",
     "require_span",
     "require_text_to_image",

@@ -61,6 +61,12 @@ def guiding_nodes(model: Any) -> str:
     return names(every_function([model.model_options.get(key) for key in GUIDANCE]))
 
 
+def guidance_left_out(model: Any) -> str:
+    """What a report adds where a run without guidance goes on without that of other nodes; "" where there is none."""
+    found = guiding_nodes(model)
+    return f"; the guidance of other nodes was left out ({found})" if found else ""
+
+
 def patching_nodes(model: Any) -> str:
     """Nodes of others that have patched a MODEL's network or guidance, in words."""
     options = model.model_options.get("transformer_options", {})

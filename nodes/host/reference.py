@@ -27,7 +27,7 @@ from .flow import as_sampled, in_dimensions_of
 from .frames import in_one_window
 from .pictures import in_words, needs_pictures, shows_picture
 from .prompts import require_active
-from .sampling import sample
+from .sampling import as_source_pass, sample
 from .step_caches import every_step_runs, take_caches_out
 from .streaming import PieceStream
 from .trajectory import Trajectory, latents_at, nearest_level
@@ -229,7 +229,8 @@ class SameStep:
 
         recorder = wanted.recorder(step.sigma)
         x = in_dimensions_of(latents_at(wanted.trajectory, step.sigma), step.x).to(step.x)
-        options = every_step_runs(in_one_window(step.options_with(wanted.name, recorder, alone=True)))
+        options = as_source_pass(step.options_with(wanted.name, recorder, alone=True))
+        options = every_step_runs(in_one_window(options))
         with torch.no_grad():
             level = step.timestep[:1].expand(len(x))
             comfy.samplers.calc_cond_batch(step.guider.inner_model, [held.prompt], x, level, options)
@@ -314,7 +315,8 @@ class RecordLevels:
             recorder = self.wanted.recorder(sigma)
             found = options | {"transformer_options": options["transformer_options"] | {self.wanted.name: recorder}}
             here = in_dimensions_of(latents_at(self.wanted.trajectory, sigma), x).to(x)
-            denoised = model(here, here.new_full((len(here),), sigma), **extra_args | {"model_options": found})
+            given = extra_args | {"model_options": as_source_pass(found)}
+            denoised = model(here, here.new_full((len(here),), sigma), **given)
             self.levels.append(Level.of(sigma, recorder.pieces()))
             if callback is not None:
                 callback({"i": i, "x": here, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})

@@ -14,6 +14,17 @@ from .frames import in_one_window
 from .others import without_guidance
 
 OF_A_NODE = "palimpsest_of_a_node"  # key in a run's options: one of our nodes runs the model, no sampler does
+SOURCE_PASS = "palimpsest_source_pass"  # key in a call's options: it is a source's own, no edit is drawn in it
+
+
+def as_source_pass(model_options: dict) -> dict:
+    """A model call's options, marked as those of a pass that a source has for itself."""
+    return model_options | {"transformer_options": model_options["transformer_options"] | {SOURCE_PASS: True}}
+
+
+def in_source_pass(options: dict) -> bool:
+    """Whether transformer options are of such a pass, in which nothing that is for the edit may act."""
+    return SOURCE_PASS in options
 
 
 def sample(

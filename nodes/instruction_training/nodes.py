@@ -105,6 +105,7 @@ class TrainInstruction(io.ComfyNode):
         more = {"settings": given, "watch": watch, "state": state, "language": language}
         history = training.train(wide, clip, learned, shown, parts, **more)
         report = describe(history, given, len(learned), target, time.monotonic() - began)
+        report += host.guidance_left_out(model)
         drawn = sheet(wide, vae, history, shown)
         ui = host.told(cls, report, saved=[*target.written, *filter(None, [target.base_name])])
         learned_head = None if head is None else parts.head.on(head, target.written[-1])

@@ -124,7 +124,8 @@ def train(
         tokens, pooled = training.placeholder(model)
         levels = torch.tensor([float(sampling.sigma_max), 0.0])
         with training.kept_if_it_ends_early(fitting.rescue), training.told_of_memory(TECHNIQUE, LESS_MEMORY):
-            host.sample(patched, fitting, start, sigmas=levels, positive=[[tokens, {"pooled_output": pooled}]])
+            positive = [[tokens, {"pooled_output": pooled}]]
+            host.sample(patched, fitting, start, sigmas=levels, positive=positive, unguided=True)
     watch.save(fitting.learned(final=True))
     return fitting.history
 

@@ -17,6 +17,7 @@ def reconstruction_error(reached: Tensor, wanted: Tensor, vae: Any = None) -> di
     deviation; pixel_psnr, where a VAE is given, compares the decoded pictures, over all of the batch at once, so that
     the autoencoder's own loss is not counted.
     """
+    wanted = wanted.to(reached)  # with --gpu-only the host keeps latents on the GPU, ours are in ordinary memory
     numbers = {"latent_rmse": float((reached - wanted).pow(2).mean().sqrt() / wanted.std().clamp_min(1e-8))}
     if vae is not None:
         pictures = (decoded(vae, latent) for latent in (reached, wanted))

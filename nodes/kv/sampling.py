@@ -41,9 +41,11 @@ class Source:
     remarks: host.Remarks = host.UNHEARD
 
     def acts_in(self, options: dict) -> bool:
-        """Whether it is looked at in the model call that a layer runs in."""
+        """Whether it is looked at in the model call that a layer runs in: in none of another node's source."""
         call = host.call_of(options)
-        return call is not None and options.get(HIDDEN) is not self and call.within(self.window)
+        if call is None or host.in_source_pass(options):
+            return False
+        return options.get(HIDDEN) is not self and call.within(self.window)
 
     def now(self, options: dict, device: torch.device) -> CurrentStep | None:
         """What is looked at in this model call, worked out for the first layer that asks; None outside the span."""
@@ -240,14 +242,16 @@ class SourceGuidance:
         import comfy.samplers
 
         guided, sigma, window = args["denoised"], args["sigma"], self.source.window
-        if not window.always and float(sigma.flatten()[0]) not in window:
+        options = args["model_options"].get("transformer_options", {})
+        within = window.always or float(sigma.flatten()[0]) in window
+        if host.in_source_pass(options) or not within:
             return guided
         without_text = args.get("uncond_denoised") is not None and args.get("uncond") is not None
         prompt = args["uncond"] if without_text else args["cond"]  # guidance 1 runs without the negative prompt
         shown = args["uncond_denoised"] if without_text else args["cond_denoised"]
         prompt = host.with_own_adapters(prompt, args["model_options"])
-        options = args["model_options"].get("transformer_options", {}) | {HIDDEN: self.source}
-        model_options = host.every_step_runs(args["model_options"] | {"transformer_options": options})
+        own = args["model_options"] | {"transformer_options": options | {HIDDEN: self.source}}
+        model_options = host.every_step_runs(own)
         (hidden,) = comfy.samplers.calc_cond_batch(args["model"], [prompt], args["input"], sigma, model_options)
         return source_guidance(guided, shown, hidden, self.scale)
 

@@ -317,7 +317,7 @@ class TrainLoRA(io.ComfyNode):
         steps = settings.epochs * Order(found, settings).steps_per_epoch
         watch = watched(model, steps, shown.update, target.save)
         history = training.train(model, clip, found, factors, settings=settings, watch=watch, state=state)
-        report = describe(history, settings, target.written, time.monotonic() - began)
+        report = describe(history, settings, target.written, time.monotonic() - began) + host.guidance_left_out(model)
         changed, read = training.with_lora(model, clip, files.content(factors, names))
         sheet = course.sheet(model, vae, history, training.prompts_to_preview(found, settings))
         told = host.told(cls, report, saved=target.written)

@@ -150,7 +150,8 @@ def train(
             cloned_norm_inputs(clip.cond_stage_model),
             training.told_of_memory(TECHNIQUE, LESS_MEMORY),
         ):
-            host.sample(patched, fitting, start, sigmas=levels, positive=[[tokens, {"pooled_output": pooled}]])
+            positive = [[tokens, {"pooled_output": pooled}]]
+            host.sample(patched, fitting, start, sigmas=levels, positive=positive, unguided=True)
     watch.save(fitting.learned(final=True))
     return fitting.history
 

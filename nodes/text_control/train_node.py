@@ -215,6 +215,7 @@ class TrainTextControl(io.ComfyNode):
         history = training.train(model, clip, vae, found, learning, **more)
         sheet, told = course.sheet(model, vae, history, found)
         report = describe(history, found, told, target.written, time.monotonic() - began)
+        report += host.guidance_left_out(model)
         parts = keeping.parts_of(dict(zip(("control", "embeddings"), learning, strict=True)), layout)
         control, projection = files.control_of(parts), parts.projection
         shown_files = host.told(cls, report, saved=target.written)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ...kernels.exact_text import token_embedding
 from .. import training
-from ..host import checkpointing
+from ..host import checkpointing, widening
 from .control import Layout, TextControl, build
 from .files import NECK
+
+UNET = "diffusion_model."
 
 
 class ControlWeights:
@@ -31,8 +33,8 @@ class ControlWeights:
                 "control_net was made for a U-Net of another size than the model's: connect the model that it was "
                 "trained with, or none, to begin a new one."
             )
-        source = model.model.diffusion_model if control is None else control.control_model
-        weights = {name: weight.detach().float().cpu().clone() for name, weight in source.state_dict().items()}
+        given = unet_weights(model) if control is None else control.control_model.state_dict()
+        weights = {name: weight.detach().float().cpu().clone() for name, weight in given.items()}
         network = build(layout, torch.float32, "cpu")
         if control is None:
             weights |= first_weights(network, seed)
@@ -55,6 +57,11 @@ class ControlWeights:
         """Let its blocks run again for the gradient, with less memory."""
         for block in checkpointing.blocks(self.network).values():
             block.forward = checkpointing.CheckpointedBlock(block, block.forward)
+
+
+def unet_weights(model: Any) -> dict[str, Tensor]:
+    """A MODEL's U-Net as its file has it: what is loaded may bear another branch's LoRA."""
+    return {name.removeprefix(UNET): weight for name, weight in widening.original_weights(model, UNET).items()}
 
 
 def first_weights(network: nn.Module, seed: int) -> dict[str, Tensor]:

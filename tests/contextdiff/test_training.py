@@ -10,6 +10,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.utils
 import folder_paths
+import harness
 import pytest
 import tiny_models
 import tiny_transformers
@@ -392,6 +393,12 @@ def test_a_lora_on_the_model_and_patches_of_other_nodes_act_while_training():
     other = train(patched)[0]
     assert calls
     assert not torch.equal(weights(plain()[0]), weights(other))
+
+
+def test_the_guidance_of_other_nodes_does_not_act_while_training():
+    adapter, _, report, *_ = train(harness.guided(unet()))
+    assert torch.equal(weights(adapter), weights(plain()[0]))
+    assert "left out (PerturbedAttentionGuidance)" in report
 
 
 def test_half_precision_weights_train():

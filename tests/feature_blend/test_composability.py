@@ -1,6 +1,7 @@
 """Feature Blend with other families of models, and beside the patches of other packs."""
 
 import comfy.sd
+import harness
 import pytest
 import tiny_models
 import torch
@@ -17,9 +18,11 @@ from feature_blend.blending import (
     invert,
     original,
     sample,
+    source_of,
     walked,
     with_controlnet,
 )
+from palimpsest.nodes.feature_blend.blend import Recording
 
 
 @pytest.mark.parametrize("prediction", ["EPS", "V_PREDICTION"])
@@ -142,3 +145,33 @@ def test_an_end_that_another_node_replaced_by_something_else_is_refused(inverted
     with pytest.raises(ValueError, match="leave 'out' off the layers"):
         blend(model, inverted[1], alpha_inside=0.5)
     blend(model, inverted[1], alpha_inside=0.5, layers="output", source_features="same step")
+
+
+def pieces_by_route(model, trajectory, noise, monkeypatch):
+    """({level: pieces} recorded, the same beside the steps, how often a feature was met in the recording)."""
+    settings = {"layers": EVERYTHING, "alpha_inside": 0.5}
+    met, kept, meet, pieces = [], [], Recording.meet, Recording.pieces
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "meet", lambda self, key, *rest: (met.append(key), meet(self, key, *rest))[1])
+        levels = source_of(blend(model, trajectory, source_features="cached", **settings)).levels
+    with monkeypatch.context() as patch:
+        patch.setattr(Recording, "pieces", lambda self: (kept.append(dict(pieces(self))), kept[-1])[1])
+        sample(blend(model, trajectory, source_features="same step", **settings), noise)
+    return [level.views(level.piece) for level in levels], kept, met
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_an_apply_kv_on_the_model_stays_out_of_the_sources_passes(inverted, monkeypatch, pictures):
+    model, trajectory, noise = inverted
+    tuned = invert(model, tiny_models.latent(pictures, seed=4), original())[0]
+    kv = harness.tune(model, tuned, original(), layers="all")[0]
+    behind = harness.apply(model, kv, source_guidance=3.0, start_percent=0.0)
+    noise = noise.repeat(pictures, 1, 1, 1)
+    alone, _, once = pieces_by_route(model, trajectory, noise, monkeypatch)
+    cached, same_step, met = pieces_by_route(behind, trajectory, noise, monkeypatch)
+    assert met == once and len(met) == len(cached) * len(set(met))
+    assert differs(sample(behind, noise), sample(model, noise))
+    for ours, beside_steps, without in zip(cached, same_step, alone, strict=True):
+        for name in without:
+            assert torch.equal(ours[name], without[name])
+            torch.testing.assert_close(ours[name], beside_steps[name], rtol=1e-4, atol=1e-4)

@@ -93,6 +93,16 @@ def test_a_mask_grows_and_shrinks_by_cells_of_the_latent(inverted, cells):
     assert mask[0, 0].sum() == 32 + cells * 8
 
 
+@pytest.mark.parametrize("cells", [0.5, 1.0, 2.25, 9.0, -0.5, -1.0, -2.25, -9.0])
+def test_growing_takes_the_maximum_of_a_square(cells):
+    mask = torch.rand(2, 19, 33, generator=torch.Generator().manual_seed(0))
+    mask = mask.where(mask > 0.7, torch.zeros(()))
+    radius = round(abs(cells) * 33 / 8)
+    white = mask if cells > 0 else 1 - mask
+    square = torch.nn.functional.max_pool2d(white[:, None], 2 * radius + 1, 1, radius)[:, 0]
+    assert torch.equal(feature_apply.grown(mask, cells, (5, 8)), square if cells > 0 else 1 - square)
+
+
 # ---- the released code
 
 

@@ -1,5 +1,7 @@
 """The blending equations, by hand and by their limits."""
 
+import itertools
+
 import pytest
 import torch
 from palimpsest.kernels import feature_blend as maths
@@ -15,6 +17,14 @@ def test_the_weight_is_the_inner_alpha_on_white_and_the_outer_one_on_black():
     expected = torch.tensor([0.75, 0.5, 0.5 + 0.25 * 0.25], dtype=torch.float64)
     torch.testing.assert_close(maths.blend_weight(mask, 0.75, 0.5), expected)
     assert maths.blend_weight(None, 0.3, 0.9) == 0.3
+
+
+def test_the_largest_nearby_is_max_pools_bit_for_bit():
+    assert maths.largest_near(torch.tensor([3.0, 0.0, 1.0, 0.0, 0.0]), 1, 0).tolist() == [3, 3, 1, 1, 0]
+    for size, radius in itertools.product((1, 5, 19), (0, 1, 2, 3, 4, 5, 13, 14, 40)):
+        x = torch.rand(2, size, 7, generator=torch.Generator().manual_seed(radius))
+        pooled = torch.nn.functional.max_pool2d(x[:, None], (2 * radius + 1, 1), 1, (radius, 0))[:, 0]
+        assert torch.equal(maths.largest_near(x, radius, 1), pooled)
 
 
 def test_blending_by_hand():

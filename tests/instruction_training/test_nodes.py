@@ -263,6 +263,12 @@ def test_patches_of_other_nodes_act_while_it_learns(edit_model, clip, folders):
     assert not same(folders, plain, teach(patched, clip)[-1])
 
 
+def test_the_guidance_of_other_nodes_does_not_act_while_it_learns(edit_model, clip, folders):
+    *_, report, file = teach(harness.guided(edit_model), clip)
+    assert same(folders, teach(edit_model, clip)[-1], file)
+    assert "left out (PerturbedAttentionGuidance)" in report
+
+
 @pytest.mark.parametrize(
     "changes", [{"reconstruction": 1.0}, {"min_snr_gamma": 5.0}, {"drop_picture": 0.9}, {"convolutions": False}]
 )

@@ -1,6 +1,7 @@
 """Tune KV in the host: reconstruction, restoration, ways to tune, refusals."""
 
 import comfy.model_management
+import harness
 import pytest
 import tiny_models
 import torch
@@ -102,6 +103,17 @@ def test_prompt_only_tuning_rebuilds_at_guidance_1():
     kv, rebuilt, _ = tune(model, trajectory, tune_with=CONDITIONAL, inner_steps=8)
     assert (rebuilt - latent["samples"]).norm() < (plain - latent["samples"]).norm()
     assert kv.info["guidance"] == 1.0
+
+
+@pytest.mark.parametrize("learned", [{}, {"inner_steps": 0}])
+def test_several_prompts_at_once_are_refused_and_one_after_another_are_not(learned):
+    model = tiny_models.unet()
+    trajectory, both = record(model, tiny_models.latent()), [*prompts()[0], *tiny_models.prompt(5)]
+    with pytest.raises(ValueError, match="the source prompt has 2 parts that act at once: connect one prompt"):
+        harness.tune(model, trajectory, both, **learned)
+    spans = ({"start_percent": 0.0, "end_percent": 0.45}, {"start_percent": 0.45, "end_percent": 1.0})
+    turns = [[tokens, extra | span] for (tokens, extra), span in zip(both, spans, strict=True)]
+    harness.tune(model, trajectory, turns, **learned)
 
 
 def test_a_high_tolerance_stops_at_once():

@@ -317,6 +317,13 @@ def test_loras_already_on_the_model_act_while_it_learns(clip, folders):
     assert not same(folders, teach(model, clip)[-1], teach(other, clip)[-1])
 
 
+def test_the_guidance_of_other_nodes_does_not_act_while_it_learns(model, clip, folders):
+    previews = {"preview_every": 1, "epochs": 1}
+    *_, report, file = teach(harness.guided(model), clip, **previews)
+    assert same(folders, teach(model, clip, **previews)[-1], file)
+    assert "left out (PerturbedAttentionGuidance)" in report
+
+
 def test_eight_bits_are_named_or_their_absence_is(model, clip):
     report = teach(model, clip, optimiser="AdamW 8-bit", epochs=1)[-2]
     assert "bitsandbytes" in report or "torchao" in report

@@ -7,6 +7,7 @@ import comfy.model_management
 import comfy.samplers
 import comfy.sd
 import folder_paths
+import harness
 import pytest
 import tiny_models
 import tiny_vlm
@@ -372,6 +373,12 @@ def test_the_same_seed_gives_the_same_connector_and_previews_change_nothing(vlms
     )
     assert torch.equal(one, previewed)
     assert not torch.equal(one, other)
+
+
+def test_the_guidance_of_other_nodes_does_not_act_while_it_learns(vlms, dataset):
+    encoder, *_, report = train(vlms(), dataset, model=harness.guided(tiny_models.unet()))
+    assert torch.equal(weights(encoder.connector), weights(train(vlms(), dataset)[0].connector))
+    assert "left out (PerturbedAttentionGuidance)" in report
 
 
 def test_half_precision_weights_train(vlms, dataset):

@@ -20,6 +20,7 @@ from palimpsest.nodes.text_control.examples import Reader, examples
 from palimpsest.nodes.text_control.reading import ReadDrawn
 from palimpsest.nodes.text_control.settings import TrainSettings
 from palimpsest.nodes.text_control.train_node import TrainTextControl
+from palimpsest.nodes.text_control.trained import ControlWeights
 from safetensors.torch import load_file
 from text_control import teaching
 from text_control.teaching import teach, text_encoder
@@ -118,6 +119,25 @@ def test_a_lora_on_the_model_acts_while_it_learns_and_on_the_clip_too(clip, fold
     model = tiny_models.unet()
     other, _ = comfy.sd.load_lora_for_models(model, None, tiny_models.lora(model), 1.0, 0.0)
     assert not same(folder, teach(model, clip)[-1], teach(other, clip)[-1])
+
+
+def test_a_new_control_begins_from_the_models_file_though_a_lora_of_another_branch_is_loaded():
+    model = tiny_models.unet()
+    before = ControlWeights.begin(model, None, 0).named()
+    branch, _ = comfy.sd.load_lora_for_models(model, None, tiny_models.lora(model), 1.0, 0.0)
+    layer = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn1.to_q
+    kept = layer.weight.detach().clone()
+    sampled(branch)
+    assert not torch.equal(layer.weight, kept)  # the branch's LoRA lies in the network that both share
+    for loaded in (model, branch):
+        after = ControlWeights.begin(loaded, None, 0).named()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_the_guidance_of_other_nodes_does_not_act_while_it_learns(model, clip, folder):
+    *_, report, file = teach(harness.guided(model), clip)
+    assert same(folder, teach(model, clip)[-1], file)
+    assert "left out (PerturbedAttentionGuidance)" in report
 
 
 def lora_of_text(clip):

@@ -80,9 +80,9 @@ class ByMask:
     remove: bool = False
 
     def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]:
-        masks, words = self.masks[index].reshape(-1, *self.masks[index].shape[-2:]), self.words[index]
+        masks, words = self.masks[index].reshape(-1, *self.masks[index].shape[-2:]).to(picture), self.words[index]
         same_number(index, "masks", len(masks), words)
-        large = F.interpolate(masks[:, None].float().clamp(0, 1), picture.shape[:2], mode="bilinear")[:, 0]
+        large = F.interpolate(masks[:, None].clamp(0, 1), picture.shape[:2], mode="bilinear")[:, 0]
         boxes = [box_around(mask) or NOWHERE for mask in large]
         return [
             Found(*position, box, 1.0, mask if self.remove else None)

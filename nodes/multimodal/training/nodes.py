@@ -360,7 +360,7 @@ class TrainMultimodal(io.ComfyNode):
         lora = trained.snapshot.unet_lora
         changed = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0] if lora else model
         seconds = time.monotonic() - began
-        report = f"{describe(trained)}; {seconds:.0f} s; written: {', '.join(written)}"
+        report = f"{describe(trained)}; {seconds:.0f} s; written: {', '.join(written)}{host.guidance_left_out(model)}"
         shown = host.told(cls, report, saved=written)
         return io.NodeOutput(trained.encoder, changed, trained.samples, plot.draw(trained.history), report, ui=shown)
 
