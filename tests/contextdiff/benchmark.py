@@ -502,7 +502,9 @@ def bench_clips(pocket: Pocket, options: argparse.Namespace, path: Path) -> dict
         for method, numbers in known[name].items():
             found[job.kind].setdefault(method, []).append(numbers)
     rows = {kind: {name: summarised(several, SPREAD) for name, several in of.items()} for kind, of in found.items()}
-    return {"rows": rows, "shown": {label.partition("\n")[2]: frames for label, frames in shown.items()}}
+    found_frames = {label.partition("\n")[2]: frames for label, frames in shown.items()}  # a file sorts them by name
+    labels = (label for kind in KINDS for label in (f"source, {kind}", *(f"{name}\n{kind}" for name in rows[kind])))
+    return {"rows": rows, "shown": {label: found_frames[label] for label in labels if label in found_frames}}
 
 
 # ----------------------------------------------------------------------------------------------------------- reporting
