@@ -44,6 +44,11 @@ class JointWords:
                 recorder.at_joint(attention, partial(of_the_picture, attention, parts))
         return None if parts is None else by_parts(attention, parts, attention.value)
 
+    @property
+    def unrecorded(self) -> JointWords:
+        """The same without those that look on."""
+        return replace(self, recorders=())
+
     def parts(self, attention: host.JointAttention) -> list[Part] | None:
         """What the regions in force make of this layer, found once a run for every size and kind of call."""
         call, layer = attention.call, attention.layer

@@ -146,11 +146,24 @@ def require_one_encoder(text: Tensor, extra: dict, phrase: host.Phrase) -> None:
 
 
 def with_mask(extra: dict, text: Tensor, phrase: Tensor) -> dict:
-    """A prompt's options; where they name its tokens that count (attention_mask), the phrase's among them."""
+    """A prompt's options; where they name its tokens that count (attention_mask), the phrase's among them.
+
+    The mask is (B, L), or (B, T, T) of text and picture (Apply Style Model's attn_bias).
+    """
     seen = extra.get("attention_mask")
+    if isinstance(seen, Tensor) and seen.ndim == 3 and seen.shape[1] == seen.shape[2] >= text.shape[1]:
+        return extra | {"attention_mask": wider_square(seen, text.shape[1], phrase.shape[1])}
     if not isinstance(seen, Tensor) or seen.shape[-1] != text.shape[1]:
         return dict(extra)
     return extra | {"attention_mask": torch.cat([seen, seen.new_ones(len(seen), phrase.shape[1])], -1)}
+
+
+def wider_square(mask: Tensor, first: int, more: int) -> Tensor:
+    """A mask (B, T, T) with `more` tokens behind the first ones, which see what the first token sees, and are seen."""
+    order = torch.tensor([*range(first), *[0] * more, *range(first, mask.shape[1])], device=mask.device)
+    wider = mask[:, order][:, :, order]
+    wider[:, :, first : first + more] = mask.dtype == torch.bool
+    return wider
 
 
 def report(mask: Tensor, settings: PhraseSettings, positive: list, family: host.Family | None) -> str:

@@ -134,6 +134,10 @@ class JointAttention:
             attention = attention if made is None else made
         return attention
 
+    def unrecorded(self) -> JointAttention:
+        """The same a second time: acts that only look on have seen it."""
+        return replace(self, behind=tuple(getattr(act, "unrecorded", act) for act in self.behind))
+
     def as_given(self, given: JointAttention) -> bool:
         """Whether no act has changed what is attended to."""
         return all(getattr(self, name) is getattr(given, name) for name in ("query", "key", "value", "mask", "run"))

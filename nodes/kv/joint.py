@@ -149,7 +149,7 @@ class Acting:
         """out (R, T, H * D) with what the picture's queries find with the source in view, inside of the mask."""
         weight = self.weight(attention).to(out)
         image = attention.sequence.image
-        edited = self.shown(attention).attended()[:, image]
+        edited = self.shown(attention).unrecorded().attended()[:, image]
         parts = out[:, : image.start], torch.lerp(out[:, image], edited, weight), out[:, image.stop :]
         return torch.cat(parts, 1)
 

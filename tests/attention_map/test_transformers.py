@@ -9,8 +9,9 @@ from palimpsest.nodes import host
 from palimpsest.nodes.attention_map.nodes import AttentionMap, FindWords, ReadAttentionMap
 from palimpsest.nodes.attention_map.recorder import chosen_layers
 from palimpsest.nodes.cross_attention.nodes import CrossAttentionMask
+from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 from palimpsest.nodes.words import ChosenWords
-from tiny_transformers import FAMILIES, latent, prompt, sample
+from tiny_transformers import FAMILIES, latent, own_run, prompt, sample
 
 TEXT = 9
 PLACES = {"flux2": 512 - TEXT}
@@ -80,6 +81,21 @@ def test_masks_are_seen_on_either_side_of_the_recorder(models, family, first):
     assert level[..., :width].min() > 0
     assert level[..., width:].abs().max() == 0
     assert torch.equal(samples, sample(mask(model, positive, left()), positive, negative, latent(family)))
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen"])
+def test_a_source_in_a_mask_is_not_counted_twice(models, family):
+    """Where Apply KV's mask is black the picture is the model's, and so is the record."""
+    model, positive, negative = models(family), prompt(family, 1, TEXT), prompt(family, 2, TEXT)
+    given = {"positive": positive, "inner_steps": 0, "layers": "all"}
+    kv = tiny_models.execute(TuneKV, model=model, trajectory=own_run(model, family, tokens=TEXT)[0], **given)[0]
+    given = {"kv": kv, "start_percent": 0.0, "source_guidance": 1.0, "mask": torch.zeros(1, 96, 64)}
+    levels = []
+    for looked in (model, tiny_models.execute(ApplyKV, model=model, **given)[0]):
+        patched, found = record(looked, positive)
+        samples = sample(patched, positive, negative, latent(family))
+        levels += found.of(samples).levels.values()
+    assert torch.equal(*levels)
 
 
 @pytest.mark.parametrize("family", ["flux", "qwen", "flux2"])

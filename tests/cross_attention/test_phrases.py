@@ -1,5 +1,7 @@
 """Phrase in Region: what is seen where, on transformers and U-Nets, and that nothing of a phrase gets anywhere else."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_models
 import tiny_transformers
@@ -7,7 +9,10 @@ import torch
 from cross_attention.masked import sample as sample_unet
 from palimpsest.nodes.cross_attention import joint
 from palimpsest.nodes.cross_attention.nodes import RegionPhrase
+from palimpsest.nodes.cross_attention.phrases import wider_square
 from tiny_transformers import FAMILIES, latent, prompt, sample
+
+from nodes import StyleModelApply
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -181,6 +186,30 @@ def test_a_conditioning_that_counts_its_tokens_counts_the_phrase():
     assert text[0][0].shape[1] == 9 + 3
     assert text[0][1]["attention_mask"].shape == (1, 12) and text[0][1]["other"] == 1
     assert seen.shape == (1, 9) and positive[0][0].shape[1] == 9
+
+
+def test_a_square_mask_grows_behind_its_text():
+    mask = torch.tensor([[[0.0, 1, 2], [3, 4, 5], [6, 7, 8]]])
+    wanted = [[0.0, 1, 0, 2], [3, 4, 0, 5], [0, 1, 0, 2], [6, 7, 0, 8]]
+    assert wider_square(mask, 2, 1).tolist() == [wanted]
+    assert wider_square(mask < 4, 2, 1).tolist() == [
+        [[True, True, True, True], [True, False, True, False], [True, True, True, True], [False, False, True, False]]
+    ]
+
+
+def test_a_style_with_a_bias_before_the_phrase_is_one_behind_it(models):
+    """FLUX has no order of text: where the phrase is seen everywhere it is a part of the prompt."""
+    model, negative = models("flux"), text_of("flux", 2)
+    style = SimpleNamespace(get_cond=lambda picture: torch.randn(1, 4, 48, generator=torch.Generator().manual_seed(9)))
+
+    def styled(positive):
+        return StyleModelApply().apply_stylemodel(positive, style, None, 0.3, "attn_bias")[0]
+
+    patched, text = add("flux", model, styled(text_of("flux", 1)), EVERYWHERE)
+    ((tensor, extra),) = text_of("flux", 1)
+    whole = styled([[torch.cat([tensor, text_of("flux", 11, 5)[0][0][:, :3]], 1), extra]])
+    found, wanted = draw("flux", patched, text, negative), draw("flux", model, whole, negative)
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
 
 
 def test_the_model_and_the_prompt_stay_as_they_were(models):

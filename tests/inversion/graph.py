@@ -42,7 +42,8 @@ START_HERE = """## Edit a photo with a flow model
 Z-Image, Qwen-Image, SD 3.5 and FLUX are flow-matching models. **FlowEdit** edits with them without inversion.
 
 1. Load the model, its text encoder and its VAE: of the **base** model, not of Turbo.
-2. **Your photo**: right click, *Open in Mask Editor*, paint over what may change. Without a mask the whole photo may.
+2. **Your photo**: right click, *Open in Mask Editor*, paint over what may change. Unpainted,
+   nothing changes: disconnect `mask` to free the whole photo.
 3. Describe the photo **as it is**, then **as it should be**: name the same things in the same words.
 4. Queue. Group 4 makes the same edit from the photo's inverted noise, without a mask; delete it if you do not need it.
 
