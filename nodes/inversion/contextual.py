@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import host
-from ..contextdiff import ContextSampling, SamplerSettings
+from ..contextdiff import ContextSampling, SamplerSettings, noisiest
 
 if TYPE_CHECKING:
     from .ddim import InvertSettings
@@ -42,6 +42,16 @@ class RecordContext:
 
         keep(self.sampling(model, x, sigmas, extra_args, noted, disable))
         return x
+
+
+def how_to_begin(model: Any, levels: tuple[float, ...]) -> list[str]:
+    """What a report says where the sampler has a bias at the first level, which it does not find on NOISE."""
+    if host.is_flow(model) or levels[0] >= noisiest(model.get_model_object("model_sampling")):
+        return []
+    return [
+        "the noise levels begin below the model's noisiest: sample from noise with DisableNoise instead of "
+        "inverted_noise, which begins beside the adapter's path"
+    ]
 
 
 def require_undone(model: Any, sampling: ContextSampling | None, levels: tuple[float, ...]) -> None:

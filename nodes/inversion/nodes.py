@@ -216,7 +216,9 @@ class Invert(io.ComfyNode):
             rebuilt = reconstruction(model, down, noise, positive, negative, levels=levels, guidance=strength)
             numbers = measure.reconstruction_error(rebuilt, samples, vae)
             error = f"reconstruction at guidance {strength:g}: {measure.error_in_words(numbers)}"
-        report = "; ".join([f"{trajectory.steps} steps, {error}", *remarks(model, settings, latent, numbers, context)])
+        report = "; ".join(
+            [f"{trajectory.steps} steps, {error}", *remarks(model, settings, latent, numbers, levels, context)]
+        )
         report += host.unseen_picture(model, positive)
         given = host.FoundNoise(model, trajectory.latents[0], levels[0])
         if kind == host.FLOW:
@@ -227,13 +229,19 @@ class Invert(io.ComfyNode):
 
 
 def remarks(
-    model: Any, settings: ddim.InvertSettings, latent: dict, numbers: dict[str, float], context: Any = None
+    model: Any,
+    settings: ddim.InvertSettings,
+    latent: dict,
+    numbers: dict[str, float],
+    levels: tuple[float, ...],
+    context: Any = None,
 ) -> list[str]:
     """What a report adds to the measured error."""
     found = []
     if context is not None:
         strength = f"strength {settings.context_strength:g}"
         found.append(f"with a context adapter: edit by the Context-Aware Sampler with the same one, {strength}")
+        found += contextual.how_to_begin(model, levels)
     if host.is_flow(model) and context is None:
         fireflow = settings.flow_method == flow.FIREFLOW
         down = "Flow Inversion Sampler (FireFlow)" if fireflow else "sampler euler"

@@ -128,3 +128,11 @@ def test_a_flow_model_is_inverted_too_but_no_part_of_its_schedule():
     assert relative(rebuilt["samples"], latent["samples"]) < 1e-4
     with pytest.raises(ValueError, match=r"up to pure noise \(sigma 1\), sigmas begin at 0.5: connect all of them"):
         invert(model, latent, positive, sigmas=torch.tensor([0.5, 0.2, 0.0]), **given)
+
+
+@pytest.mark.parametrize(("scheduler", "said"), [("normal", False), ("ddim_uniform", True)])
+def test_levels_that_begin_below_the_noisiest_are_told_to_begin_without_inverted_noise(scheduler, said):
+    model, latent, positive = tiny_models.unet(), tiny_models.latent(), tiny_models.prompt(1)
+    for given, wanted in (({"context_adapter": adapter(model, 0.1), "context_refinements": 0}, said), ({}, False)):
+        report = invert(model, latent, positive, scheduler=scheduler, **given)[3]
+        assert ("noise with DisableNoise instead of inverted_noise" in report) is wanted

@@ -116,6 +116,32 @@ def test_boxes_by_word_and_by_label_are_the_same_as_masks():
     assert [c.score for c in by_label.crops] == [0.5, 0.5]
 
 
+def test_a_picture_in_which_a_detector_of_boxes_found_nothing_has_no_crop():
+    boxes = [[{"x": 2, "y": 4, "width": 28, "height": 56, "label": "man"}], []]
+    for words in ("", ["man", "man, dog"]):
+        both = {"images": [tiny_models.picture(2)], "captions": [CAPTION] * 2, "boxes": boxes, "words": words}
+        dataset, _, report = build(**both)
+        assert [len(record.crops) for record in dataset.records] == [1, 0]
+        assert "1 pictures have no crop" in report
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"masks": [masks(), masks()[:1]]}, "picture 2: it has 1 masks and 2 words"),
+        ({"masks": [masks(), masks()], "captions": [CAPTION, "a man"]}, "picture 2: the word 'dog' is not in"),
+        ({"boxes": [[], [{"x": 2, "y": 4, "width": 8, "height": 8}]]}, "picture 2: it has 1 boxes and 2 words"),
+        ({"boxes": [[], [{"x": 2}]]}, "of picture 2"),
+    ],
+)
+def test_an_odd_picture_is_named_before_the_first_is_written(folders, monkeypatch, changes, message):
+    written = []
+    monkeypatch.setattr(dataset_nodes, "build_dataset", lambda *_, **__: written.append(1))
+    with pytest.raises(ValueError, match=message):
+        build(**{"images": [tiny_models.picture(2)], "captions": [CAPTION] * 2} | changes)
+    assert not written and not list((folders / "output").iterdir())
+
+
 def test_several_pictures_come_as_a_batch_or_a_list_with_lines_or_entries():
     pictures = tiny_models.picture(3)
     captions = [CAPTION, "a dog and a man", "a man with a dog"]

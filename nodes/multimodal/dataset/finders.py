@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +36,9 @@ class Found:
 class Finder(Protocol):
     """Finds what a caption names in a picture, (H, W, 3) in 0..1."""
 
+    def check(self, captions: Sequence[str]) -> None:
+        """Raise ValueError that names the first picture whose caption or words do not fit, before any is looked at."""
+
     def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]: ...
 
 
@@ -54,11 +58,22 @@ class ByDetector:
     text_threshold: float = 0.25
     words: Sequence[Sequence[str]] = ()
 
-    def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]:
-        found = self.detector.detect(picture, caption, self.box_threshold, self.text_threshold)
+    def check(self, captions: Sequence[str]) -> None:
+        """Raise ValueError for a caption that the detector cannot read whole, and a word that is named too often."""
+        for index, caption in enumerate(captions):
+            with naming(index):
+                self.detector.read(caption)
+                self.wanted(index, caption)
+
+    def wanted(self, index: int, caption: str) -> list[tuple[int, int]]:
+        """The characters of a caption that are to be found."""
         words = self.words[index] if self.words else ()
         here = [word for word in words if spots_of(word, caption)]
-        wanted = positions_of(here, caption) if words else [(0, len(caption))]
+        return positions_of(here, caption) if words else [(0, len(caption))]
+
+    def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]:
+        found = self.detector.detect(picture, caption, self.box_threshold, self.text_threshold)
+        wanted = self.wanted(index, caption)
         return [
             Found(each.start, each.end, in_pixels(each.box, picture), each.score)
             for each in found
@@ -79,35 +94,58 @@ class ByMask:
     words: Sequence[Sequence[str]]
     remove: bool = False
 
+    def check(self, captions: Sequence[str]) -> None:
+        """Raise ValueError for another number of words than of masks, and a word that is not in its caption."""
+        for index, caption in enumerate(captions):
+            self.positions(index, caption)
+
+    def positions(self, index: int, caption: str) -> list[tuple[int, int]]:
+        """Where the words of a picture stand in its caption."""
+        with naming(index):
+            same_number("masks", self.masks[index].shape[:-2].numel(), self.words[index])
+            return positions_of(self.words[index], caption)
+
     def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]:
-        masks, words = self.masks[index].reshape(-1, *self.masks[index].shape[-2:]).to(picture), self.words[index]
-        same_number(index, "masks", len(masks), words)
+        positions = self.positions(index, caption)
+        masks = self.masks[index].reshape(-1, *self.masks[index].shape[-2:]).to(picture)
         large = F.interpolate(masks[:, None].clamp(0, 1), picture.shape[:2], mode="bilinear")[:, 0]
         boxes = [box_around(mask) or NOWHERE for mask in large]
         return [
             Found(*position, box, 1.0, mask if self.remove else None)
-            for position, box, mask in zip(positions_of(words, caption), boxes, large, strict=True)
+            for position, box, mask in zip(positions, boxes, large, strict=True)
         ]
 
 
 @dataclass(frozen=True, eq=False)
 class ByBox:
-    """What boxes show: boxes[i], as BOUNDING_BOX carries them, for the words of picture i or by their own labels."""
+    """What boxes show: boxes[i], as BOUNDING_BOX carries them, for the words of picture i or by their own labels.
+
+    A picture without boxes has no crop, whatever its words: a detector has found nothing in it.
+    """
 
     boxes: Sequence[Sequence[dict]]
     words: Sequence[Sequence[str]]
 
-    def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]:
+    def check(self, captions: Sequence[str]) -> None:
+        """Raise ValueError for odd boxes, another number of words than of them, and a word not in its caption."""
+        for index, caption in enumerate(captions):
+            self.placed(index, caption)
+
+    def placed(self, index: int, caption: str) -> list[tuple[tuple[int, int], Boxed]]:
+        """The boxes of a picture, each with where its word stands in the caption."""
         boxes = [
             read_box(box, f"box {number} of picture {index + 1}") for number, box in enumerate(self.boxes[index], 1)
         ]
+        if not boxes:
+            return []
         words = self.words[index] or [box.label for box in boxes]
-        same_number(index, "boxes", len(boxes), words)
+        with naming(index):
+            same_number("boxes", len(boxes), words)
+            return list(zip(positions_of(words, caption), boxes, strict=True))
+
+    def __call__(self, index: int, picture: Tensor, caption: str) -> list[Found]:
         height, width = picture.shape[:2]
-        return [
-            Found(*position, box.within(height, width), box.score)
-            for position, box in zip(positions_of(words, caption), boxes, strict=True)
-        ]
+        return [Found(*position, box.within(height, width), box.score) for position, box in self.placed(index, caption)]
 
 
 @dataclass(frozen=True)
@@ -146,11 +184,20 @@ def number_of(value: Any, what: str) -> float:
     return found
 
 
-def same_number(index: int, what: str, count: int, words: Sequence[str]) -> None:
+@contextmanager
+def naming(index: int) -> Iterator[None]:
+    """Within, an error says of which picture it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"picture {index + 1}: {error}") from error
+
+
+def same_number(what: str, count: int, words: Sequence[str]) -> None:
     """Raise ValueError where a picture has another number of words than of masks or boxes."""
     if count != len(words):
         named = quoted(", ".join(words)) if words else "none"
         raise ValueError(
-            f"picture {index + 1} has {count} {what} and {len(words)} words ({named}): give a word of the caption for "
-            "each, separated by commas, in the same order."
+            f"it has {count} {what} and {len(words)} words ({named}): give a word of the caption for each, separated "
+            "by commas, in the same order."
         )

@@ -213,6 +213,7 @@ class BuildMultimodalDataset(io.ComfyNode):
         finder = lists.chosen_finder(detector, named, masks, boxes, settings.remove_background)
         depths = lists.depth_for_each(depth, len(pictures))
         keep = chosen_filter(settings, len(pictures), detector, **judged)
+        finder.check(texts)
         shown = host.ProgressText(host.node_id(cls))
         with files.new_dataset(settings.name) as folder:
             dataset, counted = build_dataset(
