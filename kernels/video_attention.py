@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 # ---- which frames frame i of a clip looks at; `last` is the clip's last frame ----------------------------------------
 
@@ -71,3 +71,30 @@ def by_place(tokens: Tensor, frames: int) -> Tensor:
 def by_frame(tokens: Tensor, places: int) -> Tensor:
     """by_place undone: (G * N, B, C) -> (G * B, N, C)."""
     return tokens.unflatten(0, (-1, places)).transpose(1, 2).flatten(0, 1)
+
+
+# ---- where text and picture are one sequence -------------------------------------------------------------------------
+
+
+def beside_text(tokens: Tensor, image: slice, sources: Tensor) -> Tensor:
+    """A row's tokens with the picture's tokens of the frames it looks at: [text; z_s1; rest; z_s2; ...].
+
+    tokens (G * B, H, M, D): G clips of B frames; image: where the N tokens of a picture are among the M. Text, and what
+    else there is, stay the row's own. sources (B, F) as for `gathered`. Returns (G * B, H, M + (F - 1) * N, D).
+    """
+    picture = tokens[:, :, image].unflatten(0, (-1, len(sources)))
+    first, *others = (picture[:, rows].flatten(0, 1) for rows in sources.unbind(1))
+    return torch.cat([tokens[:, :, : image.start], first, tokens[:, :, image.stop :], *others], 2)
+
+
+def share_kept(bias: Tensor, image: slice, frames: int) -> Tensor:
+    """What is added to the scores of the keys of `beside_text`, so that text keeps its share of the attention.
+
+    out = (sum_text e^s v + 1/F sum_f sum_n e^s_fn v_fn) / (sum_text e^s + 1/F sum_f sum_n e^s_fn), as s + log(1/F) for
+    the picture's keys; F equal frames give what one gives. Without it their share would grow with F.
+
+    bias (..., M): what is added for one frame, which holds for each. Returns (..., M + (F - 1) * N).
+    """
+    picture = bias[..., image] - math.log(frames)
+    own = bias[..., : image.start], picture, bias[..., image.stop :]
+    return torch.cat([*own, *[picture] * (frames - 1)], -1)

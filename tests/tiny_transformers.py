@@ -183,13 +183,13 @@ def latent(family: str, pictures: int = 1, side: tuple[int, int] | None = None, 
 
 
 def sample(model: Any, positive: list, negative: list, empty: torch.Tensor, **settings: Any) -> torch.Tensor:
-    """The host's own sampler from noise on an empty latent."""
+    """The host's own sampler on an empty latent, from a seed's noise or from `noise`."""
     import comfy.sample
     import comfy.samplers
 
     chosen = {"steps": 2, "cfg": 3.0, "seed": 1} | settings
     sampling = comfy.samplers.KSampler(model, chosen["steps"], CPU, "euler", "simple")
-    noise = comfy.sample.prepare_noise(empty, chosen["seed"])
+    noise = chosen["noise"] if "noise" in chosen else comfy.sample.prepare_noise(empty, chosen["seed"])
     given = {"cfg": chosen["cfg"], "latent_image": empty, "disable_pbar": True, "seed": chosen["seed"]}
     return sampling.sample(noise, positive, negative, **given)
 

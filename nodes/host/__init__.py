@@ -30,7 +30,7 @@ from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .controls import with_own_adapters
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
-from .families import Family, family_of, patch_of, require_words, thirds, video_ratio
+from .families import JOINT_FAMILIES, Family, family_of, patch_of, require_words, thirds, video_ratio
 from .finite import is_finite
 from .flow import (
     DIFFUSION,
@@ -50,7 +50,7 @@ from .flow import (
 )
 from .frames import EVERY, Frames, pick_rows, showing, windows_part_prompts
 from .gradient import with_fixed_controls
-from .joint import JointAttention, Sequence, replace_joint
+from .joint import RECORDED, SHARED, JointAttention, Sequence, as_bias, replace_joint
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import masks_of_frames, one_colour, picture_rows, rows_of_frames, rows_on, stretched
 from .model import (
@@ -111,11 +111,14 @@ __all__ = [
     "EVERY",
     "FLOW",
     "IDS",
+    "JOINT_FAMILIES",
     "LOWEST",
     "OF_A_NODE",
     "PHRASES",
+    "RECORDED",
     "SAME_STEP",
     "SELF_ATTENTION",
+    "SHARED",
     "SOURCE_FEATURES",
     "UNHEARD",
     "WEIGHTS",
@@ -146,6 +149,7 @@ __all__ = [
     "Window",
     "acts",
     "adapted_rows",
+    "as_bias",
     "as_encoded",
     "as_sampled",
     "attach_source",

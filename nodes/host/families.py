@@ -57,6 +57,7 @@ FAMILIES = (
         meets=False, ratio=4,
     ),
 )  # fmt: skip
+JOINT_FAMILIES = tuple(family for family in FAMILIES if not family.apart)
 NO_NUMBER = "the host does not tell its attention which layer it is"
 NO_DOOR = "the host lets no other node into its attention"
 MORE_STREAMS = "it reads other pictures or sound beside the clip in layers of their own, which is not served yet"
@@ -91,8 +92,8 @@ def family_of(model: Any) -> Family | None:
     return next((family for family in FAMILIES if family.kind == kind), None)
 
 
-def require_words(model: Any, technique: str) -> Family | None:
-    """The family of a transformer whose words a technique can see, None for a U-Net.
+def require_words(model: Any, technique: str, served: tuple[Family, ...] = FAMILIES) -> Family | None:
+    """The family of a transformer whose words a technique can see, None for a U-Net; served: those that it knows.
 
     Raises ValueError for any other model, with what is missing.
     """
@@ -101,7 +102,7 @@ def require_words(model: Any, technique: str) -> Family | None:
         kind = type(model.model).__name__
         raise ValueError(
             f"{technique} works inside the attention of U-Net models (SD 1.x, SD 2.x, SDXL and their fine-tunes) and "
-            f"of {', '.join(served.name for served in FAMILIES)}; the connected model is {kind}: "
+            f"of {', '.join(each.name for each in served)}; the connected model is {kind}: "
             f"{MISSING.get(kind, NOT_DESCRIBED)}. Load a checkpoint of one of those families."
         )
     return family

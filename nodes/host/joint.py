@@ -119,9 +119,9 @@ class JointAttention:
             mask = longer_mask(mask, self.key, key.shape[2], bias)
         return replace(self, key=torch.cat([self.key, key], 2), value=torch.cat([self.value, value], 2), mask=mask)
 
-    def with_keys(self, key: Tensor, value: Tensor) -> JointAttention:
-        """The same with other keys and values for its tokens, (R, H, M, D)."""
-        return replace(self, key=key, value=value)
+    def with_keys(self, key: Tensor, value: Tensor, bias: Tensor | None = None) -> JointAttention:
+        """The same with other keys and values (R, H, M, D); bias: what is added to all scores, in its mask's place."""
+        return replace(self, key=key, value=value, mask=self.mask if bias is None else bias)
 
     def passed(self) -> JointAttention | Tensor:
         """What the acts behind make of it: with what to go on, or what comes out, (R, T, H * D)."""
@@ -166,18 +166,23 @@ def part_of_mask(mask: Tensor, rows: slice, queries: Tensor | slice, keys: Tenso
     return mask[..., keys]
 
 
+def as_bias(mask: Tensor | None, key: Tensor) -> Tensor:
+    """What a mask (of any of the host's forms) adds to the scores of key (R, H, M, D), as (B, H, N, M)."""
+    if mask is None:
+        return key.new_zeros(1, 1, 1, key.shape[2])
+    while mask.ndim < 4:
+        mask = mask[None] if mask.ndim == 2 else mask[:, None]
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -math.inf)
+    return mask.expand(*mask.shape[:3], key.shape[2])
+
+
 def longer_mask(mask: Tensor | None, key: Tensor, more: int, bias: Tensor | None) -> Tensor:
     """A mask (of any of the host's forms) for `more` keys after those of key (R, H, M, D) -> (B, H, N, M + more).
 
     bias (R or 1, more) is added to the scores of the new keys; without it all see them.
     """
-    if mask is None:
-        mask = key.new_zeros(1, 1, 1, key.shape[2])
-    while mask.ndim < 4:
-        mask = mask[None] if mask.ndim == 2 else mask[:, None]
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -math.inf)
-    mask = mask.expand(*mask.shape[:3], key.shape[2])
+    mask = as_bias(mask, key)
     rows = mask.shape[0] if bias is None else max(len(bias), mask.shape[0])
     added = mask.new_zeros(1, more) if bias is None else bias.to(mask)
     added = added[:, None, None].expand(rows, *mask.shape[1:3], more)
@@ -206,6 +211,9 @@ def sequence_of(
 # ---- what the host calls --------------------------------------------------------------------------------------------
 
 Act = Callable[[JointAttention], "Tensor | JointAttention | None"]
+# In what order acts stand, whatever order the nodes have: a row's own keys are recorded and others put beside them;
+# rows show theirs to one another; then it is said which of them are seen.
+RECORDED, SHARED, SEEN = range(3)
 
 
 @dataclass(frozen=True)
@@ -339,6 +347,7 @@ class Adapter(EachCall):
 
     family: Family
     acts: tuple[tuple[str, Act], ...] = ()
+    stages: Mapping[str, int] = field(default_factory=dict)  # by the acts' names
 
     def prepared(self, model: Any, x: Tensor, t: Tensor, text: Tensor | None, options: dict, conds: dict) -> dict:
         if call_of(options) is None:
@@ -364,20 +373,16 @@ def numbered(family: Family, network: Any, replaced: Mapping[str, Mapping]) -> d
     return {**replaced, "dit": present}
 
 
-def replace_joint(patched: Any, family: Family, name: str, make: Callable[[Any], Act], adds_keys: bool = False) -> None:
-    """Put an act on every joint attention of a clone: make(the act that stands there under that name, or None).
-
-    adds_keys: it comes before those that say which keys are seen.
-    """
+def replace_joint(patched: Any, family: Family, name: str, make: Callable[[Any], Act], stage: int = SEEN) -> None:
+    """Put an act on every joint attention of a clone: make(the act that stands there under that name, or None)."""
     from comfy.patcher_extension import WrappersMP
 
     observe(patched)
     present = patched.get_wrappers(WrappersMP.APPLY_MODEL, JOINT)
     adapter = present[0] if present else Adapter(family)
-    acts = dict(adapter.acts)
+    acts, stages = dict(adapter.acts), {**adapter.stages, name: stage}
     acts[name] = make(acts.get(name))
-    if adds_keys:
-        acts = {name: acts.pop(name), **acts}
+    ordered = tuple(sorted(acts.items(), key=lambda named: stages[named[0]]))
     if present:
         patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, JOINT)
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, JOINT, replace(adapter, acts=tuple(acts.items())))
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, JOINT, replace(adapter, acts=ordered, stages=stages))

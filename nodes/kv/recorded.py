@@ -114,7 +114,7 @@ def attend_jointly(patched: Any, family: host.Family, name: str) -> None:
         return JointSteps(names if name in names else (*names, name))
 
     host.observe(patched)
-    host.replace_joint(patched, family, ACT, steps, adds_keys=True)
+    host.replace_joint(patched, family, ACT, steps, host.RECORDED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,57 +13,10 @@ from torch import Tensor
 from ...kernels import video_attention as maths
 from .. import host
 from ..settings import Settings
+from .frames import FRAMES, clip_frames, cut_clips, rows_seen, whole_clips
+from .joint import apply_joint, family_for_clips
 
 TECHNIQUE = "Video Attention"
-
-FRAMES: dict[str, Callable[[int, int], tuple[int, ...]]] = {
-    "first and previous": maths.first_and_previous,
-    "own, first and previous": maths.own_first_and_previous,
-    "own and first": maths.own_and_first,
-    "first": maths.first,
-    "previous": maths.previous,
-    "middle": maths.middle,
-    "all": maths.every,
-}
-
-
-@lru_cache(maxsize=64)
-def sources(look_at: Callable[[int, int], tuple[int, ...]], frames: int, device: torch.device) -> Tensor:
-    """(B, F) the frames that each of B frames looks at."""
-    with torch.inference_mode(False):  # an index that was made in inference mode cannot stand in a gradient
-        return torch.tensor([look_at(frame, frames - 1) for frame in range(frames)], device=device)
-
-
-@lru_cache(maxsize=256)
-def sources_in_window(
-    look_at: Callable[[int, int], tuple[int, ...]], shown: tuple[int, ...], length: int, device: torch.device
-) -> Tensor:
-    """(B, F) the rows that each row looks at, where a call holds some frames of a clip, or of clips of `length` frames.
-
-    In the clip's order the frames that are there are taken for the clip, whatever order the window has them in.
-    Raises ValueError where rows would look at different numbers of frames.
-    """
-    clips: dict[int, list[int]] = {}
-    for frame in sorted(set(shown)):
-        clips.setdefault(frame // length if length else 0, []).append(frame)
-    found = []
-    for frame in shown:
-        there = clips[frame // length if length else 0]
-        looked_at = look_at(there.index(frame), len(there) - 1)
-        found.append([shown.index(there[place]) for place in looked_at])
-    if len({len(rows) for rows in found}) > 1:
-        raise cut_clips(length)
-    with torch.inference_mode(False):
-        return torch.tensor(found, device=device)
-
-
-def cut_clips(length: int) -> ValueError:
-    """The error where the host's windows do not hold whole clips, and whole clips are needed."""
-    return ValueError(
-        f"the host's context windows cut the clips of {length} frames that clip_length names: give Context Windows a "
-        f"context_length that is a multiple of {length}, context_overlap 0 and the schedule batched, set clip_length "
-        "to 0, or take that node out."
-    )
 
 
 @dataclass(frozen=True)
@@ -85,41 +38,21 @@ class FrameAttention:
 
     @host.not_compiled
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, options: dict, **_: Any) -> Tensor:
-        frames, shown = self.frames(key, options), host.frames_of(options).shown
+        (_, pictures), of_call = host.chunk_rows(options, len(key)), host.frames_of(options)
+        frames = clip_frames(pictures, of_call, self.length)
         attend = partial(host.run_attention, options, self.previous, query)
         if frames == 1 or host.layer_key(options) not in self.layers or not host.acts(self.window, options):
             return attend(key, value)
         tiles = len(query) // len(key)  # more rows of queries than of keys: another node tiles them
-        if shown is None:
-            seen = sources(self.look_at, frames, key.device)
-        else:
-            seen = sources_in_window(self.look_at, shown, self.length, key.device)
+        seen = rows_seen(self.look_at, frames, of_call, self.length, key.device)
         out = attend(*(maths.gathered(t, seen, tiles) for t in (key, value))) if self.strength else attend(key, value)
         if 0.0 < self.strength < 1.0:
             out = torch.lerp(attend(key, value), out, self.strength)
         if self.temporal:
-            if shown is not None and not whole_clips(shown, self.length):
+            if of_call.shown is not None and not whole_clips(of_call.shown, self.length):
                 raise cut_clips(self.length)
             out = torch.lerp(out, over_time(query, key, value, frames, options), self.temporal)
         return out
-
-    def frames(self, key: Tensor, options: dict) -> int:
-        """Frames of a clip that are in a call. Raises ValueError for a batch that holds no whole number of clips."""
-        _, pictures = host.chunk_rows(options, len(key))
-        frames = host.frames_of(options)
-        batch = pictures if frames.shown is None else frames.clip
-        if self.length and batch % self.length:
-            raise ValueError(
-                f"the batch has {batch} pictures, which is no whole number of clips of {self.length} frames: set "
-                "clip_length to 0 where the batch is one clip, or to the frames of each."
-            )
-        return min(self.length or pictures, pictures)
-
-
-def whole_clips(shown: tuple[int, ...], length: int) -> bool:
-    """Whether frames are clips of `length` one after another, whole and in order; 0: whether they are one clip."""
-    in_order = shown == tuple(range(shown[0], shown[0] + len(shown)))
-    return not length or (in_order and shown[0] % length == len(shown) % length == 0)
 
 
 def over_time(query: Tensor, key: Tensor, value: Tensor, frames: int, options: dict) -> Tensor:
@@ -151,10 +84,13 @@ class VideoSettings(Settings):
 
 
 def apply(model: Any, settings: VideoSettings) -> Any:
-    """A clone of the model whose self-attention goes across frames. At both strengths 0 it is the model, bit for bit.
+    """A clone of the model whose attention goes across frames. At both strengths 0 it is the model, bit for bit.
 
-    Raises ValueError for models other than U-Nets and for an empty span of steps.
+    Raises ValueError for models that know video, for those that are not known, and for an empty span of steps.
     """
+    family = family_for_clips(model, TECHNIQUE)
+    if family is not None:
+        return apply_joint(model, family, settings)
     chosen = host.chosen_self_attention(model, settings.layers, TECHNIQUE)
     window = host.Window.of(model, settings.start_percent, settings.end_percent)
     patched = model.clone()

@@ -32,8 +32,9 @@ class VideoAttention(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="An image model: SD 1.x, SD 2.x or SDXL. Give the patched model to Invert Picture as well "
-                    "as to the sampler, so that both walk the same path.",
+                    tooltip="An image model: SD 1.x, SD 2.x, SDXL, FLUX, Chroma, Z-Image, Lumina 2, Qwen-Image or "
+                    "SD 3; not Wan or Anima, whose frames see each other already. Give the patched model to Invert "
+                    "Picture as well as to the sampler, so that both walk the same path.",
                 ),
                 io.Combo.Input(
                     "look_at",
@@ -41,14 +42,14 @@ class VideoAttention(io.ComfyNode):
                     default="own, first and previous",
                     tooltip="The frames whose keys and values a frame sees. first and previous: as Tune-A-Video, for "
                     "which its model is trained. own, first and previous: safer on a model that is not. middle: "
-                    "FateZero. all: steadiest; time and memory of self-attention grow with the number of frames.",
+                    "FateZero. all: steadiest; time and memory of attention grow with the number of frames.",
                 ),
                 io.Combo.Input(
                     "layers",
                     options=list(host.SELF_ATTENTION),
                     tooltip="Where in the network frames look at one another. all: as published. all but the finest: "
                     "cheaper, and detail stays each frame's own; FateZero's choice. decoder: layout stays each "
-                    "frame's own.",
+                    "frame's own. Transformers: all, or decoder, the last third of the blocks.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -76,7 +77,7 @@ class VideoAttention(io.ComfyNode):
                     advanced=True,
                     tooltip="Share of attention over time: a place looks at the same place of all frames. 0: none. "
                     "0.3 to 0.6 steadies colours, with strength or without; near 1 smears what moves, as nothing is "
-                    "trained for it.",
+                    "trained for it. U-Nets only.",
                 ),
                 io.Int.Input(
                     "clip_length",

@@ -198,7 +198,7 @@ def test_windows_that_cut_the_picture_are_refused(clip):
 
 def frames_seen(look_at, shown, length=0):
     from palimpsest.nodes.video.attention import FRAMES as LOOKS
-    from palimpsest.nodes.video.attention import sources_in_window
+    from palimpsest.nodes.video.frames import sources_in_window
 
     rows = sources_in_window(LOOKS[look_at], shown, length, torch.device("cpu")).tolist()
     return [[shown[row] for row in seen] for seen in rows]

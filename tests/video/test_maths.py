@@ -77,3 +77,67 @@ def test_by_place_is_every_place_over_the_frames_of_its_own_clip_and_back():
         for place in range(4):
             assert torch.equal(found[clip * 4 + place], tokens[clip * 3 : clip * 3 + 3, place])
     assert torch.equal(maths.by_frame(found, 4), tokens)
+
+
+# ---- text and picture in one sequence
+
+
+IMAGE = slice(3, 7)  # of nine tokens: text, a picture of four, two more
+
+
+def sequences(frames=3, clips=2, heads=2, tokens=9, width=5):
+    return [random(clips * frames, heads, tokens, width, seed=seed) for seed in range(3)]
+
+
+def biased(query, key, value, bias):
+    return (query @ key.mT / query.shape[-1] ** 0.5 + bias).softmax(-1) @ value
+
+
+def shown(query, key, value, look_at, frames=3, bias=None):
+    sources = torch.tensor(named(look_at, frames))
+    bias = torch.zeros(1, 1, 1, key.shape[2], dtype=key.dtype) if bias is None else bias
+    bias = maths.share_kept(bias, IMAGE, sources.shape[1])
+    assert bias.shape[-1] == key.shape[2] + (sources.shape[1] - 1) * (IMAGE.stop - IMAGE.start)
+    return biased(query, *(maths.beside_text(t, IMAGE, sources) for t in (key, value)), bias)
+
+
+@pytest.mark.parametrize("look_at", [maths.own_first_and_previous, maths.every, maths.previous])
+def test_beside_text_frames_have_one_frames_share(look_at):
+    """By hand, key by key: e^s for text and rest of the row itself, e^s / F for the picture of each frame it sees."""
+    frames, (query, key, value) = 3, sequences()
+    found = shown(query, key, value, look_at)
+    for row in range(len(query)):
+        first, seen = row - row % frames, look_at(row % frames, frames - 1)
+        own = [(row, token, 1.0) for token in range(9) if not IMAGE.start <= token < IMAGE.stop]
+        others = [(first + frame, token, 1 / len(seen)) for frame in seen for token in range(IMAGE.start, IMAGE.stop)]
+        above, below = torch.zeros(2, 9, 5, dtype=torch.float64), torch.zeros(2, 9, 1, dtype=torch.float64)
+        for at, token, weight in own + others:
+            score = (query[row] * key[at, :, token, None]).sum(-1, keepdim=True) / 5**0.5
+            above += weight * score.exp() * value[at, :, token, None]
+            below += weight * score.exp()
+        torch.testing.assert_close(found[row], above / below)
+
+
+def test_equal_frames_are_one_frame_and_without_the_weight_they_are_not():
+    query, key, value = (t[:1].expand(3, -1, -1, -1) for t in sequences())
+    plain = biased(query, key, value, 0.0)
+    torch.testing.assert_close(shown(query, key, value, maths.every), plain)
+    sources = torch.tensor(named(maths.every, 3))
+    alone = biased(query, *(maths.beside_text(t, IMAGE, sources) for t in (key, value)), 0.0)
+    assert (alone - plain).norm() > 0.02 * plain.norm()
+
+
+def test_what_masks_a_picture_masks_each_of_its_frames():
+    query, key, value = (t[:1].expand(3, -1, -1, -1) for t in sequences())
+    bias = random(1, 1, 9, 9, seed=7)
+    bias[..., [1, 4]] = -torch.inf
+    torch.testing.assert_close(shown(query, key, value, maths.every, bias=bias), biased(query, key, value, bias))
+
+
+def test_one_frame_in_the_place_of_the_own_is_all_of_it():
+    tokens = sequences()[0]
+    found = maths.beside_text(tokens, IMAGE, torch.tensor(named(maths.first, 3)))
+    assert torch.equal(found[:, :, IMAGE], tokens[[0, 0, 0, 3, 3, 3]][:, :, IMAGE])
+    rest = [0, 1, 2, 7, 8]
+    assert torch.equal(found[:, :, rest], tokens[:, :, rest])
+    assert torch.equal(maths.share_kept(tokens, slice(1, 3), 1), tokens)
