@@ -53,7 +53,9 @@ class JointFrames:
     def mixed(self, attention: host.JointAttention) -> host.JointAttention | Tensor:
         """With what to go on; below full strength what comes out, mixed with what the own frame gives."""
         shown = self.shown(attention)
-        return shown if self.strength == 1.0 else torch.lerp(attention.attended(), shown.attended(), self.strength)
+        if self.strength == 1.0:
+            return shown
+        return torch.lerp(attention.unrecorded().attended(), shown.attended(), self.strength)
 
 
 @dataclass(frozen=True)
