@@ -145,8 +145,18 @@ def everything(model, family, given):
 
 def timid(model):
     """A model that predicts too little of the picture at high noise, as every denoiser does: r can help it."""
+    return predicting(model, lambda sigma: 1 / (1 + sigma**2))
+
+
+def predicting(model, share):
+    """A model that predicts a share of the picture, by the noise level, in its network: guidance is left out."""
+
+    def less(apply_model, given):
+        x, level = given["input"], given["timestep"]
+        return apply_model(x, level, **given["c"]) * share(level.view(-1, *[1] * (x.ndim - 1)))
+
     model = model.clone()
-    model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] / (1 + args["sigma"][0] ** 2))
+    model.set_model_unet_function_wrapper(less)
     return model
 
 
@@ -735,7 +745,14 @@ def test_every_input_arrives_in_its_field(folder, monkeypatch):
     assert given[4] == encoders
     assert all(value != getattr(TrainSettings(), name) for name, value in CHOSEN.items())
     inputs = {entry.id for entry in TrainContextAdapter.define_schema().inputs}
-    assert inputs == {*CHOSEN, *others, "model"}
+    assert inputs == {*CHOSEN, *others, "model", "preset"}
+
+
+def test_preset_paper_is_what_the_paper_prints():
+    chosen = TrainSettings.of(CHOSEN | {"preset": "paper"})
+    printed = {"size": "large", "formula": "paper", "train_on": "x0", "adapter": "CLIP of x0_hat"}
+    joint = {"train_unet": "LoRA on to_q", "trained_with": "all attention"}
+    assert chosen.named() == CHOSEN | printed | joint
 
 
 # ---- what is refused
@@ -773,9 +790,7 @@ def other(family="sd15", width=24, **config):
 
 def shy(model):
     """A flow model that predicts too little of the picture at high noise, so that r can help it."""
-    model = model.clone()
-    model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * (1 - 0.7 * float(args["sigma"][0])))
-    return model
+    return predicting(model, lambda sigma: 1 - 0.7 * sigma)
 
 
 def sd3_given(pictures=2):
