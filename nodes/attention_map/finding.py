@@ -45,7 +45,7 @@ def find_words(
     sigmas = torch.tensor([*(trajectory.sigmas[step] for step in steps), 0.0])
     picture = model.model.process_latent_out(host.as_sampled(model, trajectory.latents[-1].clone()))
     visit = host.VisitLevels(trajectory.latents[steps])
-    host.sample(patched, visit, picture, sigmas=sigmas, positive=positive, callback=callback, unguided=True)
+    host.sample(patched, visit, picture, sigmas=sigmas, positive=positive, callback=callback)
     record.of(None)
     return record
 

@@ -194,7 +194,7 @@ def train(
         learned = {"adapter": list(network.parameters())} | ({"lora": lora.parameters()} if lora else {})
         watch.begin({part: 4 * sum(t.numel() for t in found) for part, found in learned.items()})
         with kept_if_it_ends_early(rescue):
-            host.sample(patched, fitting, start, sigmas=levels, positive=positive, unguided=True)
+            host.sample(patched, fitting, start, sigmas=levels, positive=positive)
     return fitting.result()
 
 

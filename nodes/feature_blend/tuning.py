@@ -90,7 +90,6 @@ def fit(
         negative=negative,
         guidance=fitting.settings.guidance,
         callback=callback,
-        unguided=True,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 
+@functools.cache
 def whole(operations: Any) -> Any:
     """A set of the host's layers (of comfy.ops) that have their weights from the start.
 

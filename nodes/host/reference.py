@@ -332,7 +332,7 @@ def record(model: Any, wanted: Wanted, prompt: list, callback: Any = None) -> Ca
     wanted.patch(patched)
     start = model.model.process_latent_out(as_sampled(model, wanted.trajectory.latents[0].clone()))
     levels = torch.tensor([*source_levels(wanted), 0.0])
-    sample(patched, function, start, sigmas=levels, positive=source_prompt(prompt), callback=callback, unguided=True)
+    sample(patched, function, start, sigmas=levels, positive=source_prompt(prompt), callback=callback)
     return Cached(tuple(function.levels))
 
 

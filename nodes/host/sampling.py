@@ -37,22 +37,22 @@ def sample(
     negative: list | None = None,
     guidance: float = 1.0,
     callback: Any = None,
-    unguided: bool = False,
+    guided: bool = False,
 ) -> Tensor:
     """Run a sampler function of ours under the host's CFGGuider, so that LoRA, ControlNet, areas and hooks all act.
 
     start (B, C, H, W), as on a LATENT socket, is what the function is given, in the model's space, and no noise is
     added; a flow model, which would fade it, is given it as noise. Returns a LATENT tensor. Patches find OF_A_NODE
     in the options: such a run looks at the picture as it is, often without the edit's prompt. It sees all frames of a
-    clip at once, also where the edit is sampled in the host's context windows. unguided: at guidance 1 the guidance of
-    other nodes is left out.
+    clip at once, also where the edit is sampled in the host's context windows. At guidance 1 other nodes' guidance is
+    left out, for it would be a part of what is looked at or learned; guided: it acts, as a picture is drawn.
     """
     import comfy.samplers
 
     guider = comfy.samplers.CFGGuider(model)
     options = guider.model_options.get("transformer_options", {}) | {OF_A_NODE: True}
     guider.model_options = in_one_window(guider.model_options | {"transformer_options": options})
-    if unguided and guidance == 1.0:
+    if not guided and guidance == 1.0:
         guider.model_options = without_guidance(guider.model_options)
     guider.set_conds(positive, positive if negative is None else negative)
     guider.set_cfg(guidance)

@@ -96,7 +96,7 @@ class Parts:
         """Let them act in a clone."""
         for found in self.factors.values():
             if isinstance(found, training.Changes):
-                training.changes_act_in(patched, PREFIX, found)
+                training.changes_act_in_unet(patched, found)
             elif isinstance(found, training.Factors):
                 training.act_in_unet(patched, found)
 

@@ -125,7 +125,7 @@ def train(
         levels = torch.tensor([float(sampling.sigma_max), 0.0])
         with training.kept_if_it_ends_early(fitting.rescue), training.told_of_memory(TECHNIQUE, LESS_MEMORY):
             positive = [[tokens, {"pooled_output": pooled}]]
-            host.sample(patched, fitting, start, sigmas=levels, positive=positive, unguided=True)
+            host.sample(patched, fitting, start, sigmas=levels, positive=positive)
     watch.save(fitting.learned(final=True))
     return fitting.history
 

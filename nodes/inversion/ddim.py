@@ -156,7 +156,7 @@ def invert(
     climb = FlowClimb(flow_method) if flow else DiffusionClimb(predict_at, lowest)
     record = RecordClimb(climb) if context is None else RecordContext(context)
     prompts = {"positive": positive, "negative": negative, "guidance": guidance}
-    host.sample(model, record, latent, sigmas=torch.tensor(levels[::-1]), **prompts, callback=callback, unguided=True)
+    host.sample(model, record, latent, sigmas=torch.tensor(levels[::-1]), **prompts, callback=callback)
     latents = torch.stack(record.latents[::-1])
     return host.Trajectory(
         sigmas=levels,

@@ -278,7 +278,6 @@ def reconstruction(model, down, noise: torch.Tensor, positive: list, negative: l
         negative=negative,
         guidance=guidance,
         callback=latent_preview.prepare_callback(model, len(levels) - 1),
-        unguided=True,
     ).cpu()
 
 

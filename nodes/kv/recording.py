@@ -55,5 +55,5 @@ def record(
     visit = host.VisitLevels(trajectory.latents[steps])
     sigmas = torch.tensor([*(trajectory.sigmas[step] for step in steps), 0.0])
     start = model.model.process_latent_out(trajectory.latents[0].clone())
-    host.sample(patched, visit, start, sigmas=sigmas, positive=positive, callback=keep, unguided=True)
+    host.sample(patched, visit, start, sigmas=sigmas, positive=positive, callback=keep)
     return finished.embeddings(trajectory, start, {HOLDS: [SOURCE], "iterations": 0})

@@ -63,7 +63,6 @@ def tune(
             negative=negative,
             guidance=settings.run_guidance,
             callback=callback,
-            unguided=True,
         ).cpu()
     info = {HOLDS: finished.holds, "iterations": fitting.iterations, "losses": [float(loss) for loss in fitting.losses]}
     return finished.embeddings(trajectory, start, info), rebuilt

@@ -32,10 +32,7 @@ def content(factors: Parts, names: Names) -> dict[str, Tensor]:
     """A LoRA as kohya's programs and the host's loaders read it, in half precision."""
     found = {}
     for part, learned in factors.items():
-        if isinstance(learned, Changes):
-            found |= {names[part][vector]: change for vector, change in learned.learned().items()}
-        else:
-            found |= learned.file(names[part].__getitem__)
+        found |= learned.file(names[part].__getitem__)
     return {key: tensor if key.endswith(".alpha") else tensor.half() for key, tensor in found.items()}
 
 

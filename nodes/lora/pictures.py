@@ -86,7 +86,9 @@ def examples(
         width, height = bucket_of(picture.shape[2], picture.shape[1], settings.resolution)
         pixels = covering(picture.movedim(-1, 1).float(), width, height).movedim(1, -1)
         latent = encoded(pixels)
-        where = None if mask is None else mask.to("cpu", latent.dtype)
-        where = None if where is None else F.adaptive_avg_pool2d(covering(where, width, height), latent.shape[2:])
+        where = None
+        if mask is not None:
+            whole = covering(mask.to("cpu", latent.dtype), width, height)
+            where = F.adaptive_avg_pool2d(whole, latent.shape[2:])
         mirrored = encoded(pixels.flip(2)) if settings.flip and not prior else None
         yield Example(latent, caption, where, mirrored, prior)

@@ -42,7 +42,7 @@ def drawn(
         noise = torch.randn(shape, generator=training.generator_at(settings.seed, "class", number))
         start = model.model.process_latent_out(noise * (1 + levels[0] ** 2) ** 0.5)
         prompts = {"positive": positive, "negative": negative, "guidance": settings.guidance}
-        found = host.sample(model, sample_dpmpp_2m, start, sigmas=levels, **prompts)
+        found = host.sample(model, sample_dpmpp_2m, start, sigmas=levels, **prompts, guided=True)
         latent = model.model.process_latent_in(found).float().cpu().clone()
         if not host.is_finite(latent):
             raise ValueError("the model draws NaN for class_caption: run it in another precision (--fp32-unet).")

@@ -93,7 +93,7 @@ def patched_for_training(
     patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, NAME, reader)
     training.act_in_unet(patched, factors["unet"])
     if "biases" in factors:
-        training.changes_act_in(patched, "diffusion_model.", factors["biases"])
+        training.changes_act_in_unet(patched, factors["biases"])
     if settings.checkpointing:
         checkpointing.install(patched)
     if prompts.factors is not None:  # loaded together with the U-Net, before the first step
@@ -151,7 +151,7 @@ def train(
             training.told_of_memory(TECHNIQUE, LESS_MEMORY),
         ):
             positive = [[tokens, {"pooled_output": pooled}]]
-            host.sample(patched, fitting, start, sigmas=levels, positive=positive, unguided=True)
+            host.sample(patched, fitting, start, sigmas=levels, positive=positive)
     watch.save(fitting.learned(final=True))
     return fitting.history
 

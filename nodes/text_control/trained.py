@@ -15,8 +15,6 @@ from ..host import checkpointing, widening
 from .control import Layout, TextControl, build
 from .files import NECK
 
-UNET = "diffusion_model."
-
 
 class ControlWeights:
     """A float32 network of a layout that learns. The host's own weights are copied, never changed."""
@@ -61,7 +59,8 @@ class ControlWeights:
 
 def unet_weights(model: Any) -> dict[str, Tensor]:
     """A MODEL's U-Net as its file has it: what is loaded may bear another branch's LoRA."""
-    return {name.removeprefix(UNET): weight for name, weight in widening.original_weights(model, UNET).items()}
+    weights = widening.original_weights(model)
+    return {name.removeprefix("diffusion_model."): weight for name, weight in weights.items()}
 
 
 def first_weights(network: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -137,6 +137,6 @@ def train(
             cloned_norm_inputs(text.cond_stage_model),
             training.told_of_memory(TECHNIQUE, LESS_MEMORY),
         ):
-            host.sample(patched, fitting, start, sigmas=levels, positive=[[placeholder, more]], unguided=True)
+            host.sample(patched, fitting, start, sigmas=levels, positive=[[placeholder, more]])
     watch.save(fitting.learned(final=True))
     return fitting.history

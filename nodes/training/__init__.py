@@ -1,6 +1,6 @@
 """What trainings share. Techniques that train import this front, as `training`."""
 
-from .changes import ChangedWeight, Changes, NamedTensors, changes_act_in
+from .changes import ChangedWeight, Changes, NamedTensors, changes_act_in_unet
 from .conditioning import one_prompt_per_picture
 from .factors import (
     Factors,
@@ -48,7 +48,7 @@ __all__ = [
     "act_in_unet",
     "adamw",
     "added_by",
-    "changes_act_in",
+    "changes_act_in_unet",
     "clip_gradients",
     "divide_gradients",
     "embedding_weights",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,11 @@ class NamedTensors:
 
     def learned(self) -> dict[str, Tensor]:
         """What was learned, on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.tensors.items()}
+        return self.file(str)
+
+    def file(self, key: Callable[[str], str]) -> dict[str, Tensor]:
+        """The same by the names that `key` gives them, as Factors have a file."""
+        return {key(name): tensor.detach().cpu().clone() for name, tensor in self.tensors.items()}
 
 
 class Changes(NamedTensors):
@@ -64,7 +68,7 @@ class ChangedWeight:
         return (gradient.ordinary(weight).to(torch.float32) + self.changes.tensors[self.name]).to(weight.dtype)
 
 
-def changes_act_in(patched: Any, prefix: str, changes: Changes) -> None:
-    """Let changes act in a cloned patcher whose model has their weights below `prefix`; undone on unload."""
+def changes_act_in_unet(patched: Any, changes: Changes) -> None:
+    """Let changes act in a cloned MODEL; the host undoes it on unload."""
     for name in changes.tensors:
-        patched.add_weight_wrapper(f"{prefix}{name}", ChangedWeight(changes, name))
+        patched.add_weight_wrapper(f"diffusion_model.{name}", ChangedWeight(changes, name))

@@ -36,7 +36,7 @@ def in_cells(picture: Tensor, columns: int, rows: int) -> Tensor:
 
 def spoken(prompt: Prompt) -> str:
     """The words of a prompt, its pictures left out."""
-    return " ".join("".join(part for part in prompt if isinstance(part, str)).split())
+    return " ".join("".join(words_alone(prompt)).split())
 
 
 def words_alone(prompt: Prompt) -> Prompt:
@@ -48,9 +48,8 @@ def words_alone(prompt: Prompt) -> Prompt:
 class Encoders:
     """The VAE, the language model and the text encoder of a training; what they make is kept on the CPU.
 
-    sizes: (columns, rows) of each picture's latent. pooled_output: which one the U-Net is given, a
-    word of POOLING. language_learns: hidden states change with every
-    step, so that they cannot be made ahead.
+    sizes: (columns, rows) of each picture's latent. pooled_output: which one the U-Net is given, a word of POOLING.
+    language_learns: hidden states change with every step, so that they cannot be made ahead.
     """
 
     model: Any

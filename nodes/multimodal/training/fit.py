@@ -156,7 +156,7 @@ class Fit:
         nothing = {"pooled_output": torch.zeros(1, POOLED_WIDTH)}
         positive = [[torch.zeros(1, 1, self.learner.config.context_width), nothing]]
         levels = torch.tensor([float(self.sigmas[-1]), 0.0])
-        host.sample(self.unet.patched(), self, start, sigmas=levels, positive=positive, unguided=True)
+        host.sample(self.unet.patched(), self, start, sigmas=levels, positive=positive)
 
     def __call__(
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_
