@@ -66,8 +66,12 @@ def require_readable(model: Any, conditioning: list, name: str) -> None:
                 )
 
 
-def acting_prompts(model: Any, conditioning: list, sigma: float) -> int:
-    """How many prompts of a CONDITIONING act at a noise level: some are limited to others."""
+def require_active(model: Any, conditioning: list, sigmas: Iterable[float], name: str) -> None:
+    """Raise ValueError where no prompt of the input `name` acts at one of some noise levels.
+
+    The host's sampler leaves prompts out that are limited to other levels (ConditioningSetTimestepRange); where none is
+    left it goes on with zeros for what the model would have said.
+    """
     to_sigma = model.get_model_object("model_sampling").percent_to_sigma
     spans = [
         (to_sigma(extra.get("start_percent", 0.0)), to_sigma(extra.get("end_percent", 1.0)))
@@ -75,29 +79,11 @@ def acting_prompts(model: Any, conditioning: list, sigma: float) -> int:
         else (float("inf"), 0.0)
         for _, extra in conditioning
     ]
-    return sum(end <= sigma <= start for start, end in spans)
-
-
-def require_active(model: Any, conditioning: list, sigmas: Iterable[float], name: str) -> None:
-    """Raise ValueError where no prompt of the input `name` acts at one of some noise levels.
-
-    The host's sampler leaves prompts out that are limited to other levels (ConditioningSetTimestepRange); where none is
-    left it goes on with zeros for what the model would have said.
-    """
-    without = [sigma for sigma in sigmas if sigma > 0 and not acting_prompts(model, conditioning, sigma)]
+    without = [sigma for sigma in sigmas if sigma > 0 and not any(end <= sigma <= start for start, end in spans)]
     if without:
         raise ValueError(
             f"{name} acts in a part of the sampling only, at noise level {without[0]:.4g} no prompt of it does: "
             "connect it without ConditioningSetTimestepRange, or join prompts that cover 0 to 1 (Conditioning Combine)."
-        )
-
-
-def require_one_prompt(model: Any, conditioning: list, sigmas: Iterable[float]) -> None:
-    """Raise ValueError where several prompts of a source act at one of some noise levels."""
-    most = max((acting_prompts(model, conditioning, sigma) for sigma in sigmas if sigma > 0), default=1)
-    if most > 1:
-        raise ValueError(
-            f"the source prompt has {most} parts that act at once: connect one prompt that describes the whole picture."
         )
 
 

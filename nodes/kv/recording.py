@@ -29,8 +29,8 @@ def record(
 
     One pass of the prompt's row a step, without a gradient: the host keeps as much of the model loaded as for any
     sampling. A tuning takes it from the path that it rebuilds; the inverted path itself needs no rebuilding.
-    report(done, of). Raises ValueError for another architecture than the trajectory's, for several prompts at once and
-    for models spread over several GPUs.
+    report(done, of). Raises ValueError for another architecture than the trajectory's and for models spread over
+    several GPUs.
     """
     host.require_one_gpu(model)
     layers = learning_layers(model, settings)
@@ -43,7 +43,6 @@ def record(
     patched.set_model_attn1_patch(RecordInputs(keys, state))
     finished = FinishedSteps(trajectory.steps, {layer.key: layer.channels for layer in layers}, settings)
     steps = settings.recorded(trajectory.steps)
-    host.require_one_prompt(model, positive, [trajectory.sigmas[step] for step in steps])
 
     def keep(number: int, denoised: Tensor, x: Tensor, total: int) -> None:
         finished.note_layers(state)

@@ -108,6 +108,11 @@ def is_source(options: dict) -> bool:
 
 
 def prompts_rows(tensor: Tensor, options: dict) -> Tensor:
-    """The rows of the (positive) prompt, without a gradient."""
+    """The rows of the (positive) prompt, without a gradient.
+
+    Of several that act at once those of the last chunk: the host runs prompts from the last to the first, in one call
+    or in as many as memory asks for, so that it is the same one in the end.
+    """
     chunks, _ = host.chunk_rows(options, len(tensor))
-    return tensor.detach().chunk(chunks)[options["cond_or_uncond"].index(0)]
+    last = max(place for place, kind in enumerate(options["cond_or_uncond"]) if kind == 0)
+    return tensor.detach().chunk(chunks)[last]

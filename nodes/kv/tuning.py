@@ -33,8 +33,8 @@ def tune(
     """Fit KV embeddings to every picture of a trajectory (Algorithm 1, stage 2), all at once and each on its own.
 
     mask (MASK of any size): learn and rebuild its white part only. Returns the embeddings and the reconstruction as on
-    a LATENT socket. The model is left as it was. Raises ValueError for another architecture than the trajectory's,
-    for several prompts at once and for models spread over several GPUs.
+    a LATENT socket. The model is left as it was. Raises ValueError for another architecture than the trajectory's and
+    for models spread over several GPUs.
     """
     layers = learning_layers(model, settings)
     inputs.require_same_layout(
@@ -45,7 +45,6 @@ def tune(
     require_whole_pictures(positive, negative)
     levels, guidance = trajectory.sigmas, settings.run_guidance
     inputs.require_active(model, levels, guidance, positive=positive, negative=negative)
-    host.require_one_prompt(model, positive, levels)
     with torch.inference_mode(False), host.refused_by_name(model, "Tune KV"):
         controlled = any("control" in extra for _, extra in (*positive, *(negative or ())))
         patched, prefix = with_tuned_attention(model, layers, state, controlled)
