@@ -242,6 +242,7 @@ def test_the_history_of_each_prompt_has_what_is_said_of_its_run(client):
     import argparse
 
     import demo
+    import execution
     from pocket import world
 
     image = client.upload_image(demo.TESTS / "data" / "input" / "palimpsest_example.png")
@@ -260,7 +261,10 @@ def test_the_history_of_each_prompt_has_what_is_said_of_its_run(client):
     nodes["sample kv edit"]["inputs"]["cfg"] = 5.0
     second = client.submit(nodes)
     again = client.wait(second, timeout=300)
-    for prompt, found, count in ((first, entry, 1), (second, again, 2)):
+    runs = [(first, entry, 1), (second, again, 2)]
+    if not hasattr(execution, "_send_cached_ui"):
+        runs.pop()  # older hosts leave what comes from their cache out of a prompt's history
+    for prompt, found, count in runs:
         outputs = found["outputs"]["apply edit"]
         assert outputs["text"] == ["sample from the picture's noise, add_noise disabled: 3 steps, cfg 3, euler"]
         said = [one for one in outputs["remarks"][0] if one["prompt_id"] == prompt]
