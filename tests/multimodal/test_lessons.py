@@ -20,6 +20,7 @@ from palimpsest.nodes.multimodal.training import fit as fitting
 from palimpsest.nodes.multimodal.training import training as multimodal_training
 from palimpsest.nodes.multimodal.training.course import ALIGN, DRAW, READ, Course
 from palimpsest.nodes.multimodal.training.fit import Fit
+from palimpsest.nodes.multimodal.training.lessons import Lessons, in_words
 from palimpsest.nodes.multimodal.training.nodes import TrainMultimodal
 from palimpsest.nodes.multimodal.training.saying import Speaker
 from palimpsest.nodes.multimodal.training.settings import TrainSettings
@@ -195,6 +196,31 @@ def test_words_that_are_left_out_are_said_by_the_picture_alone(vlm):
     assert saying.leaving_out(sketch, torch.Generator()) == sketch
 
 
+def pictures_in(prompts):
+    """How many of some prompts hold a picture."""
+    return sum(any(isinstance(part, Picture) for part in prompt) for prompt in prompts)
+
+
+def test_prompts_come_as_words_alone_as_often_as_asked(dataset):
+    def prompts(share, **settings):
+        chosen = TrainSettings(prompt_dropout=0.0, picture_dropout=share, batch_size=8, **settings)
+        sizes = dict.fromkeys(range(len(dataset.records)), (4, 4))
+        lessons = Lessons(dataset, chosen, TOKENS, sizes)
+        return [prompt for step in range(40) for prompt in lessons.lesson(step, 0).prompts]
+
+    held = {share: pictures_in(prompts(share)) / 320 for share in (0.0, 0.3, 0.9)}
+    assert held[0.0] == 1.0
+    assert held[0.3] == pytest.approx(0.7, abs=0.08)
+    assert held[0.9] == pytest.approx(0.1, abs=0.06)
+    assert {len(prompt) for prompt in prompts(0.9, align_steps=1) if not pictures_in([prompt])} == {1}
+
+
+def test_words_alone_are_one_text_and_a_prompt_without_words_keeps_its_picture():
+    picture = Picture(torch.rand(8, 8, 3), TOKENS, 1.0, "dog")
+    assert in_words(("a ", picture, " dog in the ", picture, " park")) == ("a dog in the park",)
+    assert in_words((picture,)) == (picture,)
+
+
 @pytest.mark.parametrize("kind", ["idefics3", *tiny_vlm.QWENS])
 def test_every_family_is_aligned(kind, tmp_path):
     other = load_vlm(tiny_vlm.write(tmp_path / kind, kind), "float32")
@@ -278,7 +304,7 @@ def test_sdxl_takes_every_lesson_with_each_pooled_output(vlm, dataset, pooled):
 @pytest.mark.parametrize("cut", [2, 3, 4, 5, 6])
 def test_a_training_cut_off_in_or_between_lessons_goes_on_bit_for_bit(vlm, dataset, monkeypatch, cut):
     monkeypatch.setattr(fitting, "READ_AHEAD", 2)
-    chosen = LESSONS | {"warmup": 3, "prompt_dropout": 0.3}
+    chosen = LESSONS | {"warmup": 3, "prompt_dropout": 0.3, "picture_dropout": 0.3}
     whole = fit(vlm, dataset, **chosen)
     step, kept = Fit.step, []
 
@@ -346,6 +372,7 @@ def test_presets_say_what_they_are_named_for():
     assert paper.train_unet and paper.train_language and paper.lora_rank == 8 and paper.depth == 16
     ours = TrainSettings.of({"preset": "in lessons", "steps": 7})
     assert ours.align_steps > 0 and ours.read_steps > 0 and ours.train_unet and ours.steps == 7
+    assert (paper.picture_dropout, ours.picture_dropout) == (0.0, 0.1)
     assert TrainSettings.of({"preset": "as set above", "seed": 3}) == TrainSettings(seed=3)
 
 

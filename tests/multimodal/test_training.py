@@ -482,6 +482,7 @@ CHOSEN = {
     "read_steps": 27,
     "align_rate": 0.028,
     "read_rate": 0.029,
+    "picture_dropout": 0.31,
 }
 
 

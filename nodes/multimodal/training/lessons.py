@@ -20,7 +20,7 @@ from ...training import generator_at
 from ..dataset import STAGES, Dataset
 from ..interleaved import Prompt
 from ..vlm import Hidden
-from .saying import Said, leaving_out
+from .saying import Said, leaving_out, words_of
 from .settings import TrainSettings
 
 
@@ -44,6 +44,12 @@ class Lesson:
 def times(weight: float, count: int) -> int:
     """How often so many pictures come at a weight: once at least, where there are any."""
     return max(1, round(weight * count)) if count else 0
+
+
+def in_words(prompt: Prompt) -> Prompt:
+    """A prompt's words as one text, its pictures left out; the prompt itself where it has no words."""
+    words = words_of(prompt)
+    return (" ".join(words),) if words else prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +145,13 @@ class Lessons:
         return Lesson(records, prompts, shares, generators, wholes=wholes)
 
     def prompt(self, record: int, generator: torch.Generator) -> Prompt:
-        """A prompt for a picture, or now and then none, so that guidance has something to lead away from."""
+        """A prompt for a picture, or now and then none, so that guidance has something to lead away from.
+
+        Now and then its words alone, so that prompts without pictures keep their meaning.
+        """
         dropped = float(torch.rand((), generator=generator)) < self.settings.prompt_dropout
         drawn = self.dataset.draw(record, STAGES[self.settings.stage], self.tokens, generator)
+        share = self.settings.picture_dropout
+        if share and float(torch.rand((), generator=generator)) < share:  # at 0 all draws are those of earlier versions
+            drawn = in_words(drawn)
         return () if dropped else drawn

@@ -292,6 +292,17 @@ class TrainMultimodal(io.ComfyNode):
                     "of read, then draw, faster rates and train_unet, for small sets of pictures. paper: MUMU's rates, "
                     "rank and depth, both LoRAs, no lessons before the last; train stage 1, then 2.",
                 ),
+                io.Float.Input(
+                    "picture_dropout",
+                    default=0.0,
+                    min=0.0,
+                    max=0.9,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How often a prompt comes as its words alone, its pictures left out. 0 (default): never, "
+                    "as the paper's. 0.1 keeps the meaning of prompts without a picture, which a new connector loses.",
+                ),
             ],
             outputs=[
                 sockets.MultimodalEncoder.Output(

@@ -25,10 +25,10 @@ class TrainSettings(Settings):
 
     PRESETS: ClassVar = {
         IN_LESSONS: {"align_steps": 1000, "read_steps": 500, "align_rate": 3e-4, "read_rate": 1e-4,
-                     "connector_rate": 1e-4, "train_unet": True, "unet_rate": 1e-4},
+                     "connector_rate": 1e-4, "train_unet": True, "unet_rate": 1e-4, "picture_dropout": 0.1},
         PAPER: {"align_steps": 0, "read_steps": 0, "connector_rate": 1e-5, "train_unet": True, "unet_rate": 5e-6,
                 "train_language": True, "language_rate": 3e-6, "lora_rank": 8, "depth": 16, "tokens": 0,
-                "pooled_output": ZEROS},
+                "pooled_output": ZEROS, "picture_dropout": 0.0},
     }  # fmt: skip
 
     stage: str = next(iter(STAGES))
@@ -54,6 +54,7 @@ class TrainSettings(Settings):
     read_steps: int = 0
     align_rate: float = 3e-4
     read_rate: float = 1e-4
+    picture_dropout: float = 0.0
 
     @property
     def course(self) -> Course:
