@@ -237,14 +237,31 @@ def remembered(folder: str, recipe: str) -> tuple | None:
 def remember(folder: str, recipe: str, found: tuple) -> None:
     """Keep an adapter for the next run; one that belongs to a LoRA is trained again."""
     adapter, report, seconds, lora = found
-    if folder and not lora:
+    if folder and not lora and not kept_as(folder, recipe).exists():
         Path(folder).mkdir(parents=True, exist_ok=True)
         told = replace(adapter, info=adapter.info | {"report": report, "processor seconds": seconds})
         context_files.save_adapter(told, kept_as(folder, recipe))
 
 
-def bench_pictures(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
-    """Every sampler at every guidance: numbers, pictures of the contact sheet, how the adapters were trained."""
+class Kept:
+    """Numbers and first pictures by what they are of, in two files that a stopped run goes on from."""
+
+    def __init__(self, path: Path):
+        self.path, self.pictures_path = path, path.with_suffix(".safetensors")
+        self.numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.pictures = load_file(self.pictures_path) if self.numbers else {}
+
+    def add(self, key: str, numbers: dict[str, float], pictures: torch.Tensor) -> None:
+        self.numbers[key], self.pictures[key] = numbers, pictures.clone()
+        save_file(self.pictures, self.pictures_path)
+        self.path.write_text(json.dumps(self.numbers, indent=2) + "\n", encoding="utf-8")
+
+
+def bench_pictures(pocket: Pocket, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Every sampler at every guidance: numbers, pictures of the contact sheet, how the adapters were trained.
+
+    path: where the numbers of each seed are kept, so that a run that was stopped goes on.
+    """
     scenes = world.held_out_scenes(options.first + options.count)[options.first :]
     others = world.held_out_scenes(1000 + REFERENCE)[1000:]
     through = pocket.decode(pocket.latent(drawn(others)[0])["samples"])
@@ -267,26 +284,20 @@ def bench_pictures(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any
             models[label] = comfy.sd.load_lora_for_models(pocket.model, None, lora, 1.0, 0.0)[0]
         how[label] = {"report": report, "processor seconds": seconds, "strength": strength, **recipe}
         print(f"{label}: {report}, {seconds:.0f} s of the processor", flush=True)
-    rows, shown = {}, {}
+    rows, shown, kept = {}, {}, Kept(path)
     for guidance in options.guidance:
         for name, sampler in samplers.items():
-            several = [
-                draw(
-                    pocket,
-                    sampler,
-                    scenes,
-                    by_text,
-                    guidance=guidance,
-                    steps=options.steps,
-                    model=models.get(name),
-                    seed=1000 * seed,
-                )
-                for seed in range(options.seeds)
-            ]
-            each = [picture_scores(pocket, reference, found, scenes) for found in several]
-            rows[f"{name}, guidance {guidance:g}"] = numbers = summarised(each, TRADED)
-            shown[f"{name}\nguidance {guidance:g}"] = several[0][:SHOWN]
-            print(f"{name}, guidance {guidance:g}: {numbers}", flush=True)
+            each, label = [], f"{name}, guidance {guidance:g}"
+            for seed in range(options.seeds):
+                drawing = {"guidance": guidance, "steps": options.steps, "seed": 1000 * seed}
+                key = f"{label}; {drawing}; {options.count} from {options.first}; {how.get(name, '')}"
+                if key not in kept.numbers:
+                    found = draw(pocket, sampler, scenes, by_text, model=models.get(name), **drawing)
+                    kept.add(key, picture_scores(pocket, reference, found, scenes), found[:SHOWN])
+                each.append(kept.numbers[key])
+                shown.setdefault(f"{name}\nguidance {guidance:g}", kept.pictures[key])
+            rows[label] = summarised(each, TRADED)
+            print(f"{label}: {rows[label]}", flush=True)
     rows["drawn pictures through the autoencoder"] = summarised(
         [picture_scores(pocket, reference, floor, scenes)], TRADED
     )
@@ -598,7 +609,7 @@ def main() -> None:
         pocket = Pocket(not options.full_width)
         numbers, text, shown, plots = setting(options, pocket), [], {}, {}
         if "pictures" in options.parts:
-            found = bench_pictures(pocket, options)
+            found = bench_pictures(pocket, options, output / "context_pictures_each.json")
             shown |= found.pop("shown")
             numbers["pictures"] = found
             plots["pictures with all attributes right, over the distance to drawn ones"] = trade_off(found["rows"])
