@@ -42,22 +42,23 @@ With a Lightning LoRA: its 4 or 8 steps, cfg 1."""
 
 OF_FLUX = "The same graph serves FLUX.2, Chroma, Qwen-Image, Z-Image, SD 3.5 and SDXL with their loaders."
 
-OF_KLEIN = """No words of it
-stand in one prompt either, so that colours do not change places.
+OF_KLEIN = """The two
+never stand in one sentence, so that colours do not change places.
 
 **Another size**: in *Empty Flux 2 Latent*, *Flux2Scheduler* and both masks; multiples of 16.
-**Distilled Klein**: its file, 4 steps, cfg 1. **Klein 9B**: its text encoder, too."""
+
+**Distilled Klein**: its file, 4 steps, cfg 1. **Klein 9B**: its file and its text encoder."""
 
 OF_ANIMA = """Anima's
 network makes another text of what its text encoder gave; each phrase goes through that alone.
 
 Describe each character as in a prompt of its own: hair, eyes, clothes, pose. Needs ComfyUI 0.30 or newer."""
 
-OF_WAN = """So may a
-subject that walks over the middle: a batch of masks, one for each frame, lets its region move along.
+OF_WAN = """A batch of masks,
+one for each frame, lets a region move.
 
 33 frames at 16 a second are two seconds. For a file in mp4 put *Create Video* and *Save Video* in the place of the
-last node. **Wan 2.1 14B** takes the same graph."""
+last node. **Wan 2.1 14B**: its file, the same graph."""
 
 Z_IMAGE_VALUES = """## Not right yet?
 
@@ -176,7 +177,7 @@ def words_on_z_image() -> dict:
 
 def words_on_qwen_image() -> dict:
     files = "**Qwen-Image 2512**, its text encoder, its VAE"
-    start = Start("Words in regions on Qwen-Image", files, OF_QWEN, 460, 420)
+    start = Start("Words in regions on Qwen-Image", files, OF_QWEN, 430, 360)
     return words_in_halves(families.QWEN_IMAGE, TEAPOT_AND_LEMONS, start, QWEN_VALUES, mask_negative=False)
 
 
@@ -247,19 +248,19 @@ def phrases_on_flux() -> dict:
 
 def phrases_on_klein() -> dict:
     files = "**FLUX.2 Klein 4B**, the base model, its text encoder, its VAE"
-    start = Start("A phrase for each region on FLUX.2 Klein", files, OF_KLEIN, 470, 380)
+    start = Start("A phrase for each region on FLUX.2 Klein", files, OF_KLEIN, 430, 340)
     return phrases_in_halves(families.FLUX_2_KLEIN, IN_A_GARDEN, start)
 
 
 def phrases_on_anima() -> dict:
     files = "**Anima**, its text encoder, its VAE"
-    start = Start("Two characters, each in its half, on Anima", files, OF_ANIMA, 460, 380)
+    start = Start("Two characters, each in its half, on Anima", files, OF_ANIMA, 410, 340)
     return phrases_in_halves(families.ANIMA, ON_A_CLIFF, start)
 
 
 def phrases_on_wan() -> dict:
     files = "**Wan 2.1, text to video, 1.3B**, its text encoder, its VAE"
-    start = Start("Two phrases in a clip on Wan", files, OF_WAN, 500, 380)
+    start = Start("Two phrases in a clip on Wan", files, OF_WAN, 430, 340)
     return phrases_in_halves(families.WAN_VIDEO, IN_A_FOREST, start)
 
 

@@ -74,7 +74,7 @@ def edit_in_place() -> dict:
     held = blend("checkpoint.MODEL", "photo.MASK")
     held["widgets"] = held["widgets"] | {"blend_latents_until": 1.0}
     return graph(
-        {"start": note("Start here", START_HERE, 520), "values": note("Not right yet?", VALUES, 520)},
+        {"start": note("Start here", START_HERE, 440), "values": note("Not right yet?", VALUES, 440)},
         group(
             "1 Your photo, and the way to its noise",
             "yours",
