@@ -58,6 +58,11 @@ def edit(shown: Shown) -> Image.Image:
     return thumbnail(shown["compare b"][0], shown["compare a"][0])
 
 
+def drawn(shown: Shown) -> Image.Image:
+    """What was made, from noise."""
+    return enlarged(shown["The picture"][0], THUMBNAIL)
+
+
 def split(left: Image.Image, right: Image.Image) -> Image.Image:
     """The left half of one picture, the right half of another."""
     sheet, other = enlarged(left, THUMBNAIL), enlarged(right, THUMBNAIL)
@@ -116,8 +121,12 @@ OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the workflow's title
     "Edit a clip by text, with context (ContextDiff)": lambda shown: grid(shown["The edited clip"][::2]),
     "Two pictures in a sentence (Multimodal)": two_insets,
     "Style from a picture (Multimodal)": lambda shown: thumbnail(shown["The pictures"][0], shown.loaded[0]),
-    "Words in regions on Z-Image (Cross-Attention Mask)": lambda shown: enlarged(shown["The picture"][0], THUMBNAIL),
-    "A phrase for each region on FLUX (Phrase in Region)": lambda shown: enlarged(shown["The picture"][0], THUMBNAIL),
+    "Words in regions on Z-Image (Cross-Attention Mask)": drawn,
+    "Words in regions on Qwen-Image (Cross-Attention Mask)": drawn,
+    "A phrase for each region on FLUX (Phrase in Region)": drawn,
+    "A phrase for each region on FLUX.2 Klein (Phrase in Region)": drawn,
+    "Two characters, each in its half, on Anima (Phrase in Region)": drawn,
+    "Two phrases in a clip on Wan (Phrase in Region)": lambda shown: grid(shown["The clip"]),
     "Train a connector on your own pictures (Multimodal)": lambda shown: strip(
         shown["Crops, what is drawn for them, and the pictures"][0]
     ),

@@ -24,6 +24,7 @@ from .trajectory import Trajectory, same_latent
 from .ui import node_id, show_text
 
 NEAR_LEVEL = 1e-3  # relative: schedules are rounded
+ROUNDING = 1e-2  # what Invert Picture's inverted_noise leaves of a noise of 1, where the latent is the recorded one
 QUIET = {"res_multistep", "res_multistep_cfg_pp"}  # take a noise_sampler, for their ancestral forms alone
 KEPT = 100  # remarks that a node's history holds, of several prompts and samplers
 
@@ -114,7 +115,7 @@ class Start:
     @property
     def adds_noise(self) -> bool:
         """Whether noise is added to the latent."""
-        return bool(torch.count_nonzero(self.noise))
+        return bool((self.noise.abs() > ROUNDING).any())
 
     def is_at(self, recorded: Tensor) -> bool:
         """Whether the latent is a recorded one, (B or 1, C, H, W); each of a batch."""

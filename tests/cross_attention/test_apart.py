@@ -284,6 +284,10 @@ def test_a_phrase_is_seen_in_its_region_alone(models):
     alone = [[prompt("wan", 11, 5)[0][0][:, :3], {}]]
     inside = drawn(torch.ones(1, 96, 64), prompt_inside=0.0)
     close(inside, sample(model, alone, negative, latent("wan", frames=2)), 1e-5)
+    of_frames = torch.cat([half(), torch.zeros(1, 96, 64)])
+    assert torch.equal(drawn(of_frames[[0, 0]]), drawn(half()))
+    assert torch.equal(drawn(of_frames[[0, 1, 1, 1, 1]]), drawn(of_frames))
+    assert relative(drawn(of_frames), drawn(half())) > 1e-3
 
 
 def test_the_act_stands_on_the_clone_alone(models):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from feature_blend import flow_graph
 from graphs.parts import (
     BLUE_CUP,
     blend,
@@ -102,4 +103,5 @@ def blend_again() -> dict:
 GRAPHS = {
     "Learn how much of the photo flows back (Regions)": learn_blend,
     "Blend again with learned weights (Regions)": blend_again,
+    **flow_graph.GRAPHS,
 }

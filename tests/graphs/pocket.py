@@ -9,21 +9,20 @@ import copy
 
 from attention_map.graph import FOUND
 from contextdiff.graph import CLIP_EDIT, CLIP_SOURCE
-from cross_attention.graph import (
-    BOTH,
-    LEFT_PHRASE,
-    LEFT_WORDS,
-    ON_MARBLE,
-    PAIR,
-    RIGHT_PHRASE,
-    RIGHT_WORDS,
-    SCENE,
+from cross_attention.flow_graph import (
+    CUP_AND_BOOK,
+    IN_A_CAFE,
+    IN_A_FOREST,
+    IN_A_GARDEN,
+    ON_A_CLIFF,
+    TEAPOT_AND_LEMONS,
 )
+from cross_attention.graph import BOTH, ON_MARBLE
+from feature_blend.flow_graph import JUICE
 from feature_blend.graph import WHITE_CUP
 from instruct_pix2pix.graph import EDIT_CHECKPOINT, INSTRUCTION, ITS_OBJECT
 from instruction.graph import VAGUE
 from instruction_training.graph import LEARNED
-from inversion import graph as flow
 from kv.graph import FULL_CUP
 from lora_training.graph import ASKED, STYLED, TAUGHT
 from lora_training.graph import STYLE as LORA_STYLE
@@ -35,6 +34,19 @@ from text_control.graph import UNWANTED, WANTED, WANTED_STYLED, WANTED_THERE
 from what_changes.graph import ELSEWHERE
 from what_changes.graph import SUBJECT as FOUND_SUBJECT
 
+from graphs.families import (
+    ANIMA,
+    FLUX_1,
+    FLUX_2_KLEIN,
+    QWEN_IMAGE,
+    SD_35,
+    WAN_VIDEO,
+    Z_IMAGE,
+    Z_IMAGE_TURBO,
+    Family,
+    files_of,
+    published,
+)
 from graphs.parts import (
     ACTIONS,
     ANY_ACTION,
@@ -61,7 +73,8 @@ SAVED = "palimpsest_example_00001.safetensors"
 STRINGS = {
     CHECKPOINT["name"]: "palimpsest_pocket.safetensors",
     EDIT_CHECKPOINT["name"]: "palimpsest_pocket_edit.safetensors",
-    **{model["name"]: FILES[model["directory"]] for model in (flow.MODEL, flow.TEXT_ENCODER, flow.VAE)},
+    published(SD_35, "checkpoints")["name"]: "palimpsest_pocket.safetensors",
+    **{model["name"]: FILES[model["directory"]] for model in files_of(Z_IMAGE)},
     CAT: PICTURE,
     COFFEE: PICTURE,
     MASKED_CAT: MASKED_PICTURE,
@@ -82,12 +95,27 @@ STRINGS = {
     INSTRUCTION: "a blue cat standing on the right in the snow",
     ITS_OBJECT: "cat",
     VAGUE: "lying",
-    PAIR: "a red cat standing on the left in the park",
-    LEFT_WORDS: "red cat",
-    RIGHT_WORDS: "park",
-    SCENE: RED_CAT.format("standing", "park"),
-    LEFT_PHRASE: RED_CAT.format("standing", "snow"),
-    RIGHT_PHRASE: "a blue cat standing on the right in the park",
+    JUICE: "a black cat standing on the right in the snow",
+    CUP_AND_BOOK.prompt: "a red cat standing on the left in the park",
+    CUP_AND_BOOK.left: "red cat",
+    CUP_AND_BOOK.right: "park",
+    TEAPOT_AND_LEMONS.prompt: "a yellow rabbit standing on the left at night",
+    TEAPOT_AND_LEMONS.left: "yellow rabbit",
+    TEAPOT_AND_LEMONS.right: "night",
+    IN_A_CAFE.scene: RED_CAT.format("standing", "park"),
+    IN_A_CAFE.left: RED_CAT.format("standing", "snow"),
+    IN_A_CAFE.right: "a blue cat standing on the right in the park",
+    IN_A_GARDEN.scene: "a brown bird standing on the right in the park",
+    IN_A_GARDEN.left: "a brown bird standing on the right on the beach",
+    IN_A_GARDEN.right: "a yellow bird standing on the right in the park",
+    ON_A_CLIFF.scene: "a white rabbit sitting on the left at night",
+    ON_A_CLIFF.left: "a white rabbit sitting on the left in the snow",
+    ON_A_CLIFF.right: "a black cat sitting on the right at night",
+    IN_A_FOREST.scene: "a yellow dog running on the left in the park",
+    IN_A_FOREST.left: "a brown dog running on the left in the park",
+    IN_A_FOREST.right: "a white rabbit running on the right in the snow",
+    ANIMA.negative: "",
+    WAN_VIDEO.negative: "",
     FULL_CUP: RED_CAT.format("lying", "snow"),
     CLIP_SOURCE: DOG.format("standing", "park"),
     CLIP_EDIT: "a blue dog standing on the left in the park",
@@ -120,6 +148,7 @@ NUMBERS = {
 SETTINGS = {f"{node}.{name}": value for node, values in POCKET.items() for name, value in values.items()} | {
     "PalimpsestContextSampler.inversion_refinements": 0,
     "PalimpsestInvert.context_refinements": 2,
+    "ImageScaleToTotalPixels.megapixels": 128 * 128 / 1024**2,
     "PalimpsestLoadKV.file": SAVED,
     "PalimpsestLoadContextAdapter.file": SAVED,
     "PalimpsestLoadBlendWeights.file": SAVED,
@@ -164,20 +193,40 @@ TRAINING = {
 SMALL_TRAINING = {"PalimpsestLoadMultimodalEncoder.connector": "none"}
 SMALL_TRAINING |= {f"PalimpsestTrainMultimodal.{name}": value for name, value in TRAINING.items()}
 DOG_INSTEAD = {CAT: SECOND_PICTURE, AWAKE: DOG.format("standing", "snow"), ASLEEP: DOG.format("sitting", "snow")}
-SMALL = {"width=1024": 128, "height=1024": 128, "width=512": 64, "cfg=1": 3.0, "steps=8": 20}
-# Loaders of a transformer's three files, and what only such a model has: the node in its place, the output that is
-# meant there, and its values. The nodes of this pack in the same graph serve both kinds of models.
+
+
+def small(family: Family) -> dict[str, float]:
+    """Numbers of a template of a family, for the pocket model."""
+    return {
+        f"width={family.width}": 128,
+        f"height={family.height}": 128,
+        f"width={family.width // 2}": 64,
+        f"cfg={family.cfg:g}": 3.0,
+        f"steps={family.steps}": 20,
+    }
+
+
+# Loaders of a transformer's files, and what only such a model has: the node in its place, the output that is meant
+# there, and its values. The nodes of this pack in the same graph serve both kinds of models.
 OF_OTHER_KINDS = {  # drawn with the pocket checkpoint, whose nodes are others than a transformer's
-    "Words in regions on Z-Image (Cross-Attention Mask)",
-    "A phrase for each region on FLUX (Phrase in Region)",
-    "Re-pose a subject on a flow model (KV Inversion)",
-    "Edit again from a file on a flow model (KV Inversion)",
+    "Words in regions on Z-Image (Cross-Attention Mask)": Z_IMAGE_TURBO,
+    "Words in regions on Qwen-Image (Cross-Attention Mask)": QWEN_IMAGE,
+    "A phrase for each region on FLUX (Phrase in Region)": FLUX_1,
+    "A phrase for each region on FLUX.2 Klein (Phrase in Region)": FLUX_2_KLEIN,
+    "Two characters, each in its half, on Anima (Phrase in Region)": ANIMA,
+    "Two phrases in a clip on Wan (Phrase in Region)": WAN_VIDEO,
+    "Re-pose a subject on a flow model (KV Inversion)": Z_IMAGE,
+    "Edit again from a file on a flow model (KV Inversion)": Z_IMAGE,
 }
 OTHER_KINDS = {
     **{kind: ("CheckpointLoaderSimple", slot, {"ckpt_name": STRINGS[CHECKPOINT["name"]]}) for kind, slot in (
         ("UNETLoader", 0), ("CLIPLoader", 1), ("DualCLIPLoader", 1), ("VAELoader", 2))},
     "EmptySD3LatentImage": ("EmptyLatentImage", 0, None),
+    "EmptyFlux2LatentImage": ("EmptyLatentImage", 0, None),
+    "EmptyHunyuanLatentVideo": ("EmptyLatentImage", 0, {"width": 128, "height": 128, "batch_size": 4}),
+    "Flux2Scheduler": ("KarrasScheduler", 0, {"steps": 20, "sigma_max": 14.61, "sigma_min": 0.03, "rho": 7.0}),
     "ModelSamplingAuraFlow": ("ModelSamplingDiscrete", 0, {"sampling": "eps", "zsnr": False}),
+    "ModelSamplingSD3": ("ModelSamplingDiscrete", 0, {"sampling": "eps", "zsnr": False}),
 }  # fmt: skip
 ONLY = {  # what is another in one workflow, by its title: so that no two thumbnails are alike
     "Two photos in one picture (KV Inversion)": {"strings": DOG_INSTEAD},
@@ -190,15 +239,15 @@ ONLY = {  # what is another in one workflow, by its title: so that no two thumbn
     "Edit a clip by text, with context (ContextDiff)": {
         "strings": {CLIP_EDIT: "a red dog standing on the left in the park"}
     },
-    "Words in regions on Z-Image (Cross-Attention Mask)": {"numbers": SMALL},
-    "A phrase for each region on FLUX (Phrase in Region)": {"numbers": SMALL},
+    **{title: {"numbers": small(family)} for title, family in OF_OTHER_KINDS.items()},
+    "Edit a photo, its place kept, on SD 3.5 (Feature Blend)": {"numbers": {"cfg=4": 3.0}},
     "Edit again from a file on a flow model (KV Inversion)": {
-        "numbers": {"cfg=5": 3.0},
+        "numbers": small(Z_IMAGE),
         "settings": {"BasicScheduler.scheduler": "normal"},  # of the file, which the first template writes
         "strings": {YAWNING: "a red cat lying on the left in the snow"},
     },
     "Re-pose a subject on a flow model (KV Inversion)": {
-        "numbers": {"cfg=5": 3.0},
+        "numbers": small(Z_IMAGE),
         "strings": {ASLEEP: RED_CAT.format("running", "snow")},
     },
 }

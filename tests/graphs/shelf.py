@@ -55,10 +55,16 @@ SHELF: tuple[Row, ...] = (
         "Change the text in a photo (Exact Text)": "Change the text",
         "Teach exact text with your pictures (Exact Text)": "Teach it",
         "Your style and exact text (Exact Text)": "In your style"}),
-    ("Z-Image, FLUX", {
-        "Words in regions on Z-Image (Cross-Attention Mask)": "Words in regions",
-        "A phrase for each region on FLUX (Phrase in Region)": "Phrases",
+    ("words or phrases in regions, on transformers", {
+        "Words in regions on Z-Image (Cross-Attention Mask)": "Z-Image",
+        "Words in regions on Qwen-Image (Cross-Attention Mask)": "Qwen-Image",
+        "A phrase for each region on FLUX (Phrase in Region)": "FLUX.1",
+        "A phrase for each region on FLUX.2 Klein (Phrase in Region)": "FLUX.2 Klein",
+        "Two characters, each in its half, on Anima (Phrase in Region)": "Anima",
+        "Two phrases in a clip on Wan (Phrase in Region)": "a clip on Wan"}),
+    ("a photo on a flow model", {
         "Edit a photo with a flow model (FlowEdit)": "Edit a photo",
+        "Edit a photo, its place kept, on SD 3.5 (Feature Blend)": "Its place kept (SD 3.5)",
         "Re-pose a subject on a flow model (KV Inversion)": "Re-pose",
         "Edit again from a file on a flow model (KV Inversion)": "Again"}),
 )  # fmt: skip

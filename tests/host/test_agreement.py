@@ -106,6 +106,15 @@ def test_several_differences_are_all_said(recorded):
 # ---- what does not
 
 
+def test_inverted_noise_beside_the_recorded_latent_adds_nothing(recorded):
+    """As SamplerCustomAdvanced takes both: what is left of the one is rounding."""
+    model, trajectory, noise, kv = recorded
+    patched, said = applied(model, kv)
+    left = host.FoundNoise(model, trajectory.latents[0], trajectory.sigmas[0]).generate_noise({"samples": noise})
+    harness.sample(patched, noise, noise=left + 1e-6 * harness.noise(seed=9))
+    assert said == []
+
+
 def test_a_part_of_the_recorded_steps_is_right(recorded):
     model, _, noise, kv = recorded
     patched, said = applied(model, kv)

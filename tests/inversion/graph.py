@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphs.families import Z_IMAGE, clip_text, decoded, loaders
 from graphs.parts import (
     BLUE_CUP,
     CUP,
@@ -14,27 +15,10 @@ from graphs.parts import (
     note,
     preview,
     save,
-    text,
 )
 
 TITLE = "Edit a photo with a flow model (FlowEdit)"
-HUB = "https://huggingface.co/Comfy-Org"
-MODEL = {
-    "name": "z_image_bf16.safetensors",
-    "url": f"{HUB}/z_image/resolve/main/split_files/diffusion_models/z_image_bf16.safetensors",
-    "directory": "diffusion_models",
-}
-TEXT_ENCODER = {
-    "name": "qwen_3_4b.safetensors",
-    "url": f"{HUB}/z_image_turbo/resolve/main/split_files/text_encoders/qwen_3_4b.safetensors",
-    "directory": "text_encoders",
-}
-VAE = {
-    "name": "ae.safetensors",
-    "url": f"{HUB}/z_image_turbo/resolve/main/split_files/vae/ae.safetensors",
-    "directory": "vae",
-}
-STEPS, SHIFT, GUIDANCE, SOURCE_GUIDANCE, START = 30, 3.0, 5.0, 1.5, 0.2
+SOURCE_GUIDANCE, START = 1.5, 0.2
 INVERSION_STEPS = 15
 
 START_HERE = """## Edit a photo with a flow model
@@ -61,61 +45,41 @@ HELP = """## Not right yet?
 Values to start from; they were not tried on every model."""
 
 
-def loader(kind: str, model: dict, **widgets) -> dict:
-    """A loader of the host whose file the editor offers to download."""
-    return {"type": kind, "size": [WIDE, 110], "widgets": widgets, "models": [model]}
-
-
-def prompt(title: str, value: str) -> dict:
-    node = text(title, value)
-    return {**node, "inputs": {"clip": "clip.CLIP"}}
-
-
-def loaders() -> dict[str, dict]:
-    """The model's three files, and its shift."""
-    return {
-        "unet": loader("UNETLoader", MODEL, unet_name=MODEL["name"], weight_dtype="default"),
-        "clip": loader("CLIPLoader", TEXT_ENCODER, clip_name=TEXT_ENCODER["name"], type="lumina2", device="default"),
-        "vae": loader("VAELoader", VAE, vae_name=VAE["name"]),
-        "shift": {"type": "ModelSamplingAuraFlow", "size": [WIDE, 60], "widgets": {"shift": SHIFT},
-                  "inputs": {"model": "unet.MODEL"}},
-    }  # fmt: skip
-
-
 def edit_photo() -> dict:
     photo = {
         "image": load_image(MASKED_COFFEE, "Your photo, with a mask"),
         "encode": {"type": "VAEEncode", "size": [WIDE, 60], "inputs": {"pixels": "image.IMAGE", "vae": "vae.VAE"}},
     }
     prompts = {
-        "source": prompt("The picture as it is", CUP),
-        "edit": prompt("The picture as it should be", BLUE_CUP),
-        "negative": prompt("Negative prompt", ""),
+        "source": clip_text("The picture as it is", CUP),
+        "edit": clip_text("The picture as it should be", BLUE_CUP),
+        "negative": clip_text("Negative prompt", ""),
     }
     flow_edit = {
         "type": "PalimpsestFlowEdit", "size": [WIDE, 240],
         "widgets": {"source_guidance": SOURCE_GUIDANCE, "start_percent": START},
         "inputs": {"source": "source.CONDITIONING", "source_negative": "negative.CONDITIONING", "mask": "image.MASK"},
     }  # fmt: skip
-    guider = {"type": "CFGGuider", "size": [WIDE, 110], "widgets": {"cfg": GUIDANCE},
+    guider = {"type": "CFGGuider", "size": [WIDE, 110], "widgets": {"cfg": Z_IMAGE.cfg},
               "inputs": {"model": "shift.MODEL", "positive": "edit.CONDITIONING",
                          "negative": "negative.CONDITIONING"}}  # fmt: skip
     noise = {"type": "RandomNoise", "size": [WIDE, 90],
              "widgets": {"noise_seed": 0, "control_after_generate": "fixed"}}  # fmt: skip
     sigmas = {"type": "BasicScheduler", "size": [WIDE, 120],
-              "widgets": {"scheduler": "simple", "steps": STEPS, "denoise": 1.0},
+              "widgets": {"scheduler": "simple", "steps": Z_IMAGE.steps, "denoise": 1.0},
               "inputs": {"model": "shift.MODEL"}}  # fmt: skip
     sample = {"type": "SamplerCustomAdvanced", "size": [WIDE, 140],
               "inputs": {"noise": "noise.NOISE", "guider": "guider.GUIDER", "sampler": "flow_edit.sampler",
                          "sigmas": "sigmas.SIGMAS", "latent_image": "encode.LATENT"}}  # fmt: skip
-    decode = {"type": "VAEDecode", "size": [WIDE, 60], "inputs": {"samples": "sample.output", "vae": "vae.VAE"}}
     return graph(
         {"start": note("Start here", START_HERE, 480), "help": note("Not right yet?", HELP, 420)},
-        group("1  Model and photo", "yours", loaders(), photo),
+        group("1  Model and photo", "yours", loaders(Z_IMAGE), photo),
         group("2  What changes", "edit", {**prompts, "flow_edit": flow_edit}, {
             "guider": guider, "noise": noise, "sigmas": sigmas, "sample": sample,
         }),
-        group("3  The edited photo", "edit", {"decode": decode, "save": save(), "compare": compare()}),
+        group("3  The edited photo", "edit", {
+            "decode": decoded("sample.output"), "save": save(), "compare": compare(),
+        }),
         by_inversion(),
     )  # fmt: skip
 
@@ -135,12 +99,16 @@ def by_inversion() -> dict:
     again = {"type": "SamplerCustomAdvanced", "size": [WIDE, 140],
              "inputs": {"noise": "invert.inverted_noise", "guider": "guider.GUIDER", "sampler": "down.sampler",
                         "sigmas": "short.SIGMAS", "latent_image": "invert.noise"}}  # fmt: skip
-    decode = {"type": "VAEDecode", "size": [WIDE, 60], "inputs": {"samples": "again.output", "vae": "vae.VAE"}}
     return group(
         "4  To compare: from the photo's own noise",
         "learned",
         {"short": short, "invert": invert},
-        {"down": down, "again": again, "decode2": decode, "show": preview("From inverted noise", "decode2.IMAGE")},
+        {
+            "down": down,
+            "again": again,
+            "decode2": decoded("again.output"),
+            "show": preview("From inverted noise", "decode2.IMAGE"),
+        },
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from graphs.families import Z_IMAGE, clip_text, decoded, guided_sampling, loaders
 from graphs.parts import ASLEEP, AWAKE, CAT, WIDE, YAWNING, compare, graph, group, load_image, note, preview, save
-from inversion.graph import loaders, prompt
 
-STEPS, GUIDANCE = 30, 5.0
 FILE = "palimpsest_flow_example"  # Save KV adds _00001.safetensors
 AGAIN = "Edit again from a file on a flow model (KV Inversion)"
 REPOSE = "Re-pose a subject on a flow model (KV Inversion)"
@@ -58,12 +57,8 @@ which."""
 
 def sigmas() -> dict:
     return {"type": "BasicScheduler", "title": "Steps, of both ways", "size": [WIDE, 120],
-            "widgets": {"scheduler": "simple", "steps": STEPS, "denoise": 1.0},
+            "widgets": {"scheduler": "simple", "steps": Z_IMAGE.steps, "denoise": 1.0},
             "inputs": {"model": "shift.MODEL"}}  # fmt: skip
-
-
-def decoded(latent: str) -> dict:
-    return {"type": "VAEDecode", "size": [WIDE, 60], "inputs": {"samples": latent, "vae": "vae.VAE"}}
 
 
 def apply(kv: str) -> dict:
@@ -72,16 +67,8 @@ def apply(kv: str) -> dict:
 
 
 def sampled(noise: str, latent: str) -> dict[str, dict]:
-    """From noise that was found, by the host's euler."""
-    return {
-        "guider": {"type": "CFGGuider", "size": [WIDE, 110], "widgets": {"cfg": GUIDANCE},
-                   "inputs": {"model": "apply.MODEL", "positive": "edit.CONDITIONING",
-                              "negative": "negative.CONDITIONING"}},
-        "euler": {"type": "KSamplerSelect", "size": [WIDE, 60], "widgets": {"sampler_name": "euler"}},
-        "sample": {"type": "SamplerCustomAdvanced", "size": [WIDE, 140],
-                   "inputs": {"noise": noise, "guider": "guider.GUIDER", "sampler": "euler.SAMPLER",
-                              "sigmas": "sigmas.SIGMAS", "latent_image": latent}},
-    }  # fmt: skip
+    """From noise that was found."""
+    return guided_sampling("apply.MODEL", "edit.CONDITIONING", Z_IMAGE.cfg, noise, latent)
 
 
 def repose() -> dict:
@@ -100,13 +87,13 @@ def repose() -> dict:
         group(
             "1  Model and photo",
             "yours",
-            loaders(),
+            loaders(Z_IMAGE),
             {
                 "image": load_image(CAT),
                 "encode": {"type": "VAEEncode", "size": [WIDE, 60],
                            "inputs": {"pixels": "image.IMAGE", "vae": "vae.VAE"}},
-                "source": prompt("The picture as it is", AWAKE),
-                "negative": prompt("Negative prompt", ""),
+                "source": clip_text("The picture as it is", AWAKE),
+                "negative": clip_text("Negative prompt", ""),
             },
         ),
         group(
@@ -124,7 +111,7 @@ def repose() -> dict:
         group(
             "3  Edit it",
             "edit",
-            {"edit": prompt("The picture as it should be", ASLEEP), "apply": apply("tune.kv")},
+            {"edit": clip_text("The picture as it should be", ASLEEP), "apply": apply("tune.kv")},
             sampled("invert.inverted_noise", "invert.noise"),
             {"decode": decoded("sample.output"), "save": save(), "compare": compare()},
         ),
@@ -138,17 +125,17 @@ def again() -> dict:
         group(
             "1  The model, and what was recorded",
             "learned",
-            loaders(),
+            loaders(Z_IMAGE),
             {
                 "load": load,
-                "negative": prompt("Negative prompt", ""),
+                "negative": clip_text("Negative prompt", ""),
                 "image": load_image(CAT, "The photo, to compare with"),
             },
         ),
         group(
             "2  Edit it",
             "edit",
-            {"edit": prompt("The picture as it should be", YAWNING), "apply": apply("load.kv"), "sigmas": sigmas()},
+            {"edit": clip_text("The picture as it should be", YAWNING), "apply": apply("load.kv"), "sigmas": sigmas()},
             sampled("load.inverted_noise", "load.noise"),
             {"decode": decoded("sample.output"), "save": save(), "compare": compare()},
         ),
