@@ -21,6 +21,7 @@ from workshop.places import PACK
 from workshop.serving import start_host
 
 LARGEST_ARCHIVE = 3_500_000  # bytes when packed, beside the recogniser's weights
+LARGEST_UNPACKED = 7_500_000  # templates and code are text, which packs to less than a third
 LARGEST_RECOGNISER = 5_500_000
 BY_HAND = "anytext_v1.1.safetensors"  # published as a pickle: a program of ours makes this file of it
 
@@ -69,7 +70,7 @@ def test_the_archive_is_small_and_has_no_tests(archive):
     assert {"subgraphs", "workflows", "nodes", "web", "__init__.py"} <= {path.name for path in archive.iterdir()}
     weights = sum(path.stat().st_size for path in archive.rglob("*.safetensors"))
     assert weights < LARGEST_RECOGNISER
-    assert sum(path.stat().st_size for path in archive.rglob("*") if path.is_file()) < 2 * LARGEST_ARCHIVE + weights
+    assert sum(path.stat().st_size for path in archive.rglob("*") if path.is_file()) < LARGEST_UNPACKED + weights
     packed = shutil.make_archive(str(archive.parent / "packed"), "zip", archive)
     assert Path(packed).stat().st_size < LARGEST_ARCHIVE + LARGEST_RECOGNISER
 
