@@ -251,7 +251,8 @@ ONLY = {  # what is another in one workflow, by its title: so that no two thumbn
         "strings": {ASLEEP: RED_CAT.format("running", "snow")},
     },
 }
-SHORT = {"steps": 4, "inner_steps": 2}  # in every node that has them, so that a run takes seconds on a CPU
+# In every node that has them, so that a run takes seconds on a CPU.
+SHORT = {"steps": 4, "inner_steps": 2, "epochs": 1, "repeats": 1}
 
 
 def stand_ins(name: str, short: dict[str, int]) -> dict[str, dict]:
