@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from browser.editor import Editor, needs_browser
 from graphs.blueprints import BLUEPRINTS
+from graphs.pocket import SHORT
 from make_pictures import EXAMPLE_CAPTION, MASKED_EXAMPLE
 from PIL import Image, ImageFilter
 
@@ -26,7 +27,6 @@ ASKED = {  # the pocket model's words, by blueprint
     "Keep everything else (inpaint)": {"edit_prompt": RECOLOURED},
 }  # fmt: skip
 WITHOUT_MASK = "Change an action or pose in a photo"
-SHORT = {"steps": 4, "inner_steps": 2}
 REACH = 16  # pixels by which Keep Outside may widen a mask
 
 

@@ -180,6 +180,24 @@ def trained(pocket: Pocket, pictures: torch.Tensor, texts: list, model: Any = No
     return adapter, report, time.process_time() - began, lora
 
 
+class Kept:
+    """Numbers by what they are of, and pictures that are shown by their labels, for a run that was stopped to go on.
+
+    The pictures lie beside the file of the numbers. numbers and pictures are written by `add`, and may be read.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.pictures_path = path, path.with_suffix(".safetensors")
+        self.numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.pictures = load_file(self.pictures_path) if self.pictures_path.is_file() else {}
+
+    def add(self, name: str, numbers: dict[str, Any], pictures: dict[str, torch.Tensor]) -> None:
+        self.numbers[name] = numbers
+        self.pictures |= {label: shown.clone() for label, shown in pictures.items()}  # some share their memory
+        save_file(self.pictures, self.pictures_path)
+        self.path.write_text(json.dumps(self.numbers, indent=2) + "\n", encoding="utf-8")
+
+
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
@@ -237,24 +255,10 @@ def remembered(folder: str, recipe: str) -> tuple | None:
 def remember(folder: str, recipe: str, found: tuple) -> None:
     """Keep an adapter for the next run; one that belongs to a LoRA is trained again."""
     adapter, report, seconds, lora = found
-    if folder and not lora and not kept_as(folder, recipe).exists():
+    if folder and not lora:
         Path(folder).mkdir(parents=True, exist_ok=True)
         told = replace(adapter, info=adapter.info | {"report": report, "processor seconds": seconds})
         context_files.save_adapter(told, kept_as(folder, recipe))
-
-
-class Kept:
-    """Numbers and first pictures by what they are of, in two files that a stopped run goes on from."""
-
-    def __init__(self, path: Path):
-        self.path, self.pictures_path = path, path.with_suffix(".safetensors")
-        self.numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.pictures = load_file(self.pictures_path) if self.numbers else {}
-
-    def add(self, key: str, numbers: dict[str, float], pictures: torch.Tensor) -> None:
-        self.numbers[key], self.pictures[key] = numbers, pictures.clone()
-        save_file(self.pictures, self.pictures_path)
-        self.path.write_text(json.dumps(self.numbers, indent=2) + "\n", encoding="utf-8")
 
 
 def bench_pictures(pocket: Pocket, options: argparse.Namespace, path: Path) -> dict[str, Any]:
@@ -268,21 +272,24 @@ def bench_pictures(pocket: Pocket, options: argparse.Namespace, path: Path) -> d
     reference = Reference.of(pocket.features(through))
     floor = pocket.decode(pocket.latent(drawn(scenes)[0])["samples"])
     pictures, texts = training_set(options.training)
-    samplers, how, models = {"plain DDIM": plain_ddim()}, {}, {}
+    samplers, recipes, how, models = {"plain DDIM": plain_ddim()}, {}, {}, {}
     wanted = {name: (VARIANTS[name], 1.0) for name in options.variants} | (SWEEP if options.sweep else {})
-    known: dict[str, tuple] = {}
+    known: dict[str, tuple | None] = {}
     for name, (changes, strength) in wanted.items():
         recipe = RECIPE | changes | ({"steps": options.training_steps} if options.training_steps else {})
         key = json.dumps(recipe, sort_keys=True)
         if key not in known:
-            known[key] = remembered(options.adapters, key) or trained(pocket, pictures, texts, **recipe)
-            remember(options.adapters, key, known[key])
+            known[key] = remembered(options.adapters, key)
+            if known[key] is None:
+                known[key] = trained(pocket, pictures, texts, **recipe)
+                remember(options.adapters, key, known[key])
         adapter, report, seconds, lora = known[key]
         label = f"context-aware, {name}"
         samplers[label] = context_aware(adapter, strength)
         if lora:
             models[label] = comfy.sd.load_lora_for_models(pocket.model, None, lora, 1.0, 0.0)[0]
-        how[label] = {"report": report, "processor seconds": seconds, "strength": strength, **recipe}
+        recipes[label] = {"pictures": options.training, "strength": strength, **recipe}
+        how[label] = {"report": report, "processor seconds": seconds, **recipes[label]}
         print(f"{label}: {report}, {seconds:.0f} s of the processor", flush=True)
     rows, shown, kept = {}, {}, Kept(path)
     for guidance in options.guidance:
@@ -290,12 +297,14 @@ def bench_pictures(pocket: Pocket, options: argparse.Namespace, path: Path) -> d
             each, label = [], f"{name}, guidance {guidance:g}"
             for seed in range(options.seeds):
                 drawing = {"guidance": guidance, "steps": options.steps, "seed": 1000 * seed}
-                key = f"{label}; {drawing}; {options.count} from {options.first}; {how.get(name, '')}"
+                key = f"{label}; {drawing}; {options.count} from {options.first}; {recipes.get(name, '')}"
                 if key not in kept.numbers:
                     found = draw(pocket, sampler, scenes, by_text, model=models.get(name), **drawing)
-                    kept.add(key, picture_scores(pocket, reference, found, scenes), found[:SHOWN])
+                    first = {} if seed else {key: found[:SHOWN]}
+                    kept.add(key, picture_scores(pocket, reference, found, scenes), first)
                 each.append(kept.numbers[key])
-                shown.setdefault(f"{name}\nguidance {guidance:g}", kept.pictures[key])
+                if key in kept.pictures:
+                    shown[f"{name}\nguidance {guidance:g}"] = kept.pictures[key]
             rows[label] = summarised(each, TRADED)
             print(f"{label}: {rows[label]}", flush=True)
     rows["drawn pictures through the autoencoder"] = summarised(
@@ -492,28 +501,25 @@ def bench_clips(pocket: Pocket, options: argparse.Namespace, path: Path) -> dict
     path: where the numbers of each edit are kept, so that a run that was stopped goes on; the frames of the clip that
     was drawn first lie beside it.
     """
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    frames_path = path.with_suffix(".safetensors")
-    shown = load_file(frames_path) if frames_path.is_file() else {}
+    kept = Kept(path)
     found: dict[str, dict[str, list[dict]]] = {kind: {} for kind in KINDS}
     made: dict[tuple, tuple] = {}
     for number, job in enumerate(jobs(options)):
         name, clip = f"{options.first}, {number}, {job.kind}", f"clip {options.first}, {number // len(KINDS)}"
-        if name not in known:
-            numbers = {}
+        if name not in kept.numbers:
+            numbers, shown = {}, {}
             for method, frames, seconds in edited_clips(pocket, job, made):
                 numbers[method] = clip_scores(pocket, frames, job) | {"seconds": seconds}
                 print(f"clip {number}, {job.kind}, {method}: {numbers[method]}", flush=True)
-                if all(label.startswith(f"{clip}\n") for label in shown):
-                    shown.setdefault(f"{clip}\nsource, {job.kind}", job.pictures)
+                if all(label.startswith(f"{clip}\n") for label in kept.pictures):
+                    shown[f"{clip}\nsource, {job.kind}"] = job.pictures
                     shown[f"{clip}\n{method}\n{job.kind}"] = frames
-            known[name] = numbers
-            path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-            save_file({label: frames.clone() for label, frames in shown.items()}, frames_path)  # some are shared
-        for method, numbers in known[name].items():
+            kept.add(name, numbers, shown)
+        for method, numbers in kept.numbers[name].items():
             found[job.kind].setdefault(method, []).append(numbers)
     rows = {kind: {name: summarised(several, SPREAD) for name, several in of.items()} for kind, of in found.items()}
-    found_frames = {label.partition("\n")[2]: frames for label, frames in shown.items()}  # a file sorts them by name
+    # a file sorts them by name
+    found_frames = {label.partition("\n")[2]: frames for label, frames in kept.pictures.items()}
     labels = (label for kind in KINDS for label in (f"source, {kind}", *(f"{name}\n{kind}" for name in rows[kind])))
     return {"rows": rows, "shown": {label: found_frames[label] for label in labels if label in found_frames}}
 

@@ -25,6 +25,7 @@ from graphs.parts import (
     preview,
     sampler,
     save,
+    save_clip,
     text,
 )
 
@@ -240,17 +241,12 @@ def fusion(until: float) -> dict:
 
 def edited_clip() -> tuple[dict[str, dict], dict[str, dict]]:
     """Two columns: the clip, and its numbers."""
-    save = {
-        "type": "SaveAnimatedWEBP", "title": "The edited clip", "size": [380, 440],
-        "widgets": {"filename_prefix": "palimpsest_clip", "fps": 8.0, "lossless": True, "quality": 90,
-                    "method": "default"},
-        "inputs": {"images": "decode.IMAGE"},
-    }  # fmt: skip
     report = {
         "type": "PalimpsestEditReport", "size": [380, 470],
         "widgets": {"prompt": CLIP_EDIT, "source_prompt": CLIP_SOURCE, "is_clip": True},
         "inputs": {"source": "image.IMAGE", "edited": "decode.IMAGE"},
     }  # fmt: skip
+    save = save_clip("The edited clip", 440, fps=8.0, lossless=True)
     return {"save": save, "compare": compare()}, {"report": report}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from graphs import families
 from graphs.families import Family, clip_text, drawing, halves, loaders, model_of
-from graphs.parts import graph, group, note
+from graphs.parts import graph, group, mask_words, note, words
 
 STEPS_OF_WORDS = """## {heading}
 
@@ -130,19 +130,9 @@ TEAPOT_AND_LEMONS = Words(
 )
 
 
-def chosen(title: str, some: str) -> dict:
-    return {"type": "PalimpsestSelectWords", "title": title, "size": [380, 180], "widgets": {"words": some},
-            "inputs": {"clip": "clip.CLIP", "text": "prompt.STRING"}}  # fmt: skip
-
-
-def held(tokens: str, mask: str, model: str, **widgets) -> dict:
+def words_in_halves(family: Family, told: Words, start: Start, values: str, **widgets) -> dict:
+    """widgets: of both masks, beside those that hold words tight."""
     tight = {"mode": "after softmax, renormalised", "hide_from_text": True} | widgets
-    return {"type": "PalimpsestCrossAttentionMask", "size": [380, 300], "widgets": tight,
-            "inputs": {"model": model, "tokens": tokens, "mask": mask}}  # fmt: skip
-
-
-def words_in_halves(family: Family, words: Words, start: Start, values: str, **widgets) -> dict:
-    """widgets: of both masks."""
     return graph(
         notes(start, STEPS_OF_WORDS, values, "picture"),
         group(
@@ -151,9 +141,9 @@ def words_in_halves(family: Family, words: Words, start: Start, values: str, **w
             loaders(family),
             {
                 "prompt": {"type": "PrimitiveStringMultiline", "title": "Prompt", "size": [380, 110],
-                           "widgets": {"value": words.prompt}},
-                "one": chosen("Words on the left", words.left),
-                "two": chosen("Words on the right", words.right),
+                           "widgets": {"value": told.prompt}},
+                "one": words(None, told.left, "Words on the left", "clip.CLIP"),
+                "two": words(None, told.right, "Words on the right", "clip.CLIP"),
             },
         ),
         group(
@@ -161,8 +151,8 @@ def words_in_halves(family: Family, words: Words, start: Start, values: str, **w
             "edit",
             halves(family),
             {
-                "mask": held("one.tokens", "left.MASK", model_of(family), **widgets),
-                "mask 2": held("two.tokens", "right.MASK", "mask.MODEL", **widgets),
+                "mask": mask_words("one.tokens", "left.MASK", model_of(family), **tight),
+                "mask 2": mask_words("two.tokens", "right.MASK", "mask.MODEL", **tight),
             },
             *drawing(family, "mask 2.MODEL", "one.positive"),
         ),

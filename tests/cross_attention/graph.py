@@ -12,6 +12,7 @@ from graphs.parts import (
     group,
     invert,
     keep_outside,
+    mask_words,
     note,
     photo,
     preview,
@@ -74,11 +75,6 @@ VALUES = """## Not right yet?
 - **The photo's detail is lost inside**: alpha_inside 0.8 in Feature Blend lets some of it flow back.
 
 Steps and scheduler must agree between Invert Picture and the sampler: 30 to 50 steps, cfg 5 to 7.5."""
-
-
-def mask_words(tokens: str, mask: str, model: str = "checkpoint.MODEL", **widgets) -> dict:
-    return {"type": "PalimpsestCrossAttentionMask", "size": [380, 300], "widgets": widgets,
-            "inputs": {"model": model, "tokens": tokens, "mask": mask}}  # fmt: skip
 
 
 def inverted_mask() -> dict:

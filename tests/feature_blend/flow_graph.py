@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from graphs.families import SD_35, guided_sampling, published
+from graphs.families import SD_35, both_ways, guided_sampling, inverted, published
 from graphs.parts import (
     CUP,
     MASKED_COFFEE,
     WIDE,
     blend,
+    checkpoint,
     compare,
     decode,
     encode,
@@ -60,17 +61,6 @@ def scaled() -> dict:
 
 
 def edit_in_place() -> dict:
-    model = published(SD_35, "checkpoints")
-    checkpoint = {"type": "CheckpointLoaderSimple", "size": [WIDE, 110], "widgets": {"ckpt_name": model["name"]},
-                  "models": [model]}  # fmt: skip
-    sigmas = {"type": "BasicScheduler", "title": "Steps, of both ways", "size": [WIDE, 120],
-              "widgets": {"scheduler": SCHEDULER, "steps": STEPS, "denoise": 1.0},
-              "inputs": {"model": "checkpoint.MODEL"}}  # fmt: skip
-    invert = {
-        "type": "PalimpsestInvert", "size": [WIDE, 330],
-        "inputs": {"model": "checkpoint.MODEL", "latent": "encode.LATENT", "positive": "source.CONDITIONING",
-                   "sigmas": "sigmas.SIGMAS"},
-    }  # fmt: skip
     held = blend("checkpoint.MODEL", "photo.MASK")
     held["widgets"] = held["widgets"] | {"blend_latents_until": 1.0}
     return graph(
@@ -79,15 +69,15 @@ def edit_in_place() -> dict:
             "1 Your photo, and the way to its noise",
             "yours",
             {
-                "checkpoint": checkpoint,
+                "checkpoint": checkpoint(published(SD_35, "checkpoints")),
                 "photo": load_image(MASKED_COFFEE, "Your photo, with a mask"),
                 "image": scaled(),
                 "encode": encode(),
             },
             {
                 "source": text("The picture as it is", CUP),
-                "sigmas": sigmas,
-                "invert": invert,
+                "sigmas": both_ways("checkpoint.MODEL", STEPS, SCHEDULER),
+                "invert": inverted("checkpoint.MODEL"),
             },
         ),
         group(

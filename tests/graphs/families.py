@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphs.parts import WIDE, save
+from graphs.parts import WIDE, decode, encode, save, save_clip, text
 
 HUB = "https://huggingface.co/"
 
@@ -142,8 +142,15 @@ def model_of(family: Family) -> str:
 
 
 def clip_text(title: str, value: str) -> dict:
-    return {"type": "CLIPTextEncode", "title": title, "size": [WIDE, 110], "widgets": {"text": value},
-            "inputs": {"clip": "clip.CLIP"}}  # fmt: skip
+    return text(title, value, clip="clip.CLIP")
+
+
+def encoded(image: str = "image.IMAGE") -> dict:
+    return encode(image, "vae.VAE")
+
+
+def decoded(latent: str) -> dict:
+    return decode(latent, "vae.VAE")
 
 
 def halves(family: Family) -> dict[str, dict]:
@@ -175,7 +182,8 @@ def drawing(family: Family, model: str, positive: str) -> list[dict[str, dict]]:
                           "sampler_name": family.sampler, "scheduler": "simple", "denoise": 1.0},
               "inputs": {"model": model, "positive": positive, "negative": negative,
                          "latent_image": "empty.LATENT"}}  # fmt: skip
-    shown = {"decode": decoded("sample.LATENT"), "save": save_clip() if family.frames else save("The picture")}
+    clip = save_clip("The clip", 330, fps=16.0, lossless=False)
+    shown = {"decode": decoded("sample.LATENT"), "save": clip if family.frames else save("The picture")}
     return [{"empty": empty_latent(family), **without(family, positive), "sample": sample, **shown}]
 
 
@@ -218,13 +226,17 @@ def without(family: Family, positive: str) -> dict[str, dict]:
     return {"negative": clip_text("Negative prompt", family.negative)}
 
 
-def decoded(latent: str) -> dict:
-    return {"type": "VAEDecode", "size": [WIDE, 60], "inputs": {"samples": latent, "vae": "vae.VAE"}}
+# ---- from a photo's own noise ---------------------------------------------------------------------------------------
 
 
-def save_clip() -> dict:
-    """By the node that is the same in every version of the host; Create Video has other inputs in each."""
-    return {"type": "SaveAnimatedWEBP", "title": "The clip", "size": [WIDE, 330],
-            "widgets": {"filename_prefix": "palimpsest_clip", "fps": 16.0, "lossless": False, "quality": 90,
-                        "method": "default"},
-            "inputs": {"images": "decode.IMAGE"}}  # fmt: skip
+def both_ways(model: str, steps: int, scheduler: str = "simple") -> dict:
+    """The noise levels that a photo is inverted and its edit is sampled on."""
+    return {"type": "BasicScheduler", "title": "Steps, of both ways", "size": [WIDE, 120],
+            "widgets": {"scheduler": scheduler, "steps": steps, "denoise": 1.0},
+            "inputs": {"model": model}}  # fmt: skip
+
+
+def inverted(model: str, sigmas: str = "sigmas.SIGMAS", **widgets) -> dict:
+    return {"type": "PalimpsestInvert", "size": [WIDE, 330], **({"widgets": widgets} if widgets else {}),
+            "inputs": {"model": model, "latent": "encode.LATENT", "positive": "source.CONDITIONING",
+                       "sigmas": sigmas}}  # fmt: skip

@@ -51,9 +51,9 @@ def group(title: str, kind: str, *columns: dict[str, dict]) -> dict:
     return {"title": title, "colour": COLOURS[kind], "columns": [list(column) for column in columns], "nodes": nodes}
 
 
-def text(title: str, value: str | None, *, source: str | None = None) -> dict:
+def text(title: str, value: str | None, *, source: str | None = None, clip: str = "checkpoint.CLIP") -> dict:
     """A prompt, written here or (value None) linked from `source`."""
-    node = {"type": "CLIPTextEncode", "title": title, "size": [WIDE, 110], "inputs": {"clip": "checkpoint.CLIP"}}
+    node = {"type": "CLIPTextEncode", "title": title, "size": [WIDE, 110], "inputs": {"clip": clip}}
     return {**node, "inputs": {**node["inputs"], "text": source}} if source else {**node, "widgets": {"text": value}}
 
 
@@ -65,10 +65,10 @@ def note(title: str, value: str, height: int) -> dict:
     return {"type": "MarkdownNote", "title": title, "size": [440, height * 4 // 5], "note": value, "colour": NOTE}
 
 
-def checkpoint() -> dict:
+def checkpoint(model: dict = CHECKPOINT) -> dict:
     """The editor offers to download what `models` names."""
-    return {"type": "CheckpointLoaderSimple", "size": [WIDE, 110], "widgets": {"ckpt_name": CHECKPOINT["name"]},
-            "models": [CHECKPOINT]}  # fmt: skip
+    return {"type": "CheckpointLoaderSimple", "size": [WIDE, 110], "widgets": {"ckpt_name": model["name"]},
+            "models": [model]}  # fmt: skip
 
 
 def load_image(name: str, title: str | None = None) -> dict:
@@ -76,12 +76,12 @@ def load_image(name: str, title: str | None = None) -> dict:
     return {**node, "title": title} if title else node
 
 
-def encode(image: str = "image.IMAGE") -> dict:
-    return {"type": "VAEEncode", "size": [WIDE, 60], "inputs": {"pixels": image, "vae": "checkpoint.VAE"}}
+def encode(image: str = "image.IMAGE", vae: str = "checkpoint.VAE") -> dict:
+    return {"type": "VAEEncode", "size": [WIDE, 60], "inputs": {"pixels": image, "vae": vae}}
 
 
-def decode(latent: str = "sample.LATENT") -> dict:
-    return {"type": "VAEDecode", "size": [WIDE, 60], "inputs": {"samples": latent, "vae": "checkpoint.VAE"}}
+def decode(latent: str = "sample.LATENT", vae: str = "checkpoint.VAE") -> dict:
+    return {"type": "VAEDecode", "size": [WIDE, 60], "inputs": {"samples": latent, "vae": vae}}
 
 
 def invert(latent: str = "encode.LATENT", positive: str = "source.CONDITIONING") -> dict:
@@ -109,6 +109,14 @@ def save(title: str = "The edited picture", images: str = "decode.IMAGE", height
             "widgets": {"filename_prefix": "palimpsest_edit"}, "inputs": {"images": images}}  # fmt: skip
 
 
+def save_clip(title: str, height: int, *, fps: float, lossless: bool) -> dict:
+    """By the node that is the same in every version of the host; Create Video has other inputs in each."""
+    return {"type": "SaveAnimatedWEBP", "title": title, "size": [WIDE, height],
+            "widgets": {"filename_prefix": "palimpsest_clip", "fps": fps, "lossless": lossless, "quality": 90,
+                        "method": "default"},
+            "inputs": {"images": "decode.IMAGE"}}  # fmt: skip
+
+
 def preview(title: str, images: str, height: int = 360) -> dict:
     return {"type": "PreviewImage", "title": title, "size": [WIDE, height], "inputs": {"images": images}}
 
@@ -119,13 +127,20 @@ def compare(before: str = "image.IMAGE", after: str = "decode.IMAGE", title: str
             "inputs": {"image_a": before, "image_b": after}}  # fmt: skip
 
 
-def words(value: str | None, chosen: str, title: str = "The picture as it should be") -> dict:
+def words(
+    value: str | None, chosen: str, title: str = "The picture as it should be", clip: str = "checkpoint.CLIP"
+) -> dict:
     """Select Words, with its text written here or (value None) linked from the node `prompt`."""
     node = {"type": "PalimpsestSelectWords", "title": title, "size": [WIDE, 180],
-            "widgets": {"words": chosen}, "inputs": {"clip": "checkpoint.CLIP"}}  # fmt: skip
+            "widgets": {"words": chosen}, "inputs": {"clip": clip}}  # fmt: skip
     if value is None:
         return {**node, "inputs": {**node["inputs"], "text": "prompt.STRING"}}
     return {**node, "widgets": {"text": value, **node["widgets"]}}
+
+
+def mask_words(tokens: str, mask: str, model: str = "checkpoint.MODEL", **widgets) -> dict:
+    return {"type": "PalimpsestCrossAttentionMask", "size": [WIDE, 300], "widgets": widgets,
+            "inputs": {"model": model, "tokens": tokens, "mask": mask}}  # fmt: skip
 
 
 def blend(model: str, mask: str, weights: str | None = None) -> dict:

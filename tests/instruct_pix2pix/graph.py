@@ -8,6 +8,7 @@ from graphs.parts import (
     SCHEDULER,
     STEPS,
     blend,
+    checkpoint,
     compare,
     decode,
     encode,
@@ -60,8 +61,7 @@ Feature Blend take *the picture alone*, so that they see what the sampler sees."
 
 
 def edit_checkpoint() -> dict:
-    return {"type": "CheckpointLoaderSimple", "size": [380, 110], "title": "An InstructPix2Pix model",
-            "widgets": {"ckpt_name": EDIT_CHECKPOINT["name"]}, "models": [EDIT_CHECKPOINT]}  # fmt: skip
+    return {**checkpoint(EDIT_CHECKPOINT), "title": "An InstructPix2Pix model"}
 
 
 def shown() -> dict:

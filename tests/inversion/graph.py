@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphs.families import Z_IMAGE, clip_text, decoded, loaders
+from graphs.families import Z_IMAGE, clip_text, decoded, encoded, inverted, loaders
 from graphs.parts import (
     BLUE_CUP,
     CUP,
@@ -48,7 +48,7 @@ Values to start from; they were not tried on every model."""
 def edit_photo() -> dict:
     photo = {
         "image": load_image(MASKED_COFFEE, "Your photo, with a mask"),
-        "encode": {"type": "VAEEncode", "size": [WIDE, 60], "inputs": {"pixels": "image.IMAGE", "vae": "vae.VAE"}},
+        "encode": encoded(),
     }
     prompts = {
         "source": clip_text("The picture as it is", CUP),
@@ -89,12 +89,7 @@ def by_inversion() -> dict:
     short = {"type": "BasicScheduler", "size": [WIDE, 120], "title": "Steps of the inversion",
              "widgets": {"scheduler": "simple", "steps": INVERSION_STEPS, "denoise": 1.0},
              "inputs": {"model": "shift.MODEL"}}  # fmt: skip
-    invert = {
-        "type": "PalimpsestInvert", "size": [WIDE, 330],
-        "widgets": {"reconstruction_guidance": 0.0, "flow_method": "FireFlow"},
-        "inputs": {"model": "shift.MODEL", "latent": "encode.LATENT", "positive": "source.CONDITIONING",
-                   "sigmas": "short.SIGMAS"},
-    }  # fmt: skip
+    invert = inverted("shift.MODEL", "short.SIGMAS", reconstruction_guidance=0.0, flow_method="FireFlow")
     down = {"type": "PalimpsestFlowSampler", "size": [WIDE, 110], "widgets": {"method": "FireFlow"}}
     again = {"type": "SamplerCustomAdvanced", "size": [WIDE, 140],
              "inputs": {"noise": "invert.inverted_noise", "guider": "guider.GUIDER", "sampler": "down.sampler",

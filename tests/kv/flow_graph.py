@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphs.families import Z_IMAGE, clip_text, decoded, guided_sampling, loaders
+from graphs.families import Z_IMAGE, both_ways, clip_text, decoded, encoded, guided_sampling, inverted, loaders
 from graphs.parts import ASLEEP, AWAKE, CAT, WIDE, YAWNING, compare, graph, group, load_image, note, preview, save
 
 FILE = "palimpsest_flow_example"  # Save KV adds _00001.safetensors
@@ -55,12 +55,6 @@ quarter of the free memory holds is recorded once; else the photo has a pass bes
 which."""
 
 
-def sigmas() -> dict:
-    return {"type": "BasicScheduler", "title": "Steps, of both ways", "size": [WIDE, 120],
-            "widgets": {"scheduler": "simple", "steps": Z_IMAGE.steps, "denoise": 1.0},
-            "inputs": {"model": "shift.MODEL"}}  # fmt: skip
-
-
 def apply(kv: str) -> dict:
     return {"type": "PalimpsestApplyKV", "size": [WIDE, 290], "widgets": {"source_guidance": 1.0},
             "inputs": {"model": "shift.MODEL", "kv": kv}}  # fmt: skip
@@ -72,11 +66,6 @@ def sampled(noise: str, latent: str) -> dict[str, dict]:
 
 
 def repose() -> dict:
-    invert = {
-        "type": "PalimpsestInvert", "size": [WIDE, 330],
-        "inputs": {"model": "shift.MODEL", "latent": "encode.LATENT", "positive": "source.CONDITIONING",
-                   "sigmas": "sigmas.SIGMAS"},
-    }  # fmt: skip
     tune = {
         "type": "PalimpsestTuneKV", "size": [WIDE, 520], "widgets": {"inner_steps": 0},
         "inputs": {"model": "shift.MODEL", "trajectory": "invert.trajectory", "positive": "source.CONDITIONING",
@@ -90,8 +79,7 @@ def repose() -> dict:
             loaders(Z_IMAGE),
             {
                 "image": load_image(CAT),
-                "encode": {"type": "VAEEncode", "size": [WIDE, 60],
-                           "inputs": {"pixels": "image.IMAGE", "vae": "vae.VAE"}},
+                "encode": encoded(),
                 "source": clip_text("The picture as it is", AWAKE),
                 "negative": clip_text("Negative prompt", ""),
             },
@@ -99,7 +87,7 @@ def repose() -> dict:
         group(
             "2  Record it",
             "learned",
-            {"sigmas": sigmas(), "invert": invert},
+            {"sigmas": both_ways("shift.MODEL", Z_IMAGE.steps), "invert": inverted("shift.MODEL")},
             {
                 "tune": tune,
                 "rebuilt": decoded("invert.reconstruction"),
@@ -135,7 +123,11 @@ def again() -> dict:
         group(
             "2  Edit it",
             "edit",
-            {"edit": clip_text("The picture as it should be", YAWNING), "apply": apply("load.kv"), "sigmas": sigmas()},
+            {
+                "edit": clip_text("The picture as it should be", YAWNING),
+                "apply": apply("load.kv"),
+                "sigmas": both_ways("shift.MODEL", Z_IMAGE.steps),
+            },
             sampled("load.inverted_noise", "load.noise"),
             {"decode": decoded("sample.output"), "save": save(), "compare": compare()},
         ),
