@@ -300,8 +300,8 @@ class TrainMultimodal(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="How often a prompt comes as its words alone, its pictures left out. 0 (default): never, "
-                    "as the paper's. 0.1 keeps the meaning of prompts without a picture, which a new connector loses.",
+                    tooltip="How often a prompt comes as its words alone, its pictures left out. 0 (default): never; a "
+                    "new connector then draws badly from a prompt without a picture. 0.1 shows it such prompts, too.",
                 ),
             ],
             outputs=[
