@@ -140,7 +140,7 @@ def side_by_side(env: dict[str, str], command: list[str]) -> tuple[dict[str, str
     if workers == 1:
         return env, command
     threads = {"OMP_NUM_THREADS": str(cores // workers)} | env
-    return threads, [*command, "-n", str(workers), "--dist", "loadfile"]
+    return threads, [*command, "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def browser_for_tests() -> tuple[Browser | None, str | None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import host_log
@@ -24,6 +25,7 @@ from workshop.places import MODELS, TIERS, Problem
 from workshop.serving import start_host
 
 TESTS = Path(__file__).resolve().parent
+LONG = ("browser", "fuzz")  # folders whose few tests take minutes
 ROOT = TESTS.parent
 NO_HOST = "needs ComfyUI: run `python dev.py test`, or set COMFYUI_PATH to a ComfyUI folder"
 
@@ -65,6 +67,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker("host" if tier == "maths" and asks_for_host else tier)
     yield
     leave_out_what_the_browser_runs(config, items)
+    longest_first(items)
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """Files that take minutes before the others, and those before small ones: else one process ends alone."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.parent.name not in LONG, -tests[item.path], str(item.path)))
 
 
 def leave_out_what_the_browser_runs(config: pytest.Config, items: list[pytest.Item]) -> None:

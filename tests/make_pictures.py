@@ -28,6 +28,7 @@ MASKED_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_masked")
 PLACE_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_place")
 POSE_EXAMPLE = EXAMPLE.with_stem("palimpsest_example_pose")
 WALK = EXAMPLE.with_name("palimpsest_walk.webp")
+SHORT_WALK, SHORT_FRAMES = WALK.with_stem("palimpsest_walk_short"), 3  # own, first and previous frame are three
 EXAMPLE_SEED = (world.HELD_OUT_SEED, 138)
 EXAMPLE_CAPTION = "a red cat standing on the right in the snow"
 EXAMPLE_EDIT = {"pose": "sitting"}
@@ -87,13 +88,14 @@ def walk_scene() -> world.Scene:
     return world.edit(second_scene(), place="park")
 
 
-def draw_walk() -> Path:
-    """A walk cycle of 8 frames, exact to the pixel, as an animated picture."""
+def draw_walks() -> list[Path]:
+    """A walk cycle of 8 frames, exact to the pixel, as an animated picture; its first frames as another."""
     from benchmarks import walks
 
-    first, *others = (Image.fromarray(walks.render(*frame)[0]) for frame in walks.frames(walk_scene(), 8))
-    first.save(WALK, save_all=True, append_images=others, duration=125, loop=0, lossless=True)
-    return WALK
+    frames = [Image.fromarray(walks.render(*frame)[0]) for frame in walks.frames(walk_scene(), 8)]
+    for path, shown in ((WALK, frames), (SHORT_WALK, frames[:SHORT_FRAMES])):
+        shown[0].save(path, save_all=True, append_images=shown[1:], duration=125, loop=0, lossless=True)
+    return [WALK, SHORT_WALK]
 
 
 def draw_examples() -> list[Path]:
@@ -107,7 +109,7 @@ def draw_examples() -> list[Path]:
     place = world.render(walk_scene())
     save_masked(place, np.indices(place.shape[:2])[1] >= place.shape[1] - STRIP, PLACE_EXAMPLE)
     Image.fromarray(skeleton.draw(world.edit(example_scene(), **SHOWN_POSE))).save(POSE_EXAMPLE)
-    return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE, PLACE_EXAMPLE, POSE_EXAMPLE, draw_walk()]
+    return [EXAMPLE, SECOND_EXAMPLE, MASKED_EXAMPLE, PLACE_EXAMPLE, POSE_EXAMPLE, *draw_walks()]
 
 
 def save_masked(picture: np.ndarray, mask: np.ndarray, path: Path) -> None:

@@ -92,8 +92,12 @@ class FitLoRA(Fitting):
 
     def predict(self, x: Tensor, sigma: Tensor, texts: list[str]) -> Tensor:
         """The model's x_0 of noised pictures (B, C, H, W) at sigma (B,) and their texts, without guidance."""
-        self.reader.context, self.reader.pooled = self.prompts.batch(texts, self.device)
+        self.read(texts)
         return self.model(x, sigma, **self.arguments)
+
+    def read(self, texts: list[str]) -> None:
+        """Let the model's next calls see these texts, a row each."""
+        self.reader.context, self.reader.pooled = self.prompts.batch(texts, self.device)
 
     @torch.no_grad()
     def draw(self) -> list[Tensor]:
@@ -105,11 +109,13 @@ class FitLoRA(Fitting):
         levels = get_sigmas_karras(PREVIEW_STEPS, float(self.sigmas[0]), float(self.sigmas[-1]), device=self.device)
         found = []
         for number, text in enumerate(self.previewed):
+            self.read([text, ""])  # once: nothing learns between the steps
             drawn = training.generator_at(self.settings.seed, "preview", number)
             start = torch.randn(shape, generator=drawn).to(self.device) * (1 + levels[0] ** 2) ** 0.5  # as the host
 
-            def guided(x: Tensor, sigma: Tensor, text: str = text, **_: Any) -> Tensor:
-                with_text, without = self.predict(x.repeat(2, 1, 1, 1), sigma.repeat(2), [text, ""]).chunk(2)
+            def guided(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+                both = self.model(x.repeat(2, 1, 1, 1), sigma.repeat(2), **self.arguments)
+                with_text, without = both.chunk(2)
                 return without + guidance * (with_text - without)
 
             found.append(sample_dpmpp_2m(guided, start, levels, disable=True).cpu())

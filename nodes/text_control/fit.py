@@ -75,11 +75,15 @@ class FitTextControl(Fitting):
 
     def predict(self, x: Tensor, sigma: Tensor, examples: list[Example | None], hints: Tensor) -> Tensor:
         """The model's x_0 of noised pictures (B, C, H, W) at sigma (B,), by their texts and hints; None: no text."""
+        self.read(examples, hints)
+        return self.model(x, sigma, **self.arguments)
+
+    def read(self, examples: list[Example | None], hints: Tensor) -> None:
+        """Let the model's next calls see the texts and hints of these examples, a row each."""
         self.control.hint = hints
         found = [self.encode(example) for example in examples]
         whole = math.lcm(*(each.shape[1] for each in found))  # shorter ones are repeated, as the host does
         self.reader.context = torch.cat([each.repeat(1, whole // each.shape[1], 1) for each in found])
-        return self.model(x, sigma, **self.arguments)
 
     def encode(self, example: Example | None) -> Tensor:
         """The prompt of an example as the model reads it (1, L, D), with a gradient into the projection."""
@@ -101,10 +105,10 @@ class FitTextControl(Fitting):
         for number, example in enumerate(self.examples[:PREVIEWED]):
             drawn = training.generator_at(self.settings.seed, "preview", number)
             start = torch.randn(example.latent.shape, generator=drawn).to(self.device) * (1 + levels[0] ** 2) ** 0.5
-            hint = example.hint(blank=True).repeat(2, 1, 1, 1)
+            self.read([example, None], example.hint(blank=True).repeat(2, 1, 1, 1))  # once: nothing learns meanwhile
 
-            def guided(x: Tensor, sigma: Tensor, example: Example = example, hint: Tensor = hint, **_: Any) -> Tensor:
-                both = self.predict(x.repeat(2, 1, 1, 1), sigma.repeat(2), [example, None], hint)
+            def guided(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+                both = self.model(x.repeat(2, 1, 1, 1), sigma.repeat(2), **self.arguments)
                 with_text, without = both.chunk(2)
                 return without + self.settings.guidance * (with_text - without)
 

@@ -252,13 +252,14 @@ ONLY = {  # what is another in one workflow, by its title: so that no two thumbn
     },
 }
 # In every node that has them, so that a run takes seconds on a CPU.
-SHORT = {"steps": 4, "inner_steps": 2, "epochs": 1, "repeats": 1}
+SHORT = {"steps": 4, "inner_steps": 2, "epochs": 1, "repeats": 1, "resolution": 64}
+SHORT_STRINGS = {CLIP: "palimpsest_walk_short.webp"}
 
 
 def stand_ins(name: str, short: dict[str, int]) -> dict[str, dict]:
     """The tables for a workflow, and what is set by name alone in the end."""
     only = ONLY.get(title_of(name), {})
-    tables = {"settings": SETTINGS, "numbers": NUMBERS, "strings": STRINGS}
+    tables = {"settings": SETTINGS, "numbers": NUMBERS, "strings": STRINGS | (SHORT_STRINGS if short else {})}
     return {kind: table | only.get(kind, {}) for kind, table in tables.items()} | {"short": short}
 
 

@@ -14,7 +14,7 @@ LISTS = ("pictures", "results", "instructions", "masks", "expressed")
 FOLDERS = ("loras", "diffusion_models", "palimpsest_blend", "palimpsest_edit_heads", files.STATES.folder)
 SHORT = {
     "steps": 4, "resolution": 64, "rank": 4, "alpha": 4.0, "learning_rate": 1e-2, "preview_every": 0, "save_every": 0,
-    "accumulation": 2,
+    "accumulation": 2, "checkpointing": False,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ CAPTIONS = ("a cat", "a dog", "a (bird)", "a long one")
 LISTS = ("images", "captions", "masks", "class_images")
 SHORT = {
     "epochs": 2, "repeats": 2, "resolution": 64, "rank": 4, "alpha": 4.0, "learning_rate": 1e-2, "text_rate": 1e-3,
-    "preview_every": 0, "save_every": 0,
+    "preview_every": 0, "save_every": 0, "checkpointing": False,
 }  # fmt: skip
 
 

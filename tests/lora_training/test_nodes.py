@@ -24,6 +24,7 @@ from palimpsest.nodes.lora.files import STATES
 from palimpsest.nodes.lora.settings import PAPER, STYLE, LoRASettings
 from palimpsest.nodes.training import generator_at, optimisers
 from palimpsest.nodes.training.pictures import Order, bucket_of
+from palimpsest.nodes.training.prompts import Prompts
 from safetensors import safe_open
 
 families = pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -153,6 +154,22 @@ def test_what_is_drawn_while_training_is_what_the_file_draws(model, clip, folder
 
     wanted, error = drawn(changed, read), kept[-1][1]
     assert (error - wanted).norm() < 0.1 * (error - drawn(model, clip)).norm()
+
+
+def test_a_preview_encodes_its_texts_once(model, clip, folders, monkeypatch):
+    encoded, drawing, real = [], [], fit.FitLoRA.draw
+
+    def draw(self):
+        before = len(encoded)
+        found = real(self)
+        drawing.append(len(encoded) - before)
+        return found
+
+    encode = Prompts.encode
+    monkeypatch.setattr(fit.FitLoRA, "draw", draw)
+    monkeypatch.setattr(Prompts, "encode", lambda self, text: encoded.append(text) or encode(self, text))
+    teach(model, clip, epochs=1, repeats=1, preview_every=1, preview_prompts="a cat\na fish")
+    assert drawing == [4]  # two prompts, each beside the empty one
 
 
 def test_metadata_names_what_other_programs_show(model, clip, folders):

@@ -15,7 +15,7 @@ from PIL import Image
 NAME = "signs"
 SHORT = {
     "steps": 3, "batch_size": 2, "accumulation": 1, "learning_rate": 1e-2, "resolution": 64, "save_every": 0,
-    "preview_every": 0,
+    "preview_every": 0, "checkpointing": False,
 }  # fmt: skip
 BOX = [[4, 8], [60, 8], [60, 28], [4, 28]]
 LOW = [[6, 40], [58, 40], [58, 60], [6, 60]]

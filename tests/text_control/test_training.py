@@ -181,8 +181,7 @@ def test_the_same_seed_is_the_same_file_whatever_was_drawn_before(model, clip, f
 
 
 def test_checkpointing_changes_nothing(model, clip, folder):
-    first = teach(model, clip, checkpointing=True)[-1]
-    assert same(folder, first, teach(model, clip, checkpointing=False)[-1])
+    assert same(folder, *(teach(model, clip, checkpointing=how)[-1] for how in (True, False)))
 
 
 def test_a_resumed_training_ends_as_one_that_was_never_stopped(model, clip, folder):
@@ -216,10 +215,13 @@ def test_a_cancelled_training_keeps_what_it_learned(model, clip, folder, monkeyp
     assert not any(m._forward_pre_hooks for m in clip.cond_stage_model.modules())
 
 
-def test_previews_are_drawn_and_read(model, clip):
-    *_, sheet, report, _ = teach(model, clip, preview_every=1, steps=2)
+def test_previews_are_drawn_and_read(model, clip, monkeypatch):
+    encoded, encode = [], fit.FitTextControl.encode
+    monkeypatch.setattr(fit.FitTextControl, "encode", lambda self, one: encoded.append(one) or encode(self, one))
+    *_, sheet, report, _ = teach(model, clip, preview_every=1, steps=2, batch_size=1)
     assert sheet.shape[3] == 3 and sheet.shape[1] > 256
     assert "of 3 lines of the last previews read exactly" in report
+    assert len(encoded) == 2 * (1 + 2 * fit.PREVIEWED)  # each text of a preview once, beside the empty one
 
 
 # ---- reading as a loss
