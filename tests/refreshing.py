@@ -98,7 +98,7 @@ STEPS = {
     "regions": Step("cross_attention.benchmark", (), results("regions.json", "regions.md", "regions.jpg")),
     "clips": Step(
         "contextdiff.benchmark",
-        ("--parts", "clips", "--clips", "5"),
+        ("--parts", "clips", "--clips", "8"),
         (("context.json", f"{RESULTS}/context_clips.json"), ("context.md", f"{RESULTS}/context_clips.md"),
          ("context.jpg", f"{RESULTS}/context_clips.jpg")),
     ),
