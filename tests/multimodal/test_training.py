@@ -25,7 +25,7 @@ from palimpsest.nodes.multimodal.training import lessons as multimodal_lessons
 from palimpsest.nodes.multimodal.training import nodes as training_nodes
 from palimpsest.nodes.multimodal.training import training as multimodal_training
 from palimpsest.nodes.multimodal.training.fit import Fit
-from palimpsest.nodes.multimodal.training.learner import Process
+from palimpsest.nodes.multimodal.training.learner import Learner, Process
 from palimpsest.nodes.multimodal.training.lessons import Lessons
 from palimpsest.nodes.multimodal.training.lora import unet_factors
 from palimpsest.nodes.multimodal.training.nodes import TrainMultimodal
@@ -416,6 +416,25 @@ def test_the_node_goes_on_from_its_file(vlms, dataset, folder):
         train(vlms(), dataset, resume=name, depth=2)
 
 
+def test_a_state_without_moments_holds_what_learns_alone_and_warms_up_anew(vlms, dataset, monkeypatch):
+    both = {"train_unet": True, "train_language": True, "warmup": 3, "keep_moments": False}
+    first, rates, begin = fit(vlms(), dataset, steps=4, **both), [], Learner.begin
+
+    def noted(self, step):
+        begin(self, step)
+        rates.append([group["lr"] for _, optimiser, _ in self.optimisers for group in optimiser.param_groups])
+
+    whole = fit(vlms(), dataset, steps=4, **both | {"keep_moments": True}).snapshot.state
+    assert first.snapshot.state.keys() == {name for name in whole if "|" not in name}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in first.snapshot.state.items())
+    monkeypatch.setattr(Learner, "begin", noted)
+    second = fit(vlms(), dataset, steps=4, state=first.snapshot.state, **both)
+    assert second.history.steps == 8
+    assert torch.tensor(rates).T.tolist() == [
+        pytest.approx([rate / 3, 2 * rate / 3, rate, rate]) for rate in second.snapshot.info["rates"]
+    ]
+
+
 def test_a_training_goes_on_with_another_dataset(vlms, dataset, tmp_path):
     """As large sets are trained on, that were built in parts."""
     other = built(tmp_path / "others", 3, height=48)
@@ -483,6 +502,7 @@ CHOSEN = {
     "align_rate": 0.028,
     "read_rate": 0.029,
     "picture_dropout": 0.31,
+    "keep_moments": False,
 }
 
 
@@ -603,10 +623,11 @@ def test_no_step_is_taken_for_what_cannot_be_written(vlms, dataset, folder, monk
     assert steps == [] and list(folder.rglob("*.safetensors")) == []
 
 
-def test_the_room_that_is_asked_for_is_that_of_the_files(vlms, dataset, folder, monkeypatch):
+@pytest.mark.parametrize("keep_moments", [True, False])
+def test_the_room_that_is_asked_for_is_that_of_the_files(vlms, dataset, folder, monkeypatch, keep_moments):
     asked = {}
     monkeypatch.setattr(training_files.TrainingFiles, "require_room", lambda self, sizes, again: asked.update(sizes))
-    train(vlms(), dataset, train_unet=True, train_language=True, keep_state=True)
+    train(vlms(), dataset, train_unet=True, train_language=True, keep_state=True, keep_moments=keep_moments)
     places = {"connector": "palimpsest_connectors/connector_00001", "state": "palimpsest_trainings/connector_00001"}
     places |= {part: f"loras/connector_00001_{part}" for part in ("unet", "language")}
     assert asked.keys() == places.keys()

@@ -145,6 +145,7 @@ class Learner:
         parts = [("unet", self.unet, settings.unet_rate), ("language", self.language, settings.language_rate)]
         self.loras = [(name, factors, rate) for name, factors, rate in parts if factors is not None]
         self.learning: tuple[str, ...] = ()  # the parts that the present lesson changes
+        self.anew = 0  # the step at which optimisers without an earlier state began
 
     def start(self, device: torch.device) -> int:
         """Put everything on the device, and go on from an earlier state; returns the steps before this training."""
@@ -161,19 +162,22 @@ class Learner:
         self.network, optimiser = self.process.prepare(network, partial(adamw, rate=rate, device=device))
         learned = [(name, adamw(factors.parameters(), rate, device), rate) for name, factors, rate in self.loras]
         self.optimisers = [("network", optimiser, rate), *learned]
+        begun = 0 if state is None else int(state["steps"])
         if state is not None:
             self.restore_moments(state)
+            self.anew = 0 if any("|" in name for name in state) else begun
         self.state = None
-        return 0 if state is None else int(state["steps"])
+        return begun
 
     # ---- a step
 
     def begin(self, step: int) -> None:
         """Forget the gradients of the step before, and set this step's learning rates.
 
-        A lesson begins with new optimisers, as it has another loss, and with its own warm-up.
+        A lesson begins with new optimisers, as it has another loss, and with its own warm-up; so does a training that
+        goes on without AdamW's moments.
         """
-        lesson, first = self.course.lesson(step), self.course.begin(step)
+        lesson, first = self.course.lesson(step), max(self.course.begin(step), self.anew)
         self.learning = LEARNERS[lesson]
         special = {"network": self.settings.align_rate} if lesson == ALIGN else {}
         special |= {"unet": self.settings.read_rate} if lesson == READ else {}
@@ -201,7 +205,7 @@ class Learner:
         """Bytes of the files that will be written, by part; to be asked before the start."""
         found = {"connector": 4 * sum(p.numel() for p in self.network.parameters())}
         found |= {name: 4 * sum(t.numel() for t in factors.parameters()) for name, factors, _ in self.loras}
-        return found | {"state": 3 * sum(found.values())}
+        return found | {"state": (3 if self.settings.keep_moments else 1) * sum(found.values())}
 
     def snapshot(self, info: dict) -> Snapshot:
         """Everything that was learned up to now, described by `info`, of which "steps" is needed to go on."""
@@ -223,7 +227,7 @@ class Learner:
             Connector.of(network, self.reads, info),
             unet_file(self.unet) if self.unet else {},
             language_file(self.language) if self.language else {},
-            state | self.moments(),
+            state | (self.moments() if self.settings.keep_moments else {}),
             info | {"config": asdict(self.config)},
         )
 

@@ -303,6 +303,15 @@ class TrainMultimodal(io.ComfyNode):
                     tooltip="How often a prompt comes as its words alone, its pictures left out. 0 (default): never; a "
                     "new connector then draws badly from a prompt without a picture. 0.1 shows it such prompts, too.",
                 ),
+                io.Boolean.Input(
+                    "keep_moments",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keep AdamW's two moments in the state as well (default): a resumed training ends bit for "
+                    "bit as one that was never stopped. Off: a third of the size, 3.3 GB for SDXL at depth 16; a "
+                    "resumed training begins AdamW anew, with its warm-up.",
+                ),
             ],
             outputs=[
                 sockets.MultimodalEncoder.Output(

@@ -55,6 +55,7 @@ class TrainSettings(Settings):
     align_rate: float = 3e-4
     read_rate: float = 1e-4
     picture_dropout: float = 0.0
+    keep_moments: bool = True
 
     @property
     def course(self) -> Course:
