@@ -63,6 +63,19 @@ def drawn(shown: Shown) -> Image.Image:
     return enlarged(shown["The picture"][0], THUMBNAIL)
 
 
+def stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    """Two pictures of twice their height, one over the other."""
+    sheet = Image.new("RGB", (THUMBNAIL, THUMBNAIL))
+    for i, picture in enumerate((upper, lower)):
+        sheet.paste(picture.resize((THUMBNAIL, THUMBNAIL // 2), Image.Resampling.LANCZOS), (0, i * THUMBNAIL // 2))
+    return sheet
+
+
+def in_halves(shown: Shown) -> Image.Image:
+    """Two pictures whose halves have a subject each."""
+    return stacked(*shown["The picture"])
+
+
 def split(left: Image.Image, right: Image.Image) -> Image.Image:
     """The left half of one picture, the right half of another."""
     sheet, other = enlarged(left, THUMBNAIL), enlarged(right, THUMBNAIL)
@@ -123,10 +136,10 @@ OTHERS: dict[str, Callable[[Shown], Image.Image]] = {  # by the workflow's title
     "Style from a picture (Multimodal)": lambda shown: thumbnail(shown["The pictures"][0], shown.loaded[0]),
     "Words in regions on Z-Image (Cross-Attention Mask)": drawn,
     "Words in regions on Qwen-Image (Cross-Attention Mask)": drawn,
-    "A phrase for each region on FLUX (Phrase in Region)": drawn,
-    "A phrase for each region on FLUX.2 Klein (Phrase in Region)": drawn,
-    "Two characters, each in its half, on Anima (Phrase in Region)": drawn,
-    "Two phrases in a clip on Wan (Phrase in Region)": lambda shown: grid(shown["The clip"]),
+    "A phrase for each region on FLUX (Phrase in Region)": in_halves,
+    "A phrase for each region on FLUX.2 Klein (Phrase in Region)": in_halves,
+    "Two characters, each in its half, on Anima (Phrase in Region)": in_halves,
+    "Two phrases in a clip on Wan (Phrase in Region)": lambda shown: stacked(*shown["The clip"][:2]),
     "Train a connector on your own pictures (Multimodal)": lambda shown: strip(
         shown["Crops, what is drawn for them, and the pictures"][0]
     ),

@@ -64,9 +64,10 @@ def pictures_wanted(prompt: dict) -> tuple[int, tuple[int, int]]:
     for node in nodes_of(prompt, "PalimpsestSyntheticPrompts"):
         styles = len(node["styles"].splitlines())
         lines += node["contents"].splitlines() * min(styles, node["styles_each"])
-    drawn = sum(node["batch_size"] for node in nodes_of(prompt, "EmptyLatentImage"))
+    empty = nodes_of(prompt, "EmptyLatentImage")
     side_by_side = len(nodes_of(prompt, "LatentConcat")) + 1
-    return len(lines) or drawn or 1, (128 * side_by_side, 128)
+    width = max((node["width"] for node in empty), default=128 * side_by_side)
+    return len(lines) or sum(node["batch_size"] for node in empty) or 1, (width, 128)
 
 
 def source_of(prompt: dict, node_id: str) -> str:
