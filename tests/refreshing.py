@@ -104,7 +104,7 @@ STEPS = {
     ),
     "context": Step(
         "contextdiff.benchmark",
-        ("--parts", "pictures", "--count", "24"),
+        ("--parts", "pictures", "--count", "64", "--seeds", "3"),
         (("context.json", f"{RESULTS}/context_pictures.json"), ("context.md", f"{RESULTS}/context_pictures.md"),
          ("context.jpg", f"{RESULTS}/context_pictures.jpg")),
     ),

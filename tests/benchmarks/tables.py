@@ -503,7 +503,7 @@ TABLES = {
         }
         | {"drawn pictures through the autoencoder": "the drawn pictures, through the autoencoder"},
         (
-            single("all right", "all"),
+            single("all right", "all", 3),
             single("attributes", "mean", 3),
             single("distance", "distance", 3),
         ),
