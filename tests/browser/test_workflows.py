@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from browser.editor import Editor, needs_browser
 from graphs.pocket import OF_OTHER_KINDS, SHORT, stand_ins
-from graphs.shipped import MAKES_TUNING, WORKFLOWS, api_form, check_pictures, pocket_form, provide_files
+from graphs.shipped import MAKERS, MAKES_TUNING, WORKFLOWS, api_form, check_pictures, pocket_form, provide_files
 from graphs.titles import title_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,8 @@ UNSET = {
     "PalimpsestLoadMGIE": "folder",
     "LoraLoader": "lora_name",
 }  # where a host lists something, the editor takes its first; others: file
-RUNS_IN = {path: RENDERERS[i % 2] for i, path in enumerate(WORKFLOWS)}
+# Those that write a file for others in the first renderer, so that it is there for them.
+RUNS_IN = {path: RENDERERS[path.stem not in MAKERS.values() and i % 2] for i, path in enumerate(WORKFLOWS)}
 
 
 def open_editor(server, renderer: str, locale: str) -> Editor:

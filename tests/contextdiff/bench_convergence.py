@@ -12,6 +12,7 @@ edits, "+-" their deviation.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.sd
@@ -50,21 +51,26 @@ def course(rows: dict[str, dict[str, float]]) -> dict[str, list]:
     return lines
 
 
-def bench_convergence(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
-    """Both ways after every number of steps: mean numbers, and the first clip's frames."""
-    from contextdiff.benchmark import SPREAD, ClipEditor, clip_scores, jobs
+def bench_convergence(pocket: Pocket, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Both ways after every number of steps: mean numbers, and the first clip's frames.
 
+    path: where the numbers of each edit are kept, so that a run that was stopped goes on.
+    """
+    from contextdiff.benchmark import SPREAD, ClipEditor, Kept, clip_scores, jobs
+
+    kept = Kept(path)
     found: dict[str, list[dict]] = {}
     known: dict[tuple, tuple] = {}
-    shown = {}
     counts = (options.training_steps,) if options.training_steps else STEPS
     for number, job in enumerate(jobs(options)):
         for steps in counts:
             for way in WAYS:
-                frames = pocket.decode(edited(ClipEditor(pocket, job, known), way, steps))
-                name, numbers = f"{way}, {steps} steps", clip_scores(pocket, frames, job)
-                found.setdefault(name, []).append(numbers)
-                print(f"clip {number}, {job.kind}, {name}: {numbers}", flush=True)
-                if number == 0:
-                    shown[f"{way},\n{steps} steps"] = frames
+                name = f"{way}, {steps} steps"
+                key = f"{options.first}, {number}, {job.kind}; {name}"
+                if key not in kept.numbers:
+                    frames = pocket.decode(edited(ClipEditor(pocket, job, known), way, steps))
+                    kept.add(key, clip_scores(pocket, frames, job), {} if number else {name: frames})
+                    print(f"clip {key}: {kept.numbers[key]}", flush=True)
+                found.setdefault(name, []).append(kept.numbers[key])
+    shown = {name.replace(", ", ",\n"): kept.pictures[name] for name in found if name in kept.pictures}
     return {"rows": {name: summarised(several, SPREAD) for name, several in found.items()}, "shown": shown}

@@ -632,7 +632,7 @@ def main() -> None:
             numbers["kinds"] = found
             text += ["### kinds", "", table(KIND_COLUMNS, found["rows"], lambda c: DIGITS.get(c, 3)), ""]
         if "convergence" in options.parts:
-            found = bench_convergence(pocket, options)
+            found = bench_convergence(pocket, options, output / "context_convergence_each.json")
             shown |= found.pop("shown")
             numbers["convergence"] = found["rows"]
             plots["PSNR to the ideal edit in dB, over the steps of tuning"] = course(found["rows"])
