@@ -127,8 +127,9 @@ def merged(pocket: bench.Pocket, asked: list[bench.Question], options: argparse.
 def fine_tuned(pocket: bench.Pocket) -> Any:
     """The pocket model that draws ink on paper: a LoRA on its U-Net by Train LoRA."""
     lesson = fine_tuning.Lesson.of(fine_tuning.CONCEPTS["ink"], INK.pictures, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        teacher = fine_tuning.Pocket(pocket.plain, pocket.clip, pocket.vae, INK, fine_tuning.in_folder(Path(folder)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = fine_tuning.in_folder(Path(name))
+        teacher = fine_tuning.Pocket(pocket.plain, pocket.clip, pocket.vae, INK, folder, output=folder)
         return teacher.teach(lesson, text_rate=0.0, preset=STYLE)[0]
 
 

@@ -1,5 +1,8 @@
 """What `dev.py bench multimodal --ablation copies` trains with, and how it measures what was pasted."""
 
+import argparse
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +87,14 @@ def test_the_place_of_one_picture_is_the_animals_own(copies):
         assert (home.answer.place, home.answer.horizon) == (question.source.place, question.source.horizon)
         assert (home.answer.pose, home.answer.side) == (question.answer.pose, question.answer.side)
         assert home.answer.place != question.answer.place and not torch.equal(home.place, question.place)
+
+
+def test_the_fine_tune_of_finding_4_is_taught(copies, monkeypatch):
+    """One step in place of hundreds, by the benchmark of LoRAs."""
+    from benchmarks import pocket_host
+    from multimodal import findings
+
+    monkeypatch.setattr(findings, "INK", argparse.Namespace(pictures=1, repeats=1, epochs=1, rate=5.0))
+    model, clip, vae = pocket_host.load_pocket()
+    tuned = findings.fine_tuned(SimpleNamespace(plain=model, clip=clip, vae=vae))
+    assert tuned.patches and not model.patches
