@@ -435,6 +435,16 @@ def test_a_state_without_moments_holds_what_learns_alone_and_warms_up_anew(vlms,
     ]
 
 
+def test_a_stop_in_a_warm_up_that_began_anew_is_not_felt(vlms, dataset):
+    both = {"train_unet": True, "warmup": 3}
+    begun = fit(vlms(), dataset, steps=2, **both, keep_moments=False).snapshot.state
+    whole = fit(vlms(), dataset, steps=4, state=begun, **both).snapshot.state
+    first = fit(vlms(), dataset, steps=1, state=begun, **both).snapshot.state
+    second = fit(vlms(), dataset, steps=3, state=first, **both).snapshot.state
+    assert int(whole["anew"]) == 2 and whole.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in whole.items())
+
+
 def test_a_training_goes_on_with_another_dataset(vlms, dataset, tmp_path):
     """As large sets are trained on, that were built in parts."""
     other = built(tmp_path / "others", 3, height=48)

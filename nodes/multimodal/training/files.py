@@ -44,6 +44,8 @@ def from_file(header: Header, tensors: Tensors) -> dict[str, Tensor]:
     """A training's state from a file's header and tensors; raises ValueError where it is nonsense."""
     header.info(steps=int)
     tensors.require("steps", kinds=("I64", "I32"))
+    if "anew" in tensors:
+        tensors.require("anew", kinds=("I64", "I32"))
     if "lessons" in tensors:
         tensors.require("lessons", 2, kinds=("I64", "I32"))
     for name in tensors:
@@ -55,6 +57,8 @@ def from_file(header: Header, tensors: Tensors) -> dict[str, Tensor]:
     found = dict(tensors)
     if int(found["steps"]) < 0:
         raise ValueError(f"it has taken {int(found['steps'])} steps")
+    if not 0 <= int(found.get("anew", 0)) <= int(found["steps"]):
+        raise ValueError(f"its optimisers began at step {int(found['anew'])} of {int(found['steps'])}")
     if "lessons" in found and int(found["lessons"].min()) < 0:
         raise ValueError(f"its lessons have {found['lessons'].tolist()} steps")
     if not all(torch.isfinite(tensor).all() for tensor in found.values() if tensor.is_floating_point()):

@@ -165,7 +165,7 @@ class Learner:
         begun = 0 if state is None else int(state["steps"])
         if state is not None:
             self.restore_moments(state)
-            self.anew = 0 if any("|" in name for name in state) else begun
+            self.anew = int(state.get("anew", 0)) if any("|" in name for name in state) else begun
         self.state = None
         return begun
 
@@ -221,6 +221,8 @@ class Learner:
         for name, factors, _ in self.loras:
             state |= {f"{name}.{key}": tensor.detach().cpu().clone() for key, tensor in factors.named().items()}
         state["steps"] = torch.tensor(info["steps"])
+        if self.anew:
+            state["anew"] = torch.tensor(self.anew)
         if self.course.before_drawing:
             state["lessons"] = torch.tensor([self.course.align, self.course.read])
         return Snapshot(
@@ -253,7 +255,7 @@ class Learner:
         for name, factors, _ in self.loras:
             here |= {f"{name}.{key}": tensor for key, tensor in factors.named().items()}
         odd = [name for name, tensor in here.items() if name not in state or state[name].shape != tensor.shape]
-        left = [n for n in state if "|" not in n and n not in ("steps", "lessons", *here)]
+        left = [n for n in state if "|" not in n and n not in ("steps", "anew", "lessons", *here)]
         if odd or left:
             raise ValueError(
                 f"the training to go on with is another one ({len(odd) + len(left)} of its tensors differ, "
