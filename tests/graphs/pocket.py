@@ -252,7 +252,7 @@ ONLY = {  # what is another in one workflow, by its title: so that no two thumbn
     },
 }
 # In every node that has them, so that a run takes seconds on a CPU.
-SHORT = {"steps": 4, "inner_steps": 2, "epochs": 1, "repeats": 1, "resolution": 64}
+SHORT = {"steps": 4, "inner_steps": 2, "epochs": 1, "repeats": 1, "resolution": 64, "align_steps": 4}
 SHORT_STRINGS = {CLIP: "palimpsest_walk_short.webp"}
 
 
