@@ -1,6 +1,6 @@
 """Context adapters of every kind on the drawn world: as printed, as released, of a class and of a layout.
 
-    python dev.py bench contextdiff --parts kinds
+    python dev.py bench contextdiff --parts kinds                   a run that was stopped goes on
     python dev.py bench contextdiff --parts kinds --count 2 --training 4 --training-steps 2 --guidance 3    that it runs
 
 Each adapter is trained by Train Context Adapter on drawn pictures with their captions (a class: the animal's; a layout:
@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_patcher
 import comfy.sd
+import numpy as np
 import torch
 from benchmarks.scenes import defaults, drawn
 from contextdiff import layouts
@@ -123,44 +125,58 @@ def draw(pocket: Pocket, sampler: Any, scenes: list, told: Callable, **how: Any)
     return pocket.decode(torch.cat(parts))
 
 
-def bench_kinds(pocket: Pocket, options: argparse.Namespace) -> dict[str, Any]:
-    """Every kind at every guidance: numbers, pictures of the contact sheet, how the adapters were trained."""
-    import numpy as np
-    from contextdiff.benchmark import (  # the benchmark's main imports this file
-        RECIPE,
-        REFERENCE,
-        SHOWN,
-        TRAINING_SEED,
-        Reference,
-        context_aware,
-        picture_scores,
-        plain_ddim,
-        trained,
-    )
+@dataclass(frozen=True)
+class Learned:
+    """What a kind samples with, and how it was trained."""
+
+    sampler: Any
+    model: Any
+    told: Callable[[list, list], list]
+    training: dict[str, Any]
+
+
+def learn(pocket: Pocket, options: argparse.Namespace, name: str) -> Learned:
+    """Train the adapter of a row of ROWS; of plain DDIM there is nothing to train."""
+    from contextdiff.benchmark import RECIPE, TRAINING_SEED, context_aware, plain_ddim, trained
+
+    if name not in ROWS:
+        return Learned(plain_ddim(), pocket.model, by_text, {"seconds": float("nan")})
+    row = ROWS[name]
+    taught = [world.sample_scene(np.random.default_rng([TRAINING_SEED, i])) for i in range(options.training)]
+    recipe = RECIPE | row.recipe | ({"steps": options.training_steps} if options.training_steps else {})
+    eyes = {"clip_vision": JudgesSight(pocket.judge), "vae": pocket.vae} if "CLIP" in str(row.recipe) else {}
+    told = row.told(pocket.encode([world.caption(scene) for scene in taught]), taught)
+    adapter, report, seconds, lora = trained(pocket, drawn(taught)[0], told, **recipe, **eyes)
+    print(f"{name}: {report}, {seconds:.0f} s of the processor", flush=True)
+    model = comfy.sd.load_lora_for_models(pocket.model, None, lora, 1.0, 0.0)[0] if lora else pocket.model
+    return Learned(context_aware(adapter), model, row.told, {"report": report, "seconds": seconds, "recipe": recipe})
+
+
+def bench_kinds(pocket: Pocket, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Every kind at every guidance: numbers, pictures of the contact sheet, how the adapters were trained.
+
+    path: where the numbers of each row are kept, so that a run that was stopped goes on with the next kind.
+    """
+    from contextdiff.benchmark import REFERENCE, SHOWN, Kept, Reference, picture_scores  # its main imports this file
 
     scenes = world.held_out_scenes(options.first + options.count)[options.first :]
     others = world.held_out_scenes(1000 + REFERENCE)[1000:]
     reference = Reference.of(pocket.features(pocket.decode(pocket.latent(drawn(others)[0])["samples"])))
-    taught = [world.sample_scene(np.random.default_rng([TRAINING_SEED, i])) for i in range(options.training)]
-    pictures, texts = drawn(taught)[0], [world.caption(scene) for scene in taught]
-    samplers, how = {"plain DDIM": (plain_ddim(), pocket.model, by_text)}, {}
-    for name, row in ROWS.items():
-        recipe = RECIPE | row.recipe | ({"steps": options.training_steps} if options.training_steps else {})
-        eyes = {"clip_vision": JudgesSight(pocket.judge), "vae": pocket.vae} if "CLIP" in str(row.recipe) else {}
-        told = row.told(pocket.encode(texts), taught)
-        adapter, report, seconds, lora = trained(pocket, pictures, told, **recipe, **eyes)
-        model = comfy.sd.load_lora_for_models(pocket.model, None, lora, 1.0, 0.0)[0] if lora else pocket.model
-        samplers[name] = context_aware(adapter), model, row.told
-        how[name] = {"report": report, "seconds": seconds, **recipe}
-        print(f"{name}: {report}, {seconds:.0f} s of the processor", flush=True)
-    rows, shown = {}, {}
-    for guidance in options.guidance:
-        for name, (sampler, model, told) in samplers.items():
-            found = draw(pocket, sampler, scenes, told, guidance=guidance, steps=options.steps, model=model)
+    kept, names = Kept(path), ("plain DDIM", *ROWS)
+    setting = ", ".join(str(vars(options)[name]) for name in ("first", "count", "steps", "training", "training_steps"))
+    rows = {(name, guidance): f"{name}, guidance {guidance:g}" for guidance in options.guidance for name in names}
+    for name in names:
+        if all(f"{rows[name, guidance]}; {setting}" in kept.numbers for guidance in options.guidance):
+            continue
+        learned = learn(pocket, options, name)
+        for guidance in options.guidance:
+            found = draw(pocket, learned.sampler, scenes, learned.told, guidance=guidance, steps=options.steps,
+                         model=learned.model)  # fmt: skip
             numbers = picture_scores(pocket, reference, found, scenes)
-            numbers |= {"overlap": overlap(pocket.judge, found, scenes)}
-            numbers |= {"seconds": how.get(name, {"seconds": float("nan")})["seconds"]}
-            rows[f"{name}, guidance {guidance:g}"] = numbers
-            shown[f"{name}\nguidance {guidance:g}"] = found[:SHOWN]
-            print(f"{name}, guidance {guidance:g}: {numbers}", flush=True)
-    return {"rows": rows, "training": how, "shown": shown}
+            numbers |= {"overlap": overlap(pocket.judge, found, scenes), **learned.training}
+            kept.add(f"{rows[name, guidance]}; {setting}", numbers, {rows[name, guidance]: found[:SHOWN]})
+            print(f"{rows[name, guidance]}: {numbers}", flush=True)
+    return {
+        "rows": {row: kept.numbers[f"{row}; {setting}"] for row in rows.values()},
+        "shown": {row.replace(", guidance", "\nguidance"): kept.pictures[row] for row in rows.values()},
+    }

@@ -627,7 +627,7 @@ def main() -> None:
             for kind, rows in found["rows"].items():
                 text += [f"### clips, {kind}", "", table(CLIP_COLUMNS, rows, lambda c: DIGITS.get(c, 3)), ""]
         if "kinds" in options.parts:
-            found = bench_kinds(pocket, options)
+            found = bench_kinds(pocket, options, output / "context_kinds_each.json")
             shown |= found.pop("shown")
             numbers["kinds"] = found
             text += ["### kinds", "", table(KIND_COLUMNS, found["rows"], lambda c: DIGITS.get(c, 3)), ""]
