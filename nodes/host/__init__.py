@@ -30,7 +30,17 @@ from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .controls import with_own_adapters
 from .cutting import CELL, as_encoded, beyond, middle, was_cut
-from .families import JOINT_FAMILIES, Family, family_of, patch_of, require_words, thirds, video_ratio
+from .families import (
+    JOINT_FAMILIES,
+    Family,
+    block_names,
+    family_of,
+    patch_of,
+    require_gradient,
+    require_words,
+    thirds,
+    video_ratio,
+)
 from .finite import is_finite
 from .flow import (
     DIFFUSION,
@@ -50,7 +60,17 @@ from .flow import (
 )
 from .frames import EVERY, Frames, pick_rows, showing, windows_part_prompts
 from .gradient import with_fixed_controls
-from .joint import RECORDED, SHARED, JointAttention, Sequence, as_bias, replace_joint
+from .joint import (
+    RECORDED,
+    SHARED,
+    JointAttention,
+    Sequence,
+    as_bias,
+    heads_apart,
+    heads_joined,
+    looks_into_blocks,
+    replace_joint,
+)
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
 from .masks import masks_of_frames, one_colour, picture_rows, rows_of_frames, rows_on, stretched
 from .model import (
@@ -89,9 +109,11 @@ from .reference import (
     AUTO,
     SAME_STEP,
     SOURCE_FEATURES,
+    Held,
     Pieces,
     SameStep,
     Source,
+    Step,
     attach_source,
     chosen_source,
     source_levels,
@@ -127,6 +149,7 @@ __all__ = [
     "FoundNoise",
     "Frames",
     "Grid",
+    "Held",
     "JointAttention",
     "LayerKey",
     "ModelCall",
@@ -143,6 +166,7 @@ __all__ = [
     "SameStep",
     "Sequence",
     "Source",
+    "Step",
     "Trajectory",
     "VisitLevels",
     "Window",
@@ -156,6 +180,7 @@ __all__ = [
     "before_fading",
     "beyond",
     "biased_attention",
+    "block_names",
     "block_outputs",
     "blocks",
     "call_of",
@@ -172,6 +197,8 @@ __all__ = [
     "frames_of",
     "guidance_left_out",
     "guiding_nodes",
+    "heads_apart",
+    "heads_joined",
     "in_dimensions_of",
     "in_source_pass",
     "is_finite",
@@ -182,6 +209,7 @@ __all__ = [
     "latents_at",
     "layer_key",
     "layout_fingerprint",
+    "looks_into_blocks",
     "masks_of_frames",
     "meet_blocks",
     "middle",
@@ -208,6 +236,7 @@ __all__ = [
     "require_channels",
     "require_flow",
     "require_flow_levels",
+    "require_gradient",
     "require_inside",
     "require_one_gpu",
     "require_readable",

@@ -7,6 +7,7 @@ data; what differs in the arithmetic of a network is none of our business.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,9 @@ class Family:
     pooled: whether a vector of the whole prompt acts beside its tokens, where no mask of tokens reaches. apart: whether
     the picture looks at text in an attention of its own. typed: whether the host tells an attention the type of its
     block, where there is one type only. adapted: whether the network makes another text of the encoded one before.
-    meets: whether the host lets others see what blocks give back. ratio: how many frames of a video each frame of its
-    latent stands for, but for the first one, which stands for itself.
+    meets: whether the host lets others see what blocks give back. own_checkpoint: whether the host runs replaced blocks
+    under a checkpoint of its own. writes_over: whether its blocks write into their inputs. ratio: how many frames of a
+    video each frame of its latent stands for, but for the first one, which stands for itself.
     """
 
     name: str
@@ -39,17 +41,19 @@ class Family:
     typed: bool = True
     adapted: bool = False
     meets: bool = True
+    own_checkpoint: bool = False
+    writes_over: bool = False
     ratio: int = 1
 
 
 DOUBLE_AND_SINGLE = (("double", "double_blocks"), ("single", "single_blocks"))
 FAMILIES = (
     Family("Z-Image and Lumina Image 2", "Lumina2", (("double", "layers"),), width="dim", refiner="context_refiner"),
-    Family("FLUX.2 and Klein", "Flux2", DOUBLE_AND_SINGLE),
-    Family("FLUX.1", "Flux", DOUBLE_AND_SINGLE, pooled=True),
-    Family("Chroma", "Chroma", DOUBLE_AND_SINGLE),
+    Family("FLUX.2 and Klein", "Flux2", DOUBLE_AND_SINGLE, writes_over=True),
+    Family("FLUX.1", "Flux", DOUBLE_AND_SINGLE, pooled=True, writes_over=True),
+    Family("Chroma", "Chroma", DOUBLE_AND_SINGLE, writes_over=True),
     Family("Qwen-Image", "QwenImage", (("double", "transformer_blocks"),), width="inner_dim"),
-    Family("SD 3 and 3.5", "SD3", (("double", "joint_blocks"),), numbered=False, pooled=True),
+    Family("SD 3 and 3.5", "SD3", (("double", "joint_blocks"),), numbered=False, pooled=True, own_checkpoint=True),
     Family("Wan 2.1 and 2.2", "WAN21", (("double", "blocks"),), width="dim", apart=True, ratio=4),
     Family("Wan 2.2 5B", "WAN22", (("double", "blocks"),), width="dim", apart=True, ratio=4),
     Family(
@@ -79,6 +83,9 @@ MISSING = {  # by the host's class: why it is not served
     "ChromaRadiance": "the version that works on pixels is not served yet",
 }
 NOT_DESCRIBED = "where its words stand is not described yet"
+WITHOUT_GRADIENT = {  # by the host's class: why nothing can be learned inside of it
+    "Anima": "the host rotates its keys by an operation without a gradient",
+}
 
 
 def video_ratio(model: Any) -> int:
@@ -108,6 +115,16 @@ def require_words(model: Any, technique: str, served: tuple[Family, ...] = FAMIL
     return family
 
 
+def require_gradient(family: Family, technique: str, way_out: str) -> None:
+    """Raise ValueError for a family through which no gradient passes."""
+    if family.kind in WITHOUT_GRADIENT:
+        able = ", ".join(each.name for each in FAMILIES if each.kind not in WITHOUT_GRADIENT)
+        raise ValueError(
+            f"{technique} learns nothing inside of {family.name}: {WITHOUT_GRADIENT[family.kind]}. {way_out}, or load "
+            f"a model of {able}."
+        )
+
+
 def patch_of(network: Any) -> int:
     """Cells of the latent on a side of one picture token."""
     size = network.patch_spatial if hasattr(network, "patch_spatial") else network.patch_size
@@ -132,6 +149,12 @@ def joint_keys(model: Any, family: Family) -> list[tuple[str, int, int]]:
     """
     network = model.model.diffusion_model
     return [(name, i, 0) for name, blocks in family.blocks for i in range(len(getattr(network, blocks)))]
+
+
+def block_names(family: Family, keys: Iterable[tuple[str, int, int]]) -> list[str]:
+    """The network's own names of the blocks that layers stand in."""
+    lists = dict(family.blocks)
+    return [f"{lists[kind]}.{number}" for kind, number, _ in keys]
 
 
 def thirds(model: Any, family: Family) -> dict[str, list[tuple[str, int, int]]]:

@@ -5,8 +5,10 @@ None of it changes a bit of the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,6 +149,48 @@ class CachedPrefix:
         self.outputs.clear()
 
 
+@dataclass
+class CachedBlocks:
+    """The forwards of a transformer's blocks before the first that learns: run once for all iterations of a step.
+
+    Their input does not change until `forget`. What the last of them gives is kept; the others afterwards give tensors
+    of the right shape, hollow, which nobody reads. Equal to running them, bit for bit.
+    """
+
+    last: str
+    outputs: dict[tuple, Any] = field(default_factory=dict)
+
+    def install(self, patched: Any, names: list[str]) -> None:
+        """Stand in the place of some blocks of a MODEL, by their names in its network."""
+        for name in names:
+            key = f"diffusion_model.{name}.forward"
+            patched.add_object_patch(key, partial(self.run, name, patched.get_model_object(key)))
+
+    def run(self, name: str, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        """A block's output, run or kept; one per prompt of the batch that came in one call."""
+        key = (name, tuple(kwargs["transformer_options"]["uuids"]))
+        if key not in self.outputs:
+            with torch.no_grad():
+                found = forward(*args, **kwargs)
+            self.outputs[key] = each_tensor(found, torch.clone if name == self.last else hollow)
+            return found
+        return each_tensor(self.outputs[key], torch.clone) if name == self.last else self.outputs[key]
+
+    def forget(self) -> None:
+        """The input changes: run everything again."""
+        self.outputs.clear()
+
+
+def each_tensor(found: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What a block gives, a tensor or some, with every one changed."""
+    return change(found) if isinstance(found, Tensor) else tuple(change(tensor) for tensor in found)
+
+
+def hollow(tensor: Tensor) -> Tensor:
+    """Zeros of a tensor's shape that take no memory."""
+    return tensor.new_zeros(()).expand(tensor.shape)
+
+
 def prefix_layers(network: nn.Module, first: AttentionLayer) -> frozenset[int]:
     """Ids of the layers that a forward pass runs before the transformer which holds `first`; none in video U-Nets."""
     found = set()
@@ -202,6 +246,21 @@ def prepare(model: Any, first: AttentionLayer, cache: bool) -> tuple[Any, Cached
     ):
         patched.add_wrapper_with_key(kind, "palimpsest_tuning", wrapper)
     return patched, prefix
+
+
+@contextmanager
+def host_in_training() -> Iterator[None]:
+    """The host's own switch for trainings, on: a transformer rotates its keys by an operation that has a gradient.
+
+    A variable of the host without a setter, which its Train LoRA sets and resets in the same way.
+    """
+    import comfy.model_management as management
+
+    before, management.in_training = management.in_training, True
+    try:
+        yield
+    finally:
+        management.in_training = before
 
 
 class LateReader:

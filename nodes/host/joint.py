@@ -123,6 +123,15 @@ class JointAttention:
         """The same with other keys and values (R, H, M, D); bias: what is added to all scores, in its mask's place."""
         return replace(self, key=key, value=value, mask=self.mask if bias is None else bias)
 
+    def with_picture(self, key: Tensor, value: Tensor) -> JointAttention:
+        """The same with other keys and values (R, H, N, D) of the picture's own tokens."""
+        image = self.sequence.image
+
+        def put(whole: Tensor, part: Tensor) -> Tensor:
+            return torch.cat([whole[:, :, : image.start], part, whole[:, :, image.stop :]], 2)
+
+        return self.with_keys(put(self.key, key), put(self.value, value))
+
     def passed(self) -> JointAttention | Tensor:
         """What the acts behind make of it: with what to go on, or what comes out, (R, T, H * D)."""
         attention = self
@@ -300,9 +309,14 @@ def refines_text(call: ModelCall, sequence: Sequence, tokens: int) -> bool:
     return count[0] <= sequence.layers
 
 
-def heads_apart(tensor: Tensor, heads: int, split: bool) -> Tensor:
+def heads_apart(tensor: Tensor, heads: int, split: bool = False) -> Tensor:
     """(R, T, C), or (R, T, H, D), as (R, H, T, D); as it is where it has that form."""
     return tensor if split else tensor.reshape(*tensor.shape[:2], heads, -1).transpose(1, 2)
+
+
+def heads_joined(tensor: Tensor) -> Tensor:
+    """(R, H, T, D) as (R, T, H * D)."""
+    return tensor.transpose(1, 2).flatten(2)
 
 
 def run_again(
@@ -371,6 +385,15 @@ def numbered(family: Family, network: Any, replaced: Mapping[str, Mapping]) -> d
             key = (f"{kind}_block", number)
             present[key] = Numbered(kind, number, present.get(key))
     return {**replaced, "dit": present}
+
+
+def looks_into_blocks(model: Any) -> bool:
+    """Whether nodes on a transformer's MODEL act between its blocks or in their attention, ours or others'."""
+    from comfy.patcher_extension import WrappersMP
+
+    options = model.model_options.get("transformer_options", {})
+    patches = (*options.get("patches", {}).values(), *options.get("patches_replace", {}).values())
+    return any(patches) or bool(model.get_wrappers(WrappersMP.APPLY_MODEL, JOINT))
 
 
 def replace_joint(patched: Any, family: Family, name: str, make: Callable[[Any], Act], stage: int = SEEN) -> None:

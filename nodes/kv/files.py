@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,9 @@ from .modes import served
 from .recorded import RecordedKV
 from .recorded_files import KIND, describe_recorded, header_of, recorded_from, tensors_of
 
-BLOCKS, SIZES = ("input", "middle", "output"), ("height", "width", "channels")
+BLOCKS, JOINT_BLOCKS = ("input", "middle", "output"), ("double", "single")
+SIZES = ("height", "width", "channels")
+GRIDS = "grids"  # in the header of a transformer's: the layers that learned, with their grids
 USED = {"latent_rmse": float, "pixel_psnr": float}  # of what the tuning wrote about itself, in the report
 
 SHELF = Shelf(
@@ -37,28 +39,39 @@ SHELF = Shelf(
 def save_kv(kv: KVEmbeddings | RecordedKV, path: Path) -> None:
     """Write embeddings so that the file is whole or not there. Raises OSError with a way out when that cannot be.
 
-    Of a transformer's, the path and the prompt are written, from which they are recorded again.
+    Of a transformer's, the path and the prompt are written, from which they are recorded again, and what was learned.
     """
-    if isinstance(kv, RecordedKV):
-        SHELF.write(path, tensors_of(kv), header_of(kv))
+    if not isinstance(kv, RecordedKV):
+        layers = {"layers": json.dumps([asdict(layer) for layer in kv.layers])}
+        header = learned_header(kv) | layers | {"sigmas": json.dumps(kv.sigmas), "layout": kv.layout}
+        SHELF.write(path, learned_tensors(kv) | {"noise": kv.noise}, header)
         return
-    tensors = {
+    tensors, header = tensors_of(kv), header_of(kv)
+    if kv.learned is not None:
+        tensors |= learned_tensors(kv.learned)
+        header |= learned_header(kv.learned) | {GRIDS: json.dumps([asdict(layer) for layer in kv.learned.layers])}
+    SHELF.write(path, tensors, header)
+
+
+def learned_tensors(kv: KVEmbeddings) -> dict[str, Tensor]:
+    """What was learned, and what is kept of the source, by name."""
+    pieces = {
         piece_name(part, i): piece
         for part in (LEARNED, SOURCE)
         for i, piece in enumerate(getattr(kv, part))
         if piece is not None
     }
-    tensors |= {"scalars": kv.scalars, "noise": kv.noise}
-    header = {
-        "sigmas": json.dumps(kv.sigmas),
-        "layers": json.dumps([asdict(layer) for layer in kv.layers]),
+    return pieces | {"scalars": kv.scalars}
+
+
+def learned_header(kv: KVEmbeddings) -> dict[str, str]:
+    """What is to be known of it, but for its layers."""
+    return {
         "span": json.dumps(kv.span),
         "rank": json.dumps([kv.rank, kv.source_rank]),
         "folded": json.dumps(kv.folded),
-        "layout": kv.layout,
         "info": json.dumps(kv.info),
     }
-    SHELF.write(path, tensors, header)
 
 
 def load_kv(path: str) -> KVEmbeddings | RecordedKV:
@@ -68,23 +81,36 @@ def load_kv(path: str) -> KVEmbeddings | RecordedKV:
 
 def from_file(header: Header, tensors: Tensors) -> KVEmbeddings | RecordedKV:
     """Embeddings from a file's header and tensors; raises ValueError where one is nonsense or both disagree."""
-    if header.get("kind") == KIND:
+    if header.get("kind") != KIND:
+        kv, known = learned_from(header, tensors, "layers", BLOCKS)
+        tensors.refuse_others(known)
+        return kv
+    if GRIDS not in header:
         return recorded_from(header, tensors)
+    learned, known = learned_from(header, tensors, GRIDS, JOINT_BLOCKS)
+    recorded = recorded_from(header, tensors, known)
+    if {layer.key for layer in learned.layers} != set(recorded.layers):
+        raise ValueError("the layers that learned are not those that were recorded")
+    return replace(recorded, learned=learned)
+
+
+def learned_from(header: Header, tensors: Tensors, key: str, blocks: tuple[str, ...]) -> tuple[KVEmbeddings, set[str]]:
+    """(embeddings, the names of their tensors). key: the header's for their layers, which stand in one of `blocks`."""
     sigmas = descending(header.numbers("sigmas"))
-    layers = header.records("layers", TunedLayer, number=(0, 999), index=(0, 999), **dict.fromkeys(SIZES, (1, 1 << 20)))
-    require_layers(layers)
+    layers = header.records(key, TunedLayer, number=(0, 999), index=(0, 999), **dict.fromkeys(SIZES, (1, 1 << 20)))
+    require_layers(layers, blocks)
     steps = len(sigmas) - 1
     first, last = header.numbers("span", int, high=steps, count=2)
     if first > last:
         raise ValueError(f"its span should not end before it begins, it is {first} to {last}")
     ranks = dict(zip((LEARNED, SOURCE), header.numbers("rank", int, high=1 << 16, count=2), strict=True))
     layout, folded, info = header.text("layout"), header.json("folded", bool), header.info(**USED)
-    pictures = require_shapes(tensors, steps, layers, ranks)
-    if last > first and len(tensors) == 2:
+    pictures, known = require_shapes(tensors, steps, layers, ranks)
+    if last > first and len(known) == 2:
         raise ValueError(f"it holds no keys and values of its {pictures} pictures")
-    found = dict(tensors)
+    found = {name: tensors[name] for name in sorted(known)}
     require_finite(found)
-    return KVEmbeddings(
+    kv = KVEmbeddings(
         sigmas=sigmas,
         layers=layers,
         span=(first, last),
@@ -98,6 +124,7 @@ def from_file(header: Header, tensors: Tensors) -> KVEmbeddings | RecordedKV:
         folded=folded,
         info=info,
     )
+    return kv, known
 
 
 def piece_name(part: str, step: int) -> str:
@@ -112,18 +139,20 @@ def descending(sigmas: tuple[float, ...]) -> tuple[float, ...]:
     return sigmas
 
 
-def require_layers(layers: tuple[TunedLayer, ...]) -> None:
-    """Raise ValueError for no layers, the same one twice, and names that no U-Net has."""
+def require_layers(layers: tuple[TunedLayer, ...], blocks: tuple[str, ...]) -> None:
+    """Raise ValueError for no layers, the same one twice, and names of other blocks."""
     if not layers or len({layer.key for layer in layers}) != len(layers):
         raise ValueError(f"its {len(layers)} layers should be one or more, each once")
-    odd = sorted({layer.block for layer in layers} - set(BLOCKS))
+    odd = sorted({layer.block for layer in layers} - set(blocks))
     if odd:
-        raise ValueError(f"its layers name a block {quoted(odd[0])}, there are {', '.join(BLOCKS)}")
+        raise ValueError(f"its layers name a block {quoted(odd[0])}, there are {', '.join(blocks)}")
 
 
-def require_shapes(tensors: Tensors, steps: int, layers: tuple[TunedLayer, ...], ranks: dict[str, int]) -> int:
-    """The number of pictures. Raises ValueError for tensors that the header's layers and steps do not have."""
-    tensors.require("noise", None, None, None, None)
+def require_shapes(
+    tensors: Tensors, steps: int, layers: tuple[TunedLayer, ...], ranks: dict[str, int]
+) -> tuple[int, set[str]]:
+    """(number of pictures, names of the tensors). Raises ValueError for what the layers and steps do not have."""
+    tensors.require("noise", None, None, *[None] * max(2, len(tensors.shapes.get("noise", ())) - 2))
     pictures = tensors.shapes["noise"][0]
     tensors.require("scalars", steps, len(layers), len(SCALARS), pictures)
     known = {"noise", "scalars"}
@@ -133,8 +162,7 @@ def require_shapes(tensors: Tensors, steps: int, layers: tuple[TunedLayer, ...],
         for name in sorted(pieces):
             tensors.require(name, pictures, size)
         known |= pieces
-    tensors.refuse_others(known)
-    return pictures
+    return pictures, known
 
 
 def require_finite(tensors: dict[str, Tensor]) -> None:

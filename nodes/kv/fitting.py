@@ -13,7 +13,7 @@ from torch import Tensor
 from ...kernels.ddim import ddim_step
 from ...kernels.kv_inversion import reconstruction_loss
 from .. import host, training
-from ..host.gradient import CachedPrefix, LateReader
+from ..host.gradient import CachedBlocks, CachedPrefix, LateReader
 from .psi import BetweenKeyframes, OneOfSeveral, Psi
 from .settings import TuneSettings
 from .store import FinishedSteps
@@ -32,7 +32,7 @@ Report = Callable[[int, int, float], None]  # (step, iteration, loss)
 class Rows:
     """Latents to be carried one step down, each with its target: x, target (R, C, H, W); levels (R,) each.
 
-    goal (R,), the loss that ends the learning, stays on the CPU.
+    goal (R,), the loss that ends the learning, stays on the CPU. flow: of a flow-matching model.
     """
 
     x: Tensor
@@ -41,6 +41,7 @@ class Rows:
     sigma_next: Tensor
     goal: Tensor
     step: int
+    flow: bool = False
 
     def column(self, levels: Tensor) -> Tensor:
         """Levels (R,) as (R, 1, 1, 1) in x's dtype."""
@@ -48,18 +49,21 @@ class Rows:
 
     @property
     def signal(self) -> Tensor:
-        """sqrt(abar) of the level arrived at, (R, 1, 1, 1)."""
-        return self.column(torch.rsqrt(1.0 + self.sigma_next**2))
+        """sqrt(abar) of the level arrived at, (R, 1, 1, 1); 1 on a flow, whose x = (1 - t) x_0 + t eps is the z."""
+        return self.column(torch.ones_like(self.sigma) if self.flow else torch.rsqrt(1.0 + self.sigma_next**2))
 
 
 class FitTrajectory:
-    """A host sampler function: stage 2 of KV Inversion. Fits psi_t at every step, then walks on with what it fitted."""
+    """A host sampler function: stage 2 of KV Inversion. Fits psi_t at every step, then walks on with what it fitted.
+
+    DDIM in x = z / sqrt(abar) is Euler's step, which is a flow's own way down.
+    """
 
     def __init__(
         self,
         trajectory: host.Trajectory,
         state: TuningState,
-        prefix: CachedPrefix,
+        prefix: CachedPrefix | CachedBlocks,
         finished: FinishedSteps,
         settings: TuneSettings,
         report: Report,
@@ -71,12 +75,18 @@ class FitTrajectory:
         self.iterations = 0
         self.predict: Callable[[Tensor, Tensor], Tensor] | None = None
         self.current: Rows | None = None
+        self.device = torch.device("cpu")
 
     def __call__(
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool = False, **_: Any
     ) -> Tensor:
-        """x (B, C, H, W) at sigmas[0], the trajectory's noisiest latent. Returns the reconstruction."""
-        self.predict = functools.partial(model, **(extra_args or {}))
+        """x (B, C, H, W) at sigmas[0], the trajectory's noisiest latent. Returns the reconstruction.
+
+        Of a model for clips a picture is one frame, (B, C, 1, H, W).
+        """
+        self.predict, self.device, given = functools.partial(model, **(extra_args or {})), x.device, x
+        if x.ndim == 5:
+            self.predict, x = of_one_frame(self.predict), x.squeeze(2)
         first, last = self.span
         outside = [range(i, i + 1) for i in (*range(first), *range(last, self.trajectory.steps))]
         psi = None
@@ -90,9 +100,11 @@ class FitTrajectory:
                     x, denoised, psi = self.learn(rows, psi, several, number)
                 if callback is not None:
                     sigma = self.trajectory.sigmas[step]
-                    callback({"i": step, "x": x, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised.detach()})
+                    shown = {"x": host.in_dimensions_of(x, given)}
+                    shown |= {"denoised": host.in_dimensions_of(denoised.detach(), given)}
+                    callback({"i": step, "sigma": sigma, "sigma_hat": sigma, **shown})
         self.predict = self.current = None
-        return x
+        return host.in_dimensions_of(x, given)
 
     def learn(
         self, rows: Rows, psi: Psi | None, several: Psi | BetweenKeyframes | None, number: int
@@ -141,6 +153,7 @@ class FitTrajectory:
             sigma_next=rowed([t.sigmas[i + 1] for i in steps]).to(device),
             goal=rowed([self.settings.converged(i) for i in steps]),
             step=steps.start,
+            flow=t.flow,
         )
 
     def walk(self, rows: Rows, psi: OneOfSeveral | None = None) -> tuple[Tensor, Tensor]:
@@ -154,10 +167,9 @@ class FitTrajectory:
         warm = psi is not None and self.settings.warm_start
         if warm and not self.settings.weights_only:
             return psi.repeated(times)
-        device = next(iter(self.state.sources.values()))[0].device
         source = dict(self.state.sources) if self.settings.weights_only else None
         fresh = Psi(
-            self.finished.layers, times * self.trajectory.pictures, device, rank=self.settings.rank, source=source
+            self.finished.layers, times * self.trajectory.pictures, self.device, rank=self.settings.rank, source=source
         )
         if warm:
             fresh.scalars = psi.repeated(times).scalars
@@ -230,6 +242,11 @@ class FitTrajectory:
             return None
         small = host.picture_rows(self.state.mask, self.trajectory.pictures, *x.shape[-2:]).to(x)
         return small.repeat(len(x) // len(small), 1, 1, 1)
+
+
+def of_one_frame(predict: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A model for clips, asked for pictures (R, C, H, W)."""
+    return lambda x, sigma: predict(x.unsqueeze(2), sigma).squeeze(2)
 
 
 @dataclass

@@ -1,4 +1,5 @@
-"""Apply KV on transformers: the picture's own recorded keys and values beside the edit's, or in their place.
+"""Apply KV on transformers: the picture's own recorded keys and values beside the edit's or in their place, or what was
+learned blended into the edit's own.
 
 Only tokens of the picture are shown, never the source's text. Without a mask every query may look at them, text as
 well, as it looked at the source in the source's own pass; with one only the picture's queries inside of it.
@@ -9,16 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...kernels.kv_inversion import content_preserving_folded
 from .. import host, inputs
+from ..host.streaming import PieceStream
+from .embeddings import LEARNED, KVEmbeddings, LayerEmbeddings
+from .modes import EXTEND, FROZEN, RECOMPUTE, served, shown_of
 from .recorded import RecordedKV, Recording, attend_jointly, with_source
 from .settings import ApplySettings
 
-EXTEND, FROZEN = "extend", "frozen"
+OWN = "own"  # beside a layer, of its pieces: lambda_k and lambda_v
 HIDDEN = "palimpsest_kv.hidden"  # in the options of a model call: the source that is not looked at in it
 
 
@@ -46,7 +52,9 @@ class JointSource:
         return self.kv.trajectory
 
     def kinds(self, sigma: float) -> frozenset[host.LayerKey]:
-        """The layers in which the source is looked at."""
+        """The layers in which the source is looked at; none where nothing was learned that mode recompute shows."""
+        if self.mode == RECOMPUTE and self.kv.learned.keyframes(self.kv.learned.at(sigma)) is None:
+            return frozenset()
         return self.layers if self.window.always or sigma in self.window else frozenset()
 
     def follows(self, x: Tensor, sigma: float, run: host.Run) -> bool:
@@ -68,7 +76,10 @@ class JointSource:
 
 @dataclass(frozen=True, eq=False)
 class Acting:
-    """What stands in the options of a call of the edit. pieces: K, V (B or 1, 2, H, N, D) by layer."""
+    """What stands in the options of a call of the edit.
+
+    pieces: K, V (B or 1, 2, H, N, D) by layer; in mode recompute what LearnedSteps gives.
+    """
 
     source: JointSource
     pieces: host.Pieces
@@ -80,19 +91,30 @@ class Acting:
 
     def shown(self, attention: host.JointAttention) -> host.JointAttention:
         """The attention with the source in view of every query."""
-        key, value = self.rows(attention)
         seen = self.visible(attention)
-        return (
-            self.replaced(attention, key, value, seen)
-            if self.source.mode == FROZEN
-            else self.extended(attention, key, value, seen)
+        if self.source.mode == RECOMPUTE:
+            return self.replaced(attention, *self.recomputed(attention), seen)
+        key, value = self.rows(attention, self.pieces[attention.layer])
+        there = self.replaced if self.source.mode == FROZEN else self.extended
+        return there(attention, key, value, seen)
+
+    def recomputed(self, attention: host.JointAttention) -> tuple[Tensor, Tensor]:
+        """K_bar, V_bar (R, H, N, D) from the edit's own (eq. 1)."""
+        image, heads = attention.sequence.image, attention.key.shape[1]
+        hats = self.rows(attention, self.pieces[attention.layer])
+        self.require_places(attention, hats[0].shape[1])
+        weights = self.rows(attention, self.pieces[attention.layer, OWN])
+        own = (host.heads_joined(whole[:, :, image]) for whole in (attention.key, attention.value))
+        return tuple(
+            host.heads_apart(content_preserving_folded(projection, hat, weight), heads)
+            for projection, hat, weight in zip(own, hats, weights, strict=True)
         )
 
-    def rows(self, attention: host.JointAttention) -> tuple[Tensor, Tensor]:
-        """The source's K, V (R, H, N, D) for every row of the call."""
+    def rows(self, attention: host.JointAttention, piece: Tensor) -> tuple[Tensor, Tensor]:
+        """Both halves (R, ...) of a piece (B or 1, 2, ...), of keys and of values, for every row of the call."""
         call = attention.call
-        piece = call.frames.rows(self.pieces[attention.layer]).to(attention.key)
-        piece = piece.expand(call.pictures, *piece.shape[1:]).repeat(call.chunks, 1, 1, 1, 1)
+        piece = call.frames.rows(piece).to(attention.key)
+        piece = piece.expand(call.pictures, *piece.shape[1:]).repeat(call.chunks, *[1] * (piece.ndim - 1))
         return piece[:, 0], piece[:, 1]
 
     def visible(self, attention: host.JointAttention) -> Tensor | None:
@@ -126,24 +148,25 @@ class Acting:
     def replaced(
         self, attention: host.JointAttention, key: Tensor, value: Tensor, seen: Tensor | None
     ) -> host.JointAttention:
-        """The source's K, V in the place of the picture's own; strength is the share of the way from one to the other.
+        """Other K, V in the place of the picture's own; strength is the share of the way from one to the other.
 
         Raises ValueError where a prompt's area, or another node, leaves other tokens.
         """
-        image = attention.sequence.image
-        if key.shape[2] != attention.sequence.places:
+        self.require_places(attention, key.shape[2])
+        new = []
+        for whole, other in ((attention.key, key), (attention.value, value)):
+            own = whole[:, :, attention.sequence.image]
+            there = other if self.source.strength == 1.0 else torch.lerp(own, other, self.source.strength)
+            new.append(there if seen is None else torch.where(seen[:, None, :, None], there, own))
+        return attention.with_picture(*new)
+
+    def require_places(self, attention: host.JointAttention, tokens: int) -> None:
+        """Raise ValueError where the picture has not as many tokens as were recorded."""
+        if tokens != attention.sequence.places:
             raise ValueError(
-                f"mode frozen puts {key.shape[2]} recorded tokens in the place of {attention.sequence.places}: sample "
-                "the whole picture, without areas or tiles, or take mode extend."
+                f"mode {self.source.mode} puts {tokens} recorded tokens in the place of {attention.sequence.places}: "
+                "sample the whole picture, without areas or tiles, or take mode extend."
             )
-        new = {}
-        for name, recorded in (("key", key), ("value", value)):
-            whole = getattr(attention, name)
-            own = whole[:, :, image]
-            there = recorded if self.source.strength == 1.0 else torch.lerp(own, recorded, self.source.strength)
-            there = there if seen is None else torch.where(seen[:, None, :, None], there, own)
-            new[name] = torch.cat([whole[:, :, : image.start], there, whole[:, :, image.stop :]], 2)
-        return attention.with_keys(**new)
 
     def within_mask(self, out: Tensor, attention: host.JointAttention) -> Tensor:
         """out (R, T, H * D) with what the picture's queries find with the source in view, inside of the mask."""
@@ -173,13 +196,47 @@ class Acting:
         return self.kept[name]
 
 
+@dataclass(frozen=True, eq=False)
+class LearnedSteps:
+    """Where mode recompute has its pieces from: what was learned at the nearest level. host.reference.Source.
+
+    By layer gamma K_hat, gamma V_hat (B, 2, N, C), and beside OWN lambda_k, lambda_v (B, 2, 1, 1).
+    """
+
+    learned: KVEmbeddings
+
+    def begin(self, held: host.Held, guider: Any, noise: Tensor, **others: Any) -> None:
+        """Nothing to prepare."""
+
+    def at(self, wanted: JointSource, held: host.Held, step: host.Step) -> host.Pieces:
+        """The pieces at a call's noise level; those of the next begin their way to the device."""
+        index = self.learned.at(step.sigma)
+        return held.use(index, partial(self.fetch, index, held.stream, step))
+
+    def fetch(self, index: int, stream: PieceStream, step: host.Step) -> host.Pieces:
+        """The pieces of a step on a device."""
+        coming = min(index + 1, len(self.learned.learned) - 1)
+        moved = stream.fetch(*(self.learned.pieces(i, (LEARNED,)) for i in (index, coming)), step.x.device)
+        network = step.guider.inner_model
+        found = self.learned.step(index, moved, step.x.device, network.get_dtype_inference())
+        return dict(entry for key, layer in found.items() for entry in pieces_of(key, layer))
+
+
+def pieces_of(key: host.LayerKey, layer: LayerEmbeddings) -> tuple[tuple[Any, Tensor], ...]:
+    """What LearnedSteps gives of a layer."""
+    shown = shown_of(layer)
+    hats, own = torch.stack((shown.key, shown.value), 1), torch.stack((shown.own_key, shown.own_value), 1)
+    return (key, hats), ((key, OWN), own)
+
+
 def ready(model: Any, kv: Any, settings: ApplySettings, watched: Callable[[int], Any] = lambda passes: None) -> Any:
     """What Apply KV is given; a transformer's record of a file is recorded again, on the model that samples.
 
     watched: makes the sampling callback for so many passes. Raises ValueError for what apply_joint refuses, before
     anything runs.
     """
-    if not isinstance(kv, RecordedKV) or kv.source is not None or settings.strength == 0.0:
+    recorded = not isinstance(kv, RecordedKV) or kv.source is not None
+    if recorded or settings.strength == 0.0 or settings.mode == RECOMPUTE:
         return kv
     family = require_fitting(model, kv, settings)
     host.require_one_gpu(model)
@@ -198,6 +255,13 @@ def require_fitting(model: Any, kv: RecordedKV, settings: ApplySettings) -> host
         raise ValueError(
             f"these keys and values name layer {absent[0][0]} {absent[0][1]}, which {family.name} has not."
         )
+    width = getattr(model.model.diffusion_model, family.width)
+    for layer in () if kv.learned is None else kv.learned.layers:
+        if layer.channels != width:
+            raise ValueError(
+                f"these keys and values were learned with {layer.channels} channels, {family.name} has {width} here: "
+                "tune again."
+            )
     return family
 
 
@@ -239,17 +303,19 @@ def apply_joint(
     )
     if remarks is not None:
         apart = "each step takes what was recorded at the nearest noise level"
-        host.compare_runs(patched, host.Recorded.of(kv.trajectory, apart, from_start=mask is None), remarks)
-    host.attach_source(patched, source, kv.source)
+        guidance = kv.learned.guidance if settings.mode == RECOMPUTE else None
+        recorded = host.Recorded.of(kv.trajectory, apart, from_start=mask is None, guidance=guidance)
+        host.compare_runs(patched, recorded, remarks)
+    host.attach_source(patched, source, LearnedSteps(kv.learned) if settings.mode == RECOMPUTE else kv.source)
     return patched, source
 
 
 def require_settings(kv: RecordedKV, settings: ApplySettings) -> None:
     """Raise ValueError for what recorded keys and values of a transformer do not serve."""
-    if settings.mode not in (EXTEND, FROZEN):
+    if settings.mode not in served(kv):
         raise ValueError(
-            f"mode {settings.mode!r} shows what was learned, and keys and values of {kv.family} are recorded: take "
-            f"mode {EXTEND} or {FROZEN}."
+            f"mode {settings.mode!r} shows what was learned, and these keys and values of {kv.family} were recorded: "
+            f"take mode {EXTEND} or {FROZEN}, or tune with inner_steps above 0."
         )
     if settings.look_ahead:
         raise ValueError(

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from ...kernels.kv_inversion import content_preserving_folded
 from .embeddings import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings
+from .recorded import RecordedKV
 from .tokens import Part, Tokens
+
+EXTEND, RECOMPUTE, FROZEN = "extend", "recompute", "frozen"
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,7 @@ class Recompute(Mode):
     corresponds = True
 
     def shown(self, learned: LayerEmbeddings, mask: Tensor | None) -> Shown:
-        m = None if mask is None else mask[..., None].to(learned.k_hat)
-
-        def own(weight: Tensor) -> Tensor:
-            return weight if m is None else 1 + m * (weight - 1)
-
-        return Shown(
-            product(learned.k_hat, learned.gamma_k, m),
-            product(learned.v_hat, learned.gamma_v, m),
-            own(learned.lambda_k),
-            own(learned.lambda_v),
-        )
+        return shown_of(learned, None if mask is None else mask[..., None].to(learned.k_hat))
 
     def act(self, tokens: Tokens, shown: Shown, strength: float) -> None:
         """strength is the share of the way from K to K_bar."""
@@ -140,15 +133,34 @@ class Frozen(Mode):
         tokens.added.append(Part(mix(own.key, part.key, strength), mix(own.value, part.value, strength), part.bias))
 
 
-MODES: dict[str, Mode] = {"extend": Extend(), "recompute": Recompute(), "frozen": Frozen()}
+MODES: dict[str, Mode] = {EXTEND: Extend(), RECOMPUTE: Recompute(), FROZEN: Frozen()}
 
 
-def served(kv: KVEmbeddings) -> list[str]:
-    """The modes for which embeddings hold what is read; of weights alone, the source's K, V stand for K_hat, V_hat."""
+def served(kv: KVEmbeddings | RecordedKV) -> list[str]:
+    """The modes for which embeddings hold what is read; of weights alone, the source's K, V stand for K_hat, V_hat.
+
+    Of a transformer frozen shows the source's K, V as they are.
+    """
+    if isinstance(kv, RecordedKV):
+        return [name for name in MODES if name != RECOMPUTE or kv.learned is not None]
     held = {SOURCE} if kv.keeps_source else set()
     if not kv.recorded_only:
         held.add(LEARNED)
     return [name for name, mode in MODES.items() if held.issuperset(mode.needs)]
+
+
+def shown_of(learned: LayerEmbeddings, mask: Tensor | None = None) -> Shown:
+    """What mode recompute shows of a layer, with the source's mask (P or 1, N, 1) folded in."""
+
+    def own(weight: Tensor) -> Tensor:
+        return weight if mask is None else 1 + mask * (weight - 1)
+
+    return Shown(
+        product(learned.k_hat, learned.gamma_k, mask),
+        product(learned.v_hat, learned.gamma_v, mask),
+        own(learned.lambda_k),
+        own(learned.lambda_v),
+    )
 
 
 def product(tensor: Tensor, *weights: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Recorded keys and values of transformers: what Tune KV hands to Apply KV where nothing is learned.
+"""Recorded keys and values of transformers: what Tune KV hands to Apply KV, alone or beside what was learned.
 
 A transformer's layers have text and picture in one sequence, and normalise and rotate keys before they are used. So
 what is kept are the picture's keys and values themselves, as the attention sees them (after rope, each at its own
@@ -8,7 +8,6 @@ pass of the source beside every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import host, inputs
+from .embeddings import KVEmbeddings
 from .settings import TuneSettings
 
 TECHNIQUE = "KV Inversion"
@@ -29,7 +29,7 @@ class RecordedKV:
     trajectory: the source's latents and levels; layers: those that were recorded; levels: the noise levels at which
     they were. source: where they come from at a sampling step; None of a file, for Apply KV to make. said: what that
     takes, in words. prompt: the source's CONDITIONING. noise (B, C, H, W), of a model for clips with one frame: the
-    latent to begin in, as on a LATENT socket.
+    latent to begin in, as on a LATENT socket. learned: what was learned beside it, for mode recompute.
     """
 
     trajectory: host.Trajectory
@@ -40,6 +40,7 @@ class RecordedKV:
     said: str
     prompt: list
     noise: Tensor
+    learned: KVEmbeddings | None = None
 
     @property
     def layout(self) -> str:
@@ -158,7 +159,8 @@ def record_joint(
 ) -> RecordedKV:
     """The source's keys and values on a transformer, at the steps and in the layers that are set.
 
-    Raises ValueError for what only a tuning could serve, and for another architecture than the trajectory's.
+    Of a tuning without keep_source only how they are recorded, for Apply KV to do where a mode needs them. Raises
+    ValueError for what only a tuning could serve, and for another architecture than the trajectory's.
     """
     family = host.require_words(model, "Tune KV")
     require_recordable(family, settings)
@@ -167,15 +169,13 @@ def record_joint(
         model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
     )
     trajectory.require_picture("Tune KV")
-    layers = host.thirds(model, family)[settings.layers]
-    if not layers:
-        raise ValueError(f"layers is {settings.layers!r}, and this model has no layers there: set layers to all.")
+    layers = layers_of(model, family, settings)
     levels = tuple(trajectory.sigmas[step] for step in settings.recorded(trajectory.steps))
     start = host.before_fading(host.as_sampled(model, trajectory.latents[0].clone()), trajectory.sigmas[0])
     noise = model.model.process_latent_out(start).cpu()
     prompt = host.source_prompt(positive)
     kv = RecordedKV(trajectory, tuple(layers), levels, family.name, source=None, said="", prompt=prompt, noise=noise)
-    return with_source(model, kv, family, callback)
+    return with_source(model, kv, family, callback) if settings.record_only or settings.keep_source else kv
 
 
 def with_source(model: Any, kv: RecordedKV, family: host.Family, callback: Any = None) -> RecordedKV:
@@ -188,20 +188,39 @@ def with_source(model: Any, kv: RecordedKV, family: host.Family, callback: Any =
     return replace(kv, source=source, said=said)
 
 
+def layers_of(model: Any, family: host.Family, settings: TuneSettings) -> list[host.LayerKey]:
+    """The layers that are set. Raises ValueError where this model has none there."""
+    layers = host.thirds(model, family)[settings.layers]
+    if not layers:
+        raise ValueError(f"layers is {settings.layers!r}, and this model has no layers there: set layers to all.")
+    return layers
+
+
 def require_recordable(family: host.Family, settings: TuneSettings) -> None:
-    """Raise ValueError for settings of a tuning, which transformers do not have."""
-    if not settings.record_only:
+    """Raise ValueError for settings of a tuning that say nothing about a transformer's record."""
+    require_plain(family, settings)
+    if settings.record_only and settings.rank:
         raise ValueError(
-            f"inner_steps is {settings.inner_steps}: keys and values of {family.name} are recorded, not learned. Set "
-            "inner_steps to 0."
+            f"rank is for what is learned, and inner_steps is 0: keys and values of {family.name} are recorded as they "
+            "are. Set rank to 0; layers, start_percent, end_percent and keyframes make the record smaller."
         )
-    refusals: dict[str, Callable[[], bool]] = {
-        "auto_layers": lambda: settings.auto_layers,
-        "rank": lambda: settings.rank != 0,
-    }
-    found = [name for name, asked in refusals.items() if asked()]
-    if found:
+
+
+def require_learnable(family: host.Family, settings: TuneSettings) -> None:
+    """Raise ValueError for a transformer without a gradient, and for settings that only a U-Net's tuning has."""
+    host.require_gradient(family, "Tune KV", "Set inner_steps to 0, which records keys and values")
+    require_plain(family, settings)
+    if settings.weights_only:
         raise ValueError(
-            f"{found[0]} is for tunings of U-Nets, keys and values of {family.name} are recorded as they are: set it "
-            "to its default; layers, start_percent, end_percent and keyframes make the record smaller."
+            f"learn is {settings.learn!r}, which is for U-Nets: of {family.name} learn embeddings and weights, with a "
+            "rank."
+        )
+
+
+def require_plain(family: host.Family, settings: TuneSettings) -> None:
+    """Raise ValueError for auto_layers."""
+    if settings.auto_layers:
+        raise ValueError(
+            f"auto_layers compares the blocks of U-Nets, the connected model is of {family.name}: set it off, and "
+            "layers to a third of the blocks (decoder is the last)."
         )

@@ -8,14 +8,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import host
+from .. import host, inversion
 from ..headers import Header, Tensors, typed
 from ..quoting import quoted
+from .embeddings import KVEmbeddings
+from .modes import served
 from .recorded import RecordedKV
 
 KIND = "path"  # in the header: that it is one of these
@@ -80,8 +83,11 @@ def described(extra: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def recorded_from(header: Header, tensors: Tensors) -> RecordedKV:
-    """A record from a file's header and tensors; raises ValueError where one is nonsense or both disagree."""
+def recorded_from(header: Header, tensors: Tensors, others: Collection[str] = ()) -> RecordedKV:
+    """A record from a file's header and tensors; raises ValueError where one is nonsense or both disagree.
+
+    others: the tensors that belong to what was learned beside it.
+    """
     sigmas, levels = header.numbers("sigmas"), header.numbers("levels")
     if not levels or not set(levels) <= set(sigmas[:-1]):
         raise ValueError("its levels are not those of its sigmas")
@@ -91,7 +97,7 @@ def recorded_from(header: Header, tensors: Tensors) -> RecordedKV:
     pictures, channels, height, width = shape
     clip = len(tensors.shapes.get(NOISE, ())) == 5  # of a model for clips, a picture is one frame
     tensors.require(NOISE, pictures, channels, *((1,) if clip else ()), height, width)
-    prompt = prompt_from(header, tensors)
+    prompt = prompt_from(header, tensors, others)
     path = tensors[PATH]
     trajectory = host.Trajectory(
         sigmas=sigmas,
@@ -125,22 +131,22 @@ def layers_from(header: Header) -> tuple[host.LayerKey, ...]:
     return tuple(found)
 
 
-def prompt_from(header: Header, tensors: Tensors) -> list:
+def prompt_from(header: Header, tensors: Tensors, others: Collection[str]) -> list:
     """The source's CONDITIONING. Raises ValueError for tensors that the header does not name, and NaN."""
     told = header.json("prompt", list)
     if not 0 < len(told) <= MOST_PARTS:
         raise ValueError(f"its prompt should have 1 to {MOST_PARTS} parts, it has {len(told)}")
-    known, found = {PATH, NOISE}, []
+    known, found = {PATH, NOISE, *others}, []
     for i, value in enumerate(told):
         tensors.require(f"{TEXT}.{i}", None, None, None)
         extra = plain_values(typed("prompt", value, dict))
         lists = {name: given for name, given in extra.items() if isinstance(given, list)}
         prefix = f"{TEXT}.{i}."
         listed = {f"{prefix}{name}.{j}" for name, (count,) in lists.items() for j in range(count)}
-        others = {name for name in tensors.shapes if name.startswith(prefix)} - listed
-        known |= {f"{TEXT}.{i}", *listed, *others}
+        beside = {name for name in tensors.shapes if name.startswith(prefix)} - listed
+        known |= {f"{TEXT}.{i}", *listed, *beside}
         extra |= {name: [tensors[f"{prefix}{name}.{j}"] for j in range(count)] for name, (count,) in lists.items()}
-        extra |= {name.removeprefix(prefix): tensors[name] for name in sorted(others)}
+        extra |= {name.removeprefix(prefix): tensors[name] for name in sorted(beside)}
         found.append([tensors[f"{TEXT}.{i}"], extra])
     tensors.refuse_others(known)
     require_finite(found, tensors)
@@ -175,8 +181,15 @@ def describe_recorded(kv: RecordedKV) -> str:
     """One line on what a record's file holds."""
     height, width = kv.trajectory.latents.shape[-2:]
     size = sum(tensor.nbytes for tensor in held_by(kv).values())
+    learned = "" if kv.learned is None else f"; {learned_in_words(kv.learned)}"
     return (
         f"{kv.family}: the path and the prompt of {kv.pictures} picture(s), latents of {width} x {height}, "
         f"{kv.trajectory.steps} steps, {len(kv.layers)} layers at {len(kv.levels)} levels, {size / 1e6:.1f} MB; keys "
-        "and values are recorded again by Apply KV; modes extend, frozen"
+        f"and values are recorded again by Apply KV{learned}; modes {', '.join(served(kv))}"
     )
+
+
+def learned_in_words(kv: KVEmbeddings) -> str:
+    """What was learned beside a record."""
+    error = f", {inversion.error_in_words(kv.info)}" if "latent_rmse" in kv.info else ""
+    return f"learned in {len(kv.layers)} layers at rank {kv.rank}, {kv.bytes / 1e6:.1f} MB{error}"

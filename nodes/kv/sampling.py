@@ -14,7 +14,7 @@ from .. import host
 from ..host.streaming import PieceStream
 from .embeddings import LEARNED, SOURCE, KVEmbeddings, LayerEmbeddings, TunedLayer
 from .joint import HIDDEN, JointSource, apply_joint
-from .modes import MODES, Mode, Shown, served
+from .modes import MODES, RECOMPUTE, Mode, Shown, served
 from .recorded import RecordedKV
 from .settings import ApplySettings, chosen_layers
 from .tokens import Tokens
@@ -322,15 +322,19 @@ def recorded(kv: KVEmbeddings, whole: bool) -> host.Recorded:
 def how_to_sample(kv: KVEmbeddings | RecordedKV) -> str:
     """What the sampler should be told, in a line."""
     if isinstance(kv, RecordedKV):
-        steps = kv.trajectory.steps
-        return f"{kv.said}; sample from inverted_noise: SamplerCustomAdvanced, {steps} steps, euler"
-    guidance = "" if kv.guidance is None else f", cfg {kv.guidance:g}"
-    return f"sample from the picture's noise, add_noise disabled: {len(kv.sigmas) - 1} steps{guidance}, euler"
+        way = f"{kv.trajectory.steps} steps{cfg_of(kv.learned)}, euler"
+        return "; ".join(filter(None, (kv.said, f"sample from inverted_noise: SamplerCustomAdvanced, {way}")))
+    return f"sample from the picture's noise, add_noise disabled: {len(kv.sigmas) - 1} steps{cfg_of(kv)}, euler"
+
+
+def cfg_of(kv: KVEmbeddings | None) -> str:
+    """The guidance of a tuning, behind its steps."""
+    return "" if kv is None or kv.guidance is None else f", cfg {kv.guidance:g}"
 
 
 def burns_in(kv: KVEmbeddings | RecordedKV, settings: ApplySettings) -> str:
     """What source guidance makes of a mode that shows what was learned, in a line; "" where it does no harm."""
-    learned = not isinstance(kv, RecordedKV) and LEARNED in MODES[settings.mode].needs
+    learned = settings.mode == RECOMPUTE or (not isinstance(kv, RecordedKV) and LEARNED in MODES[settings.mode].needs)
     if not learned or settings.source_guidance == 1.0 or settings.strength == 0.0:
         return ""
     return f"source_guidance {settings.source_guidance:g} burns in what mode {settings.mode} shows: set it to 1"

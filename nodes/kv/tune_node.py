@@ -11,7 +11,8 @@ from comfy_api.latest import io
 from .. import host, inputs, inversion, sockets
 from ..settings import AS_SET
 from . import auto
-from .recorded import record_joint
+from .embeddings import KVEmbeddings
+from .recorded import RecordedKV, record_joint
 from .recording import record
 from .settings import CONDITIONAL, EVERYTHING, GUIDED, LAYERS, PRESET_TOOLTIP, WEIGHTS, TuneSettings
 from .tuning import tune
@@ -214,13 +215,16 @@ class TuneKV(io.ComfyNode):
 
         preview = latent_preview.prepare_callback(model, trajectory.steps)
         kv, rebuilt = tune(model, trajectory, positive, negative, settings, report=tell, callback=preview, mask=mask)
-        wanted = model.model.process_latent_out(trajectory.latents[-1].clone())
+        wanted = model.model.process_latent_out(host.as_sampled(model, trajectory.latents[-1].clone()))
         numbers = inversion.reconstruction_error(rebuilt, wanted, vae)
         kv.info.update(settings.named() | numbers | {"guidance": settings.run_guidance})
         report = (
             f"rebuilt at guidance {settings.run_guidance:g}: {inversion.error_in_words(numbers)}; "
             f"{kv.info['iterations']} iterations, {kv.bytes / 1e6:.1f} MB, {time.monotonic() - began:.0f} s"
         ) + inputs.prompt_note(trajectory, positive)
+        if host.family_of(model) is not None:
+            kv = beside_record(model, trajectory, positive, settings, kv)
+            report += f"; {kv.said}" if kv.said else ""
         report += f"; {choice}" if choice else ""
         return io.NodeOutput(kv, {"samples": rebuilt}, report, ui=host.told(cls, report))
 
@@ -259,6 +263,12 @@ class TuneKV(io.ComfyNode):
             f"{time.monotonic() - began:.0f} s"
         ) + inputs.prompt_note(trajectory, positive)
         return io.NodeOutput(kv, {"samples": source}, report, ui=host.told(cls, report))
+
+
+def beside_record(model, trajectory, positive, settings: TuneSettings, learned: KVEmbeddings) -> RecordedKV:
+    """What was learned on a transformer with the source's record, which is made now or by Apply KV."""
+    preview = latent_preview.prepare_callback(model, len(settings.recorded(trajectory.steps)))
+    return replace(record_joint(model, trajectory, positive, settings, preview), learned=learned)
 
 
 def with_best_layers(

@@ -40,6 +40,25 @@ class TuningState:
                 "steps (end_percent 1)."
             )
 
+    def blended(
+        self, layer: host.LayerKey, key: Tensor, value: Tensor, chunks: int, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """K_bar, V_bar (chunks * rows, N, C) of a layer's K, V.
+
+        One row of the parameters serves every prompt by broadcasting, several repeat.
+        """
+        embeddings, mask = self.psi.embeddings(layer), self.tokens(*self.grids[layer], rows)
+        if mask is not None:
+            embeddings = tuple(t * mask.to(t) for t in embeddings)
+        k_hat, v_hat, weights = (t.to(key.dtype) for t in (*embeddings, self.psi.weights(layer)))
+        if rows > 1 and chunks > 1:
+            k_hat, v_hat, weights = (t.repeat(chunks, *(1,) * (t.ndim - 1)) for t in (k_hat, v_hat, weights))
+        lambda_k, gamma_k, lambda_v, gamma_v = weights.unbind(1)
+        return (
+            content_preserving(key, k_hat, lambda_k, gamma_k),
+            content_preserving(value, v_hat, lambda_v, gamma_v),
+        )
+
     def tokens(self, height: int, width: int, rows: int) -> Tensor | None:
         """The mask's weight of every token, (rows, N, 1); None without a mask."""
         if self.mask is None:
@@ -86,20 +105,31 @@ class TunedAttention:
         return host.run_attention(options, self.previous, query, key, value)
 
     def blended(self, key: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor]:
-        """K_bar, V_bar (R, N, C). One row of the parameters serves every prompt by broadcasting, several repeat."""
-        psi, name = self.state.psi, host.layer_key(options)
-        chunks, rows = host.chunk_rows(options, len(key))
-        embeddings, mask = psi.embeddings(name), self.state.tokens(*self.state.grids[name], rows)
-        if mask is not None:
-            embeddings = tuple(t * mask.to(t) for t in embeddings)
-        k_hat, v_hat, weights = (t.to(key.dtype) for t in (*embeddings, psi.weights(name)))
-        if rows > 1 and chunks > 1:
-            k_hat, v_hat, weights = (t.repeat(chunks, *(1,) * (t.ndim - 1)) for t in (k_hat, v_hat, weights))
-        lambda_k, gamma_k, lambda_v, gamma_v = weights.unbind(1)
-        return (
-            content_preserving(key, k_hat, lambda_k, gamma_k),
-            content_preserving(value, v_hat, lambda_v, gamma_v),
-        )
+        """K_bar, V_bar (R, N, C)."""
+        return self.state.blended(host.layer_key(options), key, value, *host.chunk_rows(options, len(key)))
+
+
+@dataclass(frozen=True)
+class TunedJoint:
+    """An act on a transformer's attention while tuning: K_bar, V_bar (eq. 1) for the picture's tokens, in every row.
+
+    Of text, and of other pictures beside the one that is sampled, keys and values stay as they are. Keys are blended as
+    the attention sees them, after rope: what is learned belongs to its place, as in mode recompute.
+    """
+
+    keys: frozenset[host.LayerKey]
+    state: TuningState
+
+    def __call__(self, attention: host.JointAttention) -> host.JointAttention | None:
+        if attention.layer not in self.keys or not attention.sees_picture:
+            return None
+        sequence, call = attention.sequence, attention.call
+        self.state.note_grid(attention.layer, sequence.grid)
+        if self.state.psi is None:
+            return None
+        own = (host.heads_joined(t[:, :, sequence.image]) for t in (attention.key, attention.value))
+        tuned = self.state.blended(attention.layer, *own, call.chunks, call.pictures)
+        return attention.with_picture(*(host.heads_apart(t, attention.key.shape[1]) for t in tuned))
 
 
 def is_source(options: dict) -> bool:

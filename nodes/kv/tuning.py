@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import host, inputs
-from ..host import gradient
+from ..host import checkpointing, gradient
 from .embeddings import HOLDS, KVEmbeddings
 from .fitting import FitTrajectory, Report
-from .recorded import require_recordable
+from .recorded import layers_of, require_learnable
 from .settings import TuneSettings, chosen_layers
 from .store import FinishedSteps
-from .tuned_attention import RecordInputs, TunedAttention, TuningState
+from .tuned_attention import RecordInputs, TunedAttention, TunedJoint, TuningState
 
 TECHNIQUE = "KV Inversion"
+TUNING = "kv tuning"  # of the act on a transformer's attention
 
 
 def tune(
@@ -33,26 +36,34 @@ def tune(
     """Fit KV embeddings to every picture of a trajectory (Algorithm 1, stage 2), all at once and each on its own.
 
     mask (MASK of any size): learn and rebuild its white part only. Returns the embeddings and the reconstruction as on
-    a LATENT socket. The model is left as it was. Raises ValueError for another architecture than the trajectory's and
-    for models spread over several GPUs.
+    a LATENT socket. Of a transformer's source nothing is kept. The model is left as it was. Raises ValueError for
+    another architecture than the trajectory's, models spread over several GPUs, and a clip.
     """
-    layers = learning_layers(model, settings)
+    family = host.family_of(model)
+    layers = learning_layers(model, family, settings)
+    settings = settings if family is None else replace(settings, keep_source=False)
     inputs.require_same_layout(
         model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
     )
+    if family is not None:
+        trajectory.require_picture("Tune KV")
     model = host.single_device(model)
     state = TuningState(mask=tuning_mask(mask, trajectory), others=host.patching_nodes(model))
     require_whole_pictures(positive, negative)
     levels, guidance = trajectory.sigmas, settings.run_guidance
     inputs.require_active(model, levels, guidance, positive=positive, negative=negative)
-    with torch.inference_mode(False), host.refused_by_name(model, "Tune KV"):
+    training = nullcontext() if family is None else gradient.host_in_training()
+    with training, torch.inference_mode(False), host.refused_by_name(model, "Tune KV"):
         controlled = any("control" in extra for _, extra in (*positive, *(negative or ())))
-        patched, prefix = with_tuned_attention(model, layers, state, controlled)
+        if family is None:
+            patched, prefix = with_tuned_attention(model, layers, state, controlled)
+        else:
+            patched, prefix = with_tuned_joint(model, family, layers, state, controlled)
         if controlled:
             positive, negative = host.with_fixed_controls(positive, negative)
         finished = FinishedSteps(trajectory.steps, {layer.key: layer.channels for layer in layers}, settings)
         fitting = FitTrajectory(trajectory, state, prefix, finished, settings, report)
-        start = model.model.process_latent_out(trajectory.latents[0].clone())
+        start = model.model.process_latent_out(host.as_sampled(model, trajectory.latents[0].clone()))
         rebuilt = host.sample(
             patched,
             fitting,
@@ -67,10 +78,12 @@ def tune(
     return finished.embeddings(trajectory, start, info), rebuilt
 
 
-def learning_layers(model: Any, settings: TuneSettings) -> list[host.AttentionLayer]:
-    """The layers that learn. Raises ValueError where this model has none there."""
-    if (family := host.family_of(model)) is not None:
-        require_recordable(family, settings)
+def learning_layers(model: Any, family: host.Family | None, settings: TuneSettings) -> list[host.AttentionLayer]:
+    """The layers that learn. Raises ValueError where this model has none there, and for one that cannot learn."""
+    if family is not None:
+        require_learnable(family, settings)
+        channels = getattr(model.model.diffusion_model, family.width)
+        return [host.AttentionLayer(*key, channels) for key in layers_of(model, family, settings)]
     layers = chosen_layers(host.self_attention_layers(model, TECHNIQUE), settings.layers)
     if not layers:
         raise ValueError(f"layers is {settings.layers!r}, and this model has no self-attention there: choose others.")
@@ -112,4 +125,25 @@ def with_tuned_attention(
     if controlled:
         # The host adds a ControlNet to the skips in place, after the next block has saved them for its gradient.
         patched.set_model_input_block_patch_after_skip(lambda h, _: h.clone())
+    return patched, prefix
+
+
+def with_tuned_joint(
+    model: Any, family: host.Family, layers: list[host.AttentionLayer], state: TuningState, controlled: bool
+) -> tuple[Any, gradient.CachedBlocks]:
+    """A clone of a transformer whose attention takes K_bar, V_bar of the picture's tokens from `state`.
+
+    The blocks before the first that learns run once a step, unless other nodes, or a ControlNet (controlled), look into
+    them. Those behind keep their input alone for the gradient, and are run again on its way back.
+    """
+    patched, _ = gradient.prepare(model, layers[0], False)
+    every, keys = host.thirds(model, family)["all"], frozenset(layer.key for layer in layers)
+    first = every.index(layers[0].key)
+    before, behind = (host.block_names(family, part) for part in (every[:first], every[first:]))
+    prefix = gradient.CachedBlocks(before[-1] if before else "")
+    if not controlled and not host.looks_into_blocks(model):
+        prefix.install(patched, before)
+    told = {"use_checkpoint": False} if family.own_checkpoint else {}
+    checkpointing.install_on(patched, behind, told, family.writes_over)
+    host.replace_joint(patched, family, TUNING, lambda _: TunedJoint(keys, state), host.RECORDED)
     return patched, prefix

@@ -360,6 +360,8 @@ def without_cache(model: Any) -> Any:
 
 # Sampling steps of a real run, for whole pictures.
 STEPS = 50
+# Of tunings that are kept as thin factors.
+RANK = 32
 # How Tune KV runs where nothing else is said: equation 4 of the paper, one row a picture.
 TUNING = {"tune_with": CONDITIONAL}
 # Settings of Apply KV, by the name under which Calls finds them.

@@ -203,6 +203,20 @@ def recorded(model: Any, family: Transformer, layers: str) -> Any:
     return TuneKV.execute(model, trajectory(model, family), family.prompt(), **given).args[0]
 
 
+def learned(model: Any, family: Transformer, layers: str = "decoder", iterations: int = 1) -> Any:
+    """What Tune KV learns of a picture at one step."""
+    given = counting.widgets(TuneKV, layers=layers, rank=counting.RANK, inner_steps=iterations, keep_source=False,
+                             tolerance=0.0, guidance=family.guidance)  # fmt: skip
+    prompt = family.prompt()
+    return TuneKV.execute(model, trajectory(model, family), prompt, negative=prompt, **given).args[0]
+
+
+def recomputed(model: Any, family: Transformer) -> Any:
+    """The model behind Apply KV with what was learned in the last third of the blocks."""
+    given = counting.widgets(ApplyKV, mode="recompute", source_guidance=1.0, start_percent=0.0)
+    return ApplyKV.execute(model, learned(model, family), **given).args[0]
+
+
 def applied(model: Any, family: Transformer, mode: str = "extend", layers: str = "decoder") -> Any:
     """The model behind Apply KV with what was recorded in some layers."""
     given = counting.widgets(ApplyKV, mode=mode, source_guidance=1.0, start_percent=0.0)
@@ -223,9 +237,11 @@ STEPS: dict[str, tuple[Patched, float | None]] = {  # how a model is patched, an
     "Attention Map, 4 words, decoder": (lambda model, family: watched(model, family, 4, layers="decoder"), 1.10),
     "Apply KV, extend, decoder": (applied, 1.10),
     "Apply KV, frozen, decoder": (lambda model, family: applied(model, family, "frozen"), 1.10),
+    "Apply KV, recompute, decoder": (recomputed, 1.10),
     "Apply KV, extend, all layers": (lambda model, family: applied(model, family, layers="all"), None),
 }  # fmt: skip
 BESIDE, PASS, PLAIN = "Apply KV, extend, decoder, source beside the step", "a pass that records", "plain step"
+ITERATION = "an iteration of Tune KV, decoder"
 
 
 def step(model: Any, family: Transformer, patched: Patched | None = None, beside: bool = False) -> Cost:
@@ -246,11 +262,21 @@ def record(model: Any, family: Transformer, layers: str) -> tuple[Cost, int]:
     return counter.cost, kv.source.bytes
 
 
+def tuning(model: Any, family: Transformer, iterations: int) -> tuple[Cost, int]:
+    """(what learning one step in so many iterations costs, the bytes that are kept of it)."""
+    with torch.inference_mode(), host_without_values(), counting.counting(model.model) as counter:
+        kv = learned(model, family, iterations=iterations)
+    return counter.cost, kv.learned.bytes
+
+
 def count(family: Transformer) -> tuple[dict[str, Cost], dict[str, int]]:
-    """(what calls cost, bytes of a recorded step by the layers that are recorded)."""
+    """(what calls cost, bytes of a step by what is kept of it)."""
     model = build(family)
     costs = {PLAIN: step(model, family)}
     costs |= {name: step(model, family, patched) for name, (patched, _) in STEPS.items()}
     costs[BESIDE] = step(model, family, applied, beside=True)
     costs[PASS], decoder = record(model, family, "decoder")
-    return costs, {"decoder": decoder, "all": record(model, family, "all")[1]}
+    (one, size), (two, _) = (tuning(model, family, iterations) for iterations in (1, 2))
+    costs[ITERATION] = two - one
+    sizes = {"recorded, decoder": decoder, "recorded, all": record(model, family, "all")[1]}
+    return costs, sizes | {f"learned, decoder, rank {counting.RANK}": size}

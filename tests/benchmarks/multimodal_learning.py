@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.encoder import Connector, Reads
 from palimpsest.nodes.multimodal.training.lora import unet_factors
 from palimpsest.nodes.multimodal.vlm import Hidden, VisionLanguage
+from pocket import autoencoder as autoencoding
 from pocket import checkpoint, judge, text_encoder, world
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -118,7 +120,7 @@ class Trainer:
         """
 
         def loss(lesson_: Lesson) -> Tensor:
-            with autocast(), sdpa_kernel(SDPBackend.MATH):  # faster backwards on a CPU than the fused one
+            with fast():
                 hidden = self.views[lesson_.kind].hidden_states(lesson_.prompts, gradient=True)
             tokens, scenes, names = [], [], []
             for row, (layout, index) in enumerate(zip(hidden.layouts, lesson_.indices, strict=True)):
@@ -148,7 +150,7 @@ class Trainer:
 
         def loss(lesson_: Lesson) -> Tensor:
             hidden, target, counts = self.dictated(lesson_)
-            with autocast():
+            with fast():
                 context, _ = self.network(hidden.states.float(), hidden.mask)
             said, wanted = (tensor.flatten(0, 1)[None] for tensor in (context, target))  # one mean over all prompts
             return token_error(said, wanted, counts.flatten()[None])[0]
@@ -171,7 +173,7 @@ class Trainer:
 
         def loss(lesson_: Lesson) -> Tensor:
             hidden = self.views[lesson_.kind].hidden_states(lesson_.prompts)
-            with autocast(), sdpa_kernel(SDPBackend.MATH):
+            with fast():
                 context, _ = self.network(hidden.states.float(), hidden.mask)
             return self.denoising(lesson_, context, hidden.mask)
 
@@ -268,7 +270,7 @@ class Trainer:
         t = (self.sigmas.log()[:, None] - sigma.log()).abs().argmin(0)
         sigma = self.sigmas[t][:, None, None, None]
         noise = torch.randn(clean.shape, generator=chance)
-        with autocast(), sdpa_kernel(SDPBackend.MATH):
+        with fast():
             options = {"patches_replace": {"attn2": leaving_out(mask) if attn2 is None else attn2}}
             noisy = (clean + sigma * noise) / (1 + sigma**2).sqrt()
             predicted = self.unet(noisy, t, context=context, transformer_options=options)
@@ -351,9 +353,12 @@ def listened(told: Tensor) -> Tensor:
     return told[:, -1].softmax(0) @ told[:, :-1]
 
 
-def autocast() -> torch.autocast:
-    """bfloat16 for matrix products."""
-    return torch.autocast("cpu", dtype=torch.bfloat16)
+@contextmanager
+def fast() -> Iterator[None]:
+    """bfloat16 for matrix products where the processor has it, with the attention that is then faster backwards."""
+    plain = sdpa_kernel(SDPBackend.MATH) if autoencoding.has_bfloat16() else nullcontext()
+    with autoencoding.autocast("cpu"), plain:
+        yield
 
 
 def leaving_out(mask: Tensor) -> dict:

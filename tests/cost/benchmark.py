@@ -38,7 +38,7 @@ from palimpsest.nodes.host import sampling as host_sampling
 from palimpsest.nodes.inversion import ddim as inversion
 from palimpsest.nodes.kv.nodes import ApplyKV, TuneKV
 
-RANK, FULL = 32, "keys and values in full"
+FULL = "keys and values in full"
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,14 @@ def count(model: Any, family: Family) -> tuple[dict[str, counting.Cost], dict[st
     blended = {name: counting_blends.step(calls, name) for name in counting_blends.BLENDED}
     names = ["plain", "inversion", *counting.APPLIED, *(f"{part}{kind}" for kind in ("", " bare", " uncached")
                                                         for part in ("step", "iteration"))]  # fmt: skip
-    sizes = {FULL: calls.bytes(keep_source=False), f"rank {RANK}": calls.bytes(keep_source=False, rank=RANK)}
-    sizes |= {f"{FULL}, source kept": calls.bytes(), f"rank {RANK}, source kept": calls.bytes(rank=RANK)}
+    sizes = {
+        FULL: calls.bytes(keep_source=False),
+        f"rank {counting.RANK}": calls.bytes(keep_source=False, rank=counting.RANK),
+    }
+    sizes |= {
+        f"{FULL}, source kept": calls.bytes(),
+        f"rank {counting.RANK}, source kept": calls.bytes(rank=counting.RANK),
+    }
     return {name: calls[name] for name in names} | masked | blended, sizes
 
 
@@ -251,14 +257,14 @@ def table(family: Family, calls: dict, sizes: dict, times: dict | None, rows: Se
         lines.append(line | {"predicted": predicted, "measured": f"{tuning / 1e9:.3g} GB"})
     limits = {"SD 1.5": (0.11, "x 0.106"), "SDXL": (0.06, "x 0.057")}
     for name, size in sizes.items():
-        goal, predicted = limits.get(family.name, (None, "")) if name == f"rank {RANK}" else (None, "")
+        goal, predicted = limits.get(family.name, (None, "")) if name == f"rank {counting.RANK}" else (None, "")
         lines.append({"": f"{family.name}: file, {STEPS} steps, {name}", "GB": size / 1e9, "ratio": size / sizes[FULL],
                       "goal": goal, "predicted": predicted})  # fmt: skip
     return lines
 
 
 def of_transformer(family: counting_transformers.Transformer) -> list[dict]:
-    """The lines of a transformer: its steps to its plain step, and the size of a recorded step."""
+    """The lines of a transformer: its steps to its plain step, and the size of what is kept of a step."""
     calls, sizes = counting_transformers.count(family)
     than, lines = calls[counting_transformers.PLAIN], []
     for name, cost in calls.items():
@@ -270,8 +276,8 @@ def of_transformer(family: counting_transformers.Transformer) -> list[dict]:
             "H200 ms": cost.h200 * 1e3, "4090 ms": cost.rtx4090 * 1e3,
             "ratio": max(cost.h200 / than.h200, cost.rtx4090 / than.rtx4090), "goal": goal,
         })  # fmt: skip
-    for layers, size in sizes.items():
-        lines.append({"": f"{family.name}: memory of one recorded step, {layers}", "GB": size / 1e9})
+    for kept, size in sizes.items():
+        lines.append({"": f"{family.name}: memory of one step, {kept}", "GB": size / 1e9})
     return lines
 
 

@@ -1,6 +1,7 @@
 """A transformer's record in a file: the same edit from it as from the nodes, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import comfy.samplers
 import folder_paths
@@ -9,7 +10,7 @@ import tiny_models
 import torch
 from comfy_extras import nodes_custom_sampler
 from harness import assert_acts, assert_close
-from kv.test_transformers import apply, drawn, tune
+from kv.test_transformers import apply, drawn, learned, tune
 from palimpsest.nodes.inversion.nodes import Invert
 from palimpsest.nodes.kv import files as kv_files
 from palimpsest.nodes.kv.nodes import LoadKV, SaveKV
@@ -159,3 +160,57 @@ def test_what_is_refused(models, folder):
             continue
         with pytest.raises(ValueError, match=said):
             LoadKV.execute("odd.safetensors")
+
+
+# ---- with what was learned ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["flux2", "qwen", "sd3", "wan"])
+def test_what_was_learned_lies_in_the_file_too(models, folder, family):
+    model = models(family)
+    trajectory, _ = own_run(model, family)
+    kv = learned(model, trajectory, family, inner_steps=3)[0]
+    read, report, *_ = saved_and_loaded(kv, model)
+    assert "learned in" in report
+    assert "at rank 4" in report
+    assert "modes extend, recompute, frozen" in report
+    assert read.learned.layers == kv.learned.layers
+    for mode in ("recompute", "frozen"):
+        found = (drawn(apply(model, each, mode=mode), family, text=3, cfg=3.0) for each in (kv, read))
+        assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda header, _: header.update(grids=header["grids"].replace('"number": 1', '"number": 7')), "that learned"),
+        (lambda header, _: header.update(grids=header["grids"].replace("double", "input")), "a block 'input'"),
+        (lambda header, _: header.update(rank="[9, 0]"), "its header do not fit"),
+        (lambda header, _: header.update(span="[0, 7]"), "span"),
+        (lambda header, _: header.update(info="[]"), "info"),
+        (lambda _, tensors: tensors.pop("scalars"), "no tensor 'scalars'"),
+        (lambda _, tensors: tensors.update({"learned.0001": tensors["learned.0001"] * torch.nan}), "NaN"),
+        (lambda _, tensors: tensors.update({"learned.0009": tensors["learned.0001"].clone()}), "do not belong to it"),
+    ],
+)
+def test_a_damaged_file_of_what_was_learned_is_named(models, folder, change, told):
+    model, family = models("qwen"), "qwen"
+    kv = learned(model, own_run(model, family)[0], family, inner_steps=1)[0]
+    SaveKV.execute(kv, "picture")
+    (path,) = folder.glob("*.safetensors")
+    with safe_open(path, "pt") as file:
+        header = dict(file.metadata())
+    tensors = load_file(path)
+    change(header, tensors)
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(ValueError, match=told):
+        LoadKV.execute(path.name)
+
+
+def test_channels_of_another_width_are_named(models):
+    model, family = models("qwen"), "qwen"
+    kv = learned(model, own_run(model, family)[0], family, inner_steps=1)[0]
+    layers = tuple(replace(layer, channels=64) for layer in kv.learned.layers)
+    odd = replace(kv, learned=replace(kv.learned, layers=layers))
+    with pytest.raises(ValueError, match="learned with 64 channels, Qwen-Image has 128"):
+        apply(model, odd, mode="recompute")

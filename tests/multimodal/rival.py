@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from benchmarks import multimodal_pocket as learning
 from benchmarks import pocket_host
-from benchmarks.multimodal_learning import Progress, Trainer, autocast
+from benchmarks.multimodal_learning import Progress, Trainer, fast
 from multimodal import benchmark as bench
 from multimodal.copies import SHIPPED, load
 from palimpsest.kernels.connector import attend
@@ -127,7 +127,7 @@ class RivalTrainer(Trainer):
             with torch.no_grad():
                 hidden = self.views["pooled"].hidden_states(lesson_.prompts)
                 context = self.encoder([words_of(prompt) for prompt in lesson_.prompts])
-            with autocast():
+            with fast():
                 tokens = self.adapter(pooled_of(hidden))
             return self.denoising(lesson_, context, torch.ones(1, dtype=torch.bool), self.adapter.beside(tokens))
 
