@@ -85,8 +85,8 @@ class TuneKV(io.ComfyNode):
                     max=1000,
                     tooltip="Learning iterations at every step, at most. 5 to 30. Each costs about 3 model calls: 10 "
                     "over 20 steps take about as long as 17 guided samplings of 20 steps. 0 learns nothing and "
-                    "records what Apply KV's mode extend shows, in one model call a step: the only value for "
-                    "transformers (FLUX, Z-Image, Qwen-Image, SD 3).",
+                    "records what Apply KV's mode extend shows, in one model call a step: all that Anima can, and that "
+                    "a large transformer (FLUX, Qwen-Image) may leave memory for.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -151,7 +151,7 @@ class TuneKV(io.ComfyNode):
                     advanced=True,
                     tooltip="Keeps keys and values as thin factors of this rank, and the source at four times it: "
                     "smaller files, fine texture may soften. 0: in full. 32: a fifth of the size for SD 1.5, a "
-                    "ninth for SDXL.",
+                    "ninth for SDXL; for transformers always set it (16 to 32).",
                 ),
                 io.Int.Input(
                     "keyframes",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import host, inputs
 from ..host import checkpointing, gradient
-from .embeddings import HOLDS, KVEmbeddings
+from .embeddings import HOLDS, KVEmbeddings, TunedLayer
 from .fitting import FitTrajectory, Report
 from .recorded import layers_of, require_learnable
 from .settings import TuneSettings, chosen_layers
@@ -20,6 +20,9 @@ from .tuned_attention import RecordInputs, TunedAttention, TunedJoint, TuningSta
 
 TECHNIQUE = "KV Inversion"
 TUNING = "kv tuning"  # of the act on a transformer's attention
+USUAL_RANK = 32
+BYTES = 20  # of what learns, each number on the device: itself, its gradient, two moments of Adam, the best one yet
+SHARE = 0.25  # of a device's memory that may be beside a transformer
 
 
 def tune(
@@ -40,7 +43,7 @@ def tune(
     another architecture than the trajectory's, models spread over several GPUs, and a clip.
     """
     family = host.family_of(model)
-    layers = learning_layers(model, family, settings)
+    layers = learning_layers(model, family, trajectory, settings)
     settings = settings if family is None else replace(settings, keep_source=False)
     inputs.require_same_layout(
         model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
@@ -78,16 +81,43 @@ def tune(
     return finished.embeddings(trajectory, start, info), rebuilt
 
 
-def learning_layers(model: Any, family: host.Family | None, settings: TuneSettings) -> list[host.AttentionLayer]:
+def learning_layers(
+    model: Any, family: host.Family | None, trajectory: host.Trajectory, settings: TuneSettings
+) -> list[host.AttentionLayer]:
     """The layers that learn. Raises ValueError where this model has none there, and for one that cannot learn."""
     if family is not None:
         require_learnable(family, settings)
         channels = getattr(model.model.diffusion_model, family.width)
-        return [host.AttentionLayer(*key, channels) for key in layers_of(model, family, settings)]
+        found = [host.AttentionLayer(*key, channels) for key in layers_of(model, family, settings)]
+        require_room(model, family, found, trajectory, settings)
+        return found
     layers = chosen_layers(host.self_attention_layers(model, TECHNIQUE), settings.layers)
     if not layers:
         raise ValueError(f"layers is {settings.layers!r}, and this model has no self-attention there: choose others.")
     return layers
+
+
+def require_room(
+    model: Any,
+    family: host.Family,
+    layers: list[host.AttentionLayer],
+    trajectory: host.Trajectory,
+    settings: TuneSettings,
+) -> None:
+    """Raise ValueError where what learns takes much of the device's memory, before anything runs."""
+    import comfy.model_management
+
+    patch, rows = host.patch_of(model.model.diffusion_model), trajectory.pictures * settings.batch_steps
+    grid = (-(-side // patch) for side in trajectory.latents.shape[-2:])
+    layer = TunedLayer(*layers[0].key, *grid, layers[0].channels)
+    needed, lean = (BYTES * 2 * rows * len(layers) * layer.elements(rank) / 1e9 for rank in (settings.rank, USUAL_RANK))
+    total = comfy.model_management.get_total_memory(model.load_device) / 1e9
+    if needed > SHARE * total:
+        raise ValueError(
+            f"while a step of {family.name} learns, its keys and values take {needed:.1f} GB at rank {settings.rank}, "
+            f"beside the model, and the device has {total:.1f} GB: set rank to {USUAL_RANK} ({lean:.1f} GB), or "
+            "inner_steps to 0, which records them."
+        )
 
 
 def tuning_mask(mask: Tensor | None, trajectory: host.Trajectory) -> Tensor | None:

@@ -125,7 +125,7 @@ def build(family: Transformer) -> Any:
 # ---- what meta tensors cannot ---------------------------------------------------------------------------------------
 
 
-def known_shares(regions: Any, words: Any, places: Any, attention: Any) -> list[Share] | None:
+def known_shares(regions: Any, words: Any, places: Any, attention: Any, free: Any) -> list[Share] | None:
     """Which queries see what, found on the CPU and then put where the queries are: its numbers are values."""
     plain = SimpleNamespace(
         tokens=attention.tokens,
@@ -134,7 +134,7 @@ def known_shares(regions: Any, words: Any, places: Any, attention: Any) -> list[
         sequence=attention.sequence,
         layer=attention.layer,
     )
-    found = SEEN_BY(regions, words, places, plain)
+    found = SEEN_BY(regions, words, places, plain, free)
     return found and [there(share) for share in found]
 
 

@@ -346,7 +346,8 @@ def test_the_gradient_is_the_slope(models, family):
 def test_what_has_learned_nothing_changes_nothing(models, family):
     """lambda = gamma = 1 and K_hat = V_hat = 0, guided, prompts of two lengths: bit-equal in the same attention."""
     model = models(family)
-    layers = tuning.learning_layers(model, host.family_of(model), TuneSettings(layers="all", rank=4))
+    chosen = TuneSettings(layers="all", rank=4)
+    layers = tuning.learning_layers(model, host.family_of(model), own_run(model, family)[0], chosen)
     state = TuningState()
     patched, _ = tuning.with_tuned_joint(model, host.family_of(model), layers, state, False)
     given = {"text": 3, "cfg": GUIDANCE, "tokens": 12}
@@ -418,6 +419,12 @@ def test_what_a_tuning_refuses_and_leaves_behind(models, monkeypatch):
     trajectory, _ = own_run(model, family)
     with pytest.raises(ValueError, match="learn is 'weights only', which is for U-Nets"):
         learned(model, trajectory, family, learn="weights only")
+    with monkeypatch.context() as small:
+        small.setattr(comfy.model_management, "get_total_memory", lambda device: 1e6)
+        with pytest.raises(
+            ValueError, match=r"take 0\.0 GB at rank 0, .* set rank to 32 \(0\.0 GB\), or inner_steps to 0"
+        ):
+            learned(model, trajectory, family, rank=0)
     kv = learned(model, trajectory, family, keep_source=False)[0]
     assert kv.source is None
     edit = drawn(apply(model, kv, mode="recompute"), family, cfg=GUIDANCE)
