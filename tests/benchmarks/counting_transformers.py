@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import comfy.model_base
+import comfy.model_management
 import comfy.ops
 import comfy.supported_models
 import tiny_transformers
@@ -154,10 +155,11 @@ def there(thing: Any) -> Any:
 
 @contextmanager
 def host_without_values(memory: int = MANY) -> Iterator[Any]:
-    """meta_host, in which a mask is found and so many bytes are free."""
+    """meta_host, in which a mask is found and so many bytes are free; the device is as large as one likes."""
     found = mock.patch.object(joint_words, "seen_by", known_shares)
     free = mock.patch.object(reference, "free_memory", lambda: memory)
-    with found, free, meta_host() as answers:
+    device = mock.patch.object(comfy.model_management, "get_total_memory", lambda _: MANY)
+    with found, free, device, meta_host() as answers:
         yield answers
 
 

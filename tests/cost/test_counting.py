@@ -1,8 +1,9 @@
 """The instruments of the cost benchmark: what is held at once, and the host's own trainer without storage."""
 
 import pytest
+import tiny_transformers
 import torch
-from benchmarks import counting, counting_host_lora, counting_lora
+from benchmarks import counting, counting_host_lora, counting_lora, counting_transformers
 from benchmarks.counting_memory import Memory
 
 
@@ -51,3 +52,19 @@ def test_a_host_without_a_trainer_is_told(monkeypatch, capsys):
     monkeypatch.setattr(counting_host_lora, "NEEDED", ("TrainLoraNode", "grandfather"))
     assert counting_host_lora.steps(counting.TINY) == {}
     assert "left out: comfy_extras.nodes_train has no grandfather" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["qwen", "zimage", "flux"])
+def test_a_transformers_lines_are_counted(kind):
+    """Everything the benchmark counts of the families at full size, of a small one."""
+    guidance = 1.0 if kind == "flux" else 4.0
+    pooled = tiny_transformers.EVERY[kind].pooled
+    small = counting_transformers.Transformer(
+        kind, kind, {}, tokens=32, text=48, guidance=guidance, pooled=pooled, cells=16
+    )
+    costs, sizes = counting_transformers.count(small)
+    plain = costs[counting_transformers.PLAIN]
+    assert {*counting_transformers.STEPS, counting_transformers.PASS, counting_transformers.ITERATION} < costs.keys()
+    assert all(cost.flops > 0 for cost in costs.values())
+    assert plain.flops < costs[counting_transformers.ITERATION].flops < 3 * plain.flops
+    assert min(sizes.values()) > 0
