@@ -66,5 +66,6 @@ def test_a_transformers_lines_are_counted(kind):
     plain = costs[counting_transformers.PLAIN]
     assert {*counting_transformers.STEPS, counting_transformers.PASS, counting_transformers.ITERATION} < costs.keys()
     assert all(cost.flops > 0 for cost in costs.values())
-    assert plain.flops < costs[counting_transformers.ITERATION].flops < 3 * plain.flops
+    iteration = costs[counting_transformers.ITERATION].flops  # forth, again and back, of the blocks that learn
+    assert 0.3 * plain.flops < iteration < 3 * plain.flops
     assert min(sizes.values()) > 0
