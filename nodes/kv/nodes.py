@@ -41,8 +41,8 @@ class SaveKV(io.ComfyNode):
         return saving.save_schema(
             KEPT,
             description="Saves tuned keys and values as a .safetensors file in models/palimpsest_kv, for Load KV. Of "
-            "a transformer (FLUX, Z-Image, Qwen-Image, SD 3) it saves what they are recorded from: the picture's "
-            "path and its prompt.",
+            "a transformer (FLUX, Z-Image, Qwen-Image, SD 3) it saves what they are recorded from, the picture's "
+            "path and its prompt, and what was learned.",
             search_aliases=["kv inversion", "save embeddings"],
         )
 
