@@ -68,7 +68,6 @@ from .joint import (
     as_bias,
     heads_apart,
     heads_joined,
-    looks_into_blocks,
     replace_joint,
 )
 from .layers import SELF_ATTENTION, Part, chosen_self_attention, read_parts
@@ -93,7 +92,7 @@ from .model import (
     word_layers,
 )
 from .operations import whole
-from .others import guidance_left_out, guiding_nodes, patching_nodes, refused_by_name
+from .others import guidance_left_out, guiding_nodes, looks_into_blocks, patching_nodes, refused_by_name
 from .pictures import PictureChannels, picture_channels, require_text_to_image, shows_picture, unseen_picture
 from .prompts import (
     is_unet,

@@ -125,12 +125,9 @@ class JointAttention:
 
     def with_picture(self, key: Tensor, value: Tensor) -> JointAttention:
         """The same with other keys and values (R, H, N, D) of the picture's own tokens."""
-        image = self.sequence.image
-
-        def put(whole: Tensor, part: Tensor) -> Tensor:
-            return torch.cat([whole[:, :, : image.start], part, whole[:, :, image.stop :]], 2)
-
-        return self.with_keys(put(self.key, key), put(self.value, value))
+        image, pairs = self.sequence.image, ((self.key, key), (self.value, value))
+        parts = ((whole[:, :, : image.start], new, whole[:, :, image.stop :]) for whole, new in pairs)
+        return self.with_keys(*(torch.cat(part, 2) for part in parts))
 
     def passed(self) -> JointAttention | Tensor:
         """What the acts behind make of it: with what to go on, or what comes out, (R, T, H * D)."""
@@ -385,15 +382,6 @@ def numbered(family: Family, network: Any, replaced: Mapping[str, Mapping]) -> d
             key = (f"{kind}_block", number)
             present[key] = Numbered(kind, number, present.get(key))
     return {**replaced, "dit": present}
-
-
-def looks_into_blocks(model: Any) -> bool:
-    """Whether nodes on a transformer's MODEL act between its blocks or in their attention, ours or others'."""
-    from comfy.patcher_extension import WrappersMP
-
-    options = model.model_options.get("transformer_options", {})
-    patches = (*options.get("patches", {}).values(), *options.get("patches_replace", {}).values())
-    return any(patches) or bool(model.get_wrappers(WrappersMP.APPLY_MODEL, JOINT))
 
 
 def replace_joint(patched: Any, family: Family, name: str, make: Callable[[Any], Act], stage: int = SEEN) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .joint import JOINT
+
 PACK = __name__.partition(".nodes.")[0]
 
 # The host's places for functions that join a positive prediction and a negative one, or change what came of them.
@@ -102,3 +104,12 @@ def refused_by_name(model: Any, technique: str) -> Iterator[None]:
             f"{technique} needs a gradient, and another node on this model has none: {found}. Connect the model from "
             "before that node; it may act while the edit is sampled."
         ) from error
+
+
+def looks_into_blocks(model: Any) -> bool:
+    """Whether nodes on a transformer's MODEL act between its blocks or in their attention, ours or others'."""
+    from comfy.patcher_extension import WrappersMP
+
+    options = model.model_options.get("transformer_options", {})
+    patches = (*options.get("patches", {}).values(), *options.get("patches_replace", {}).values())
+    return any(patches) or bool(model.get_wrappers(WrappersMP.APPLY_MODEL, JOINT))
