@@ -90,9 +90,14 @@ def nearest(pictures: torch.Tensor, taught: torch.Tensor) -> float:
 
 def shown(drawn: torch.Tensor, lesson: Lesson) -> float:
     """The share of pictures that are nearer to their scene with the concept than to it without."""
-    inside = [None] * len(drawn) if lesson.inside is None else lesson.inside.split(1)
-    each = zip(drawn.split(1), lesson.held_out.split(1), lesson.without.split(1), inside, strict=True)
-    return sum(distance(p, new, where) < distance(p, old, where) for p, new, old, where in each) / len(drawn)
+    return nearer(drawn, lesson.held_out, lesson.without, lesson.inside)
+
+
+def nearer(drawn: torch.Tensor, new: torch.Tensor, old: torch.Tensor, inside: torch.Tensor | None = None) -> float:
+    """The share of pictures (N, H, W, 3) that are nearer to their new one than to their old one; inside: as above."""
+    where = [None] * len(drawn) if inside is None else inside.split(1)
+    each = zip(drawn.split(1), new.split(1), old.split(1), where, strict=True)
+    return sum(distance(p, a, w) < distance(p, b, w) for p, a, b, w in each) / len(drawn)
 
 
 def few_distance(drawn: torch.Tensor, lesson: Lesson) -> float:

@@ -10,6 +10,7 @@
 4  "The MUMU LoRA appears to compose with the stylistic fine-tunes." The pocket model fine-tuned to ink on paper by
    Train LoRA's preset *style*, with MUMU's LoRA merged in, beside either alone. ink: the mean distance of colours and
    steps between pixels to the answers drawn in ink (lora_training.benchmark.distance), which falls as the style comes.
+   shown: the share of pictures that are nearer, by the same distance, to their answer in ink than to the plain one.
 
 Everything else as in the table: held-out animals, 64 tokens a picture, the host's KSampler.
 """
@@ -43,7 +44,7 @@ TOKENS = 64
 INK = argparse.Namespace(pictures=35, repeats=5, epochs=4, rate=5.0)  # 700 steps, as the benchmark of LoRAs has them
 COLUMNS = {
     "words": "words", "species": "species", "place": "place", "colour": "coat", "second": "second colour",
-    "pattern": "pattern", "collar": "collar", "identity": "identity", "ink": "ink",
+    "pattern": "pattern", "collar": "collar", "identity": "identity", "ink": "ink", "shown": "shown",
 }  # fmt: skip
 
 Rows = tuple[dict[str, dict[str, float]], dict[str, Tensor]]
@@ -116,11 +117,16 @@ def merged(pocket: bench.Pocket, asked: list[bench.Question], options: argparse.
         "MUMU merged into the fine-tune": lambda q: bench.ByPicture(TOKENS)(replace(pocket, model=both), q),
     }
     numbers, shown = rows_of(pocket, dict.fromkeys(ways, asked), lambda name, question: ways[name](question))
-    wanted = torch.from_numpy(np.stack([ink.in_ink(world.render(q.answer)) for q in asked])).float() / 255
-    numbers |= {"the answers in ink": scores(pocket.judge, wanted, [q.answer for q in asked])}
-    shown |= {"the answers in ink": wanted}
+    answers = [q.answer for q in asked]
+    wanted = torch.from_numpy(np.stack([ink.in_ink(world.render(answer)) for answer in answers])).float() / 255
+    plain = drawn(answers)[0]
+    for name, pictures in (("the answers", plain), ("the answers in ink", wanted)):
+        through = pocket.vae.decode(pocket.vae.encode(pictures)).clamp(0, 1)
+        shown[f"{name}, through the autoencoder"] = through
+        numbers[f"{name}, through the autoencoder"] = scores(pocket.judge, through, answers)
     for name, pictures in shown.items():
-        numbers[name]["ink"] = fine_tuning.distance(pictures, wanted)
+        nearer = fine_tuning.nearer(pictures, wanted, plain)
+        numbers[name] |= {"ink": fine_tuning.distance(pictures, wanted), "shown": nearer}
     return numbers, shown
 
 
@@ -146,7 +152,7 @@ def run(options: argparse.Namespace, output: Path) -> None:
             numbers |= {f"{number}: {name}": row for name, row in found.items()}
             shown |= {f"{number}: {name}": each[: bench.SHOWN] for name, each in pictures.items()}
     for row in numbers.values():
-        row.setdefault("ink", torch.nan)
+        row |= {name: row.get(name, torch.nan) for name in ("ink", "shown")}
     text = table(COLUMNS, numbers, lambda column: 1 if column == "ink" else 2)
     bench.written(output, "multimodal_findings", text, bench.setting(options, pocket) | {"rows": numbers})
     bench.contact_sheet(shown, asked, output / "multimodal_findings.jpg")
