@@ -136,10 +136,13 @@ class CachedPrefix:
             x = run_layer(layer, x, emb, context, options, *rest)
         else:
             name = (id(layer), tuple(options["uuids"]))  # one output per prompt of the batch that came in one call
-            if name not in self.outputs:
+            if name not in self.outputs or options.get(AGAIN):
                 with torch.no_grad():
-                    self.outputs[name] = run_layer(layer, x, emb, context, options, *rest)
-            x = self.outputs[name]
+                    x = run_layer(layer, x, emb, context, options, *rest)
+                if not options.get(AGAIN):  # whose patches may differ
+                    self.outputs[name] = x
+            else:
+                x = self.outputs[name]
         if hasattr(layer, "transformer_blocks") and "transformer_index" in options:
             options["transformer_index"] += 1
         return x
@@ -168,13 +171,15 @@ class CachedBlocks:
 
     def run(self, name: str, forward: Callable, *args: Any, **kwargs: Any) -> Any:
         """A block's output, run or kept; one per prompt of the batch that came in one call."""
-        key = (name, tuple(kwargs["transformer_options"]["uuids"]))
-        if key not in self.outputs:
-            with torch.no_grad():
-                found = forward(*args, **kwargs)
+        options = kwargs["transformer_options"]
+        key = (name, tuple(options["uuids"]))
+        if key in self.outputs and not options.get(AGAIN):
+            return each_tensor(self.outputs[key], torch.clone) if name == self.last else self.outputs[key]
+        with torch.no_grad():
+            found = forward(*args, **kwargs)
+        if not options.get(AGAIN):  # whose patches may differ
             self.outputs[key] = each_tensor(found, torch.clone if name == self.last else hollow)
-            return found
-        return each_tensor(self.outputs[key], torch.clone) if name == self.last else self.outputs[key]
+        return found
 
     def forget(self) -> None:
         """The input changes: run everything again."""

@@ -43,13 +43,14 @@ def tune(
     another architecture than the trajectory's, models spread over several GPUs, and a clip.
     """
     family = host.family_of(model)
-    layers = learning_layers(model, family, trajectory, settings)
-    settings = settings if family is None else replace(settings, keep_source=False)
+    if family is None:
+        layers = learning_layers(model, settings)
+    else:
+        layers = joint_layers(model, family, trajectory, settings)
+        settings = replace(settings, keep_source=False)
     inputs.require_same_layout(
         model, trajectory.layout, "the trajectory was recorded", "invert the picture with this model"
     )
-    if family is not None:
-        trajectory.require_picture("Tune KV")
     model = host.single_device(model)
     state = TuningState(mask=tuning_mask(mask, trajectory), others=host.patching_nodes(model))
     require_whole_pictures(positive, negative)
@@ -81,19 +82,23 @@ def tune(
     return finished.embeddings(trajectory, start, info), rebuilt
 
 
-def learning_layers(
-    model: Any, family: host.Family | None, trajectory: host.Trajectory, settings: TuneSettings
-) -> list[host.AttentionLayer]:
-    """The layers that learn. Raises ValueError where this model has none there, and for one that cannot learn."""
-    if family is not None:
-        require_learnable(family, settings)
-        channels = getattr(model.model.diffusion_model, family.width)
-        found = [host.AttentionLayer(*key, channels) for key in layers_of(model, family, settings)]
-        require_room(model, family, found, trajectory, settings)
-        return found
+def learning_layers(model: Any, settings: TuneSettings) -> list[host.AttentionLayer]:
+    """The layers of a U-Net that learn. Raises ValueError where this model has none there."""
     layers = chosen_layers(host.self_attention_layers(model, TECHNIQUE), settings.layers)
     if not layers:
         raise ValueError(f"layers is {settings.layers!r}, and this model has no self-attention there: choose others.")
+    return layers
+
+
+def joint_layers(
+    model: Any, family: host.Family, trajectory: host.Trajectory, settings: TuneSettings
+) -> list[host.AttentionLayer]:
+    """The layers of a transformer that learn. Raises ValueError where there are none, and where it cannot learn."""
+    require_learnable(family, settings)
+    trajectory.require_picture("Tune KV")
+    channels = getattr(model.model.diffusion_model, family.width)
+    layers = [host.AttentionLayer(*key, channels) for key in layers_of(model, family, settings)]
+    require_room(model, family, layers, trajectory, settings)
     return layers
 
 

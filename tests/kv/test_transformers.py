@@ -347,7 +347,7 @@ def test_what_has_learned_nothing_changes_nothing(models, family):
     """lambda = gamma = 1 and K_hat = V_hat = 0, guided, prompts of two lengths: bit-equal in the same attention."""
     model = models(family)
     chosen = TuneSettings(layers="all", rank=4)
-    layers = tuning.learning_layers(model, host.family_of(model), own_run(model, family)[0], chosen)
+    layers = tuning.joint_layers(model, host.family_of(model), own_run(model, family)[0], chosen)
     state = TuningState()
     patched, _ = tuning.with_tuned_joint(model, host.family_of(model), layers, state, False)
     given = {"text": 3, "cfg": GUIDANCE, "tokens": 12}
