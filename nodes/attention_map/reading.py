@@ -151,12 +151,12 @@ def read(
     run = record.of(samples)
     chosen = chosen_words(record, settings.words)
     cells = tuple(run.samples.shape[-2:])
-    encoded = tuple(host.CELL * side for side in cells)
+    cell = host.cell_of(size, cells) if size else host.CELL  # where there is one, the VAE left the sides' rest out
+    encoded = tuple((cell or host.CELL) * side for side in cells)
     size = size or encoded
-    cut = tuple(side // host.CELL for side in size) == cells  # the VAE left the sides' rest out
     levels = chosen_levels(run, settings.levels)
-    mass = mean_mass(run, levels, settings.start_percent, settings.end_percent, encoded if cut else size)
-    mass = run.of_video(host.beyond(mass, size) if cut else mass)
+    mass = mean_mass(run, levels, settings.start_percent, settings.end_percent, encoded if cell else size)
+    mass = run.of_video(host.beyond(mass, size) if cell else mass)
     mask = host.as_encoded(mask, cells) if mask is not None and size == encoded else mask
     shown, mass = normalised(mass, settings.normalise, record)[:, chosen], mass[:, chosen]
     thresholds = maths.otsu(shown) if settings.threshold == 0 else torch.full(shown.shape[:2], settings.threshold)

@@ -126,8 +126,8 @@ class FeatureBlend(io.ComfyNode):
                     max=16.0,
                     step=0.25,
                     advanced=True,
-                    tooltip="Grows the mask's white by this many cells of 8 pixels; below 0 it shrinks. 1 to 2 give a "
-                    "new outline room; PFB-Diff shrinks a background's mask by 2.25.",
+                    tooltip="Grows the mask's white by this many cells of 8 pixels (16 on FLUX.2); below 0 it "
+                    "shrinks. 1 to 2 give a new outline room; PFB-Diff shrinks a background's mask by 2.25.",
                 ),
                 inputs.seed(
                     "Seed of the fixed noise of source_latents 're-noised source'; unused otherwise.", advanced=True

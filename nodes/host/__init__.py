@@ -29,7 +29,7 @@ from .call import (
 from .cancelling import stop_if_cancelled
 from .compiled import not_compiled, uncompiled
 from .controls import with_own_adapters
-from .cutting import CELL, as_encoded, beyond, middle, was_cut
+from .cutting import CELL, as_encoded, beyond, cell_of, middle, was_cut
 from .families import (
     JOINT_FAMILIES,
     Family,
@@ -183,6 +183,7 @@ __all__ = [
     "block_outputs",
     "blocks",
     "call_of",
+    "cell_of",
     "chosen_self_attention",
     "chosen_source",
     "chunk_rows",

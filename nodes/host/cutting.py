@@ -7,8 +7,13 @@ from torch import Tensor
 
 from .model import Grid
 
-CELL = 8  # pixels of a picture's side in a cell of the latent, in every U-Net's VAE
-CELLS = (8, 16, 32, 64)  # in any model's
+CELL = 8  # pixels of a picture's side in a cell of the latent, in every U-Net's VAE and most transformers'
+CELLS = (8, 16, 32, 64)  # in any model's; 16 in FLUX.2's and Wan 2.2 5B's
+
+
+def cell_of(size: Grid, latent: Grid) -> int | None:
+    """Pixels of a side in a cell of the latent (height, width) that shows a picture; None where it shows another."""
+    return next((cell for cell in CELLS if tuple(side // cell for side in size) == tuple(latent)), None)
 
 
 def middle(size: Grid, part: Grid) -> tuple[slice, slice]:
@@ -18,14 +23,15 @@ def middle(size: Grid, part: Grid) -> tuple[slice, slice]:
 
 
 def as_encoded(mask: Tensor, latent: Grid) -> Tensor:
-    """The part of a MASK (..., H, W) of a picture that a U-Net's latent of (height, width) shows.
+    """The part of a MASK (..., H, W) of a picture that a model's latent of (height, width) shows.
 
     A mask of another size than that picture's is taken for the whole latent's.
     """
     size = tuple(mask.shape[-2:])
-    if tuple(side // CELL for side in size) != tuple(latent):
+    cell = cell_of(size, latent)
+    if cell is None:
         return mask
-    rows, columns = middle(size, tuple(CELL * side for side in latent))
+    rows, columns = middle(size, tuple(cell * side for side in latent))
     return mask[..., rows, columns]
 
 

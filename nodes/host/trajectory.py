@@ -83,7 +83,8 @@ class Trajectory:
         if (height, width) != tuple(x.shape[-2:]):
             raise ValueError(
                 f"the trajectory was recorded for a latent of {width} x {height}, sampling runs at {x.shape[-1]} x "
-                f"{x.shape[-2]} (8 pixels each): resize the picture to the inverted size, or invert again."
+                f"{x.shape[-2]} (8 pixels a cell, 16 in FLUX.2 and Wan 2.2 5B): resize the picture to the inverted "
+                "size, or invert again."
             )
         if self.frames > 1:
             self.check_frames(x)

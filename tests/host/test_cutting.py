@@ -21,6 +21,15 @@ def test_a_mask_is_cut_as_the_host_cuts_the_picture(inference, pocket_vae, size)
     assert pocket_vae.encode(picture).shape[-2:] == latent
 
 
+def test_a_mask_is_cut_by_larger_cells_too(inference, pocket_vae, monkeypatch):
+    """As the host cuts for a VAE of 16 pixels a cell (FLUX.2, Wan 2.2 5B)."""
+    monkeypatch.setattr(type(pocket_vae), "spacial_compression_encode", lambda _: 16)
+    for size in [(256, 256), (250, 261), (128, 160)]:
+        cut = pocket_vae.vae_encode_crop_pixels(pictures(*size))
+        latent = tuple(side // 16 for side in cut.shape[1:3])
+        assert torch.equal(host.as_encoded(pictures(*size)[..., 0], latent), cut[..., 0])
+
+
 def test_a_mask_of_another_size_is_the_whole_pictures():
     for size in [(50, 50), (64, 64), (256, 250)]:
         mask = torch.rand(1, *size)
