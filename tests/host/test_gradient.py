@@ -1,5 +1,6 @@
 """The cheap gradient step: no weight copied, no layer run twice, the same numbers to the bit."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -156,3 +157,31 @@ def test_a_tuning_leaves_no_trace_when_it_breaks():
     with pytest.raises(RuntimeError, match="out of memory"):
         tune_kv(model, trajectory, tiny_models.prompt(1), tiny_models.prompt(2), TuneSettings(), report=breaks)
     assert {name: id(p) for name, p in model.model.named_parameters()} == parameters
+
+
+def test_cached_blocks_run_once_a_step_and_anew_for_another_nodes_pass():
+    """Another node's pass may have patches of its own: it runs, and nothing of it is kept."""
+    ran = []
+
+    def forward(x, transformer_options, name):
+        ran.append(name)
+        return x + 1 if name == "last" else (x, 2 * x)
+
+    blocks, x = tuning_runtime.CachedBlocks("last"), torch.ones(2, 3)
+    first, last = (partial(blocks.run, name, partial(forward, name=name)) for name in ("first", "last"))
+    own = {"transformer_options": {"uuids": ["a"]}}
+    again = {"transformer_options": {"uuids": ["a"], tuning_runtime.AGAIN: True}}
+    assert torch.equal(last(first(x, **own)[0], **own), x + 1)
+    hollow = first(x, **own)
+    assert [each.shape for each in hollow] == [x.shape, x.shape]
+    assert not any(each.any() for each in hollow)
+    kept = last(hollow[0], **own)
+    assert torch.equal(kept, x + 1)
+    kept.zero_()  # the host's blocks write into their inputs
+    assert torch.equal(last(hollow[0], **own), x + 1)
+    assert ran == ["first", "last"]
+    assert torch.equal(last(first(3 * x, **again)[1], **again), 6 * x + 1)
+    assert torch.equal(last(hollow[0], **own), x + 1)
+    assert ran == ["first", "last"] * 2
+    blocks.forget()
+    assert torch.equal(last(first(5 * x, **own)[0], **own), 5 * x + 1)
