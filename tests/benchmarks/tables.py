@@ -532,6 +532,24 @@ TABLES = {
         ),
         "prompt",
     ),
+    "multimodal-rival": Table(
+        "multimodal_rival.json",
+        ("rows",),
+        {
+            "the picture as one pooled vector": "the picture as one pooled vector, among the words",
+            "beside the words, strength 1": "four tokens of it beside the words, strength 1",
+            "beside the words, strength 0.6": "the same, strength 0.6",
+        },
+        (
+            single("words followed", "words"),
+            single("coat's colour", "colour"),
+            single("identity", "identity"),
+            single("second colour", "second"),
+            single("collar", "collar"),
+            single("facing", "facing"),
+        ),
+        "prompt",
+    ),
     "text": Table(
         "text_control.json",
         ("rows",),
