@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -303,8 +303,9 @@ def apply_joint(
     )
     if remarks is not None:
         apart = "each step takes what was recorded at the nearest noise level"
-        guidance = kv.learned.guidance if settings.mode == RECOMPUTE else None
-        recorded = host.Recorded.of(kv.trajectory, apart, from_start=mask is None, guidance=guidance)
+        recorded = host.Recorded.of(kv.trajectory, apart, from_start=mask is None)
+        if settings.mode == RECOMPUTE:
+            recorded = replace(recorded, how="tuned", guidance=kv.learned.guidance)
         host.compare_runs(patched, recorded, remarks)
     host.attach_source(patched, source, LearnedSteps(kv.learned) if settings.mode == RECOMPUTE else kv.source)
     return patched, source

@@ -414,6 +414,15 @@ def test_masks_batches_groups_of_steps_and_layers_of_what_is_learned(models):
         assert_acts(part, drawn(apply(model, whole, mode="recompute"), family, pictures=2, cfg=GUIDANCE))
 
 
+def test_another_guidance_than_the_tunings_is_told(models, caplog):
+    model, family = models("qwen"), "qwen"
+    kv = learned(model, own_run(model, family)[0], family, inner_steps=1)[0]
+    for mode, told in (("recompute", True), ("extend", False)):
+        caplog.clear()
+        drawn(apply(model, kv, mode=mode), family, cfg=5.0)
+        assert ("tuned at guidance 3 and is sampled at 5: set cfg to 3" in caplog.text) is told
+
+
 def test_what_a_tuning_refuses_and_leaves_behind(models, monkeypatch):
     model, family = models("qwen"), "qwen"
     trajectory, _ = own_run(model, family)
