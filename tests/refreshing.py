@@ -108,6 +108,11 @@ STEPS = {
         (("context.json", f"{RESULTS}/context_pictures.json"), ("context.md", f"{RESULTS}/context_pictures.md"),
          ("context.jpg", f"{RESULTS}/context_pictures.jpg")),
     ),
+    "convergence": Step(
+        "contextdiff.benchmark",
+        ("--parts", "convergence", "--clips", "3"),
+        (("context.json", f"{RESULTS}/context_convergence.json"),),
+    ),
     "multimodal": Step(
         "multimodal.benchmark",
         ("--trained", "tests/pocket/models"),

@@ -510,6 +510,20 @@ TABLES = {
         "sampler, guidance",
         incomplete=True,
     ),
+    "context-convergence": Table(
+        "context_convergence.json",
+        ("convergence",),
+        {
+            f"{way}, {steps} steps": f"{steps} steps, {label}"
+            for steps in ("5", "10", "20", "40")
+            for way, label in {"queries": "queries alone", "queries + context adapter": "and the adapter"}.items()
+        },
+        (
+            Column("dB to the ideal edit", (("ideal",), ("ideal +-",)), 2, between=" ± "),
+            single("CLIP-temp, all pairs", "pairs", 3),
+        ),
+        "tuned for",
+    ),
     "multimodal": Table(
         "multimodal.json",
         ("rows",),
