@@ -118,6 +118,11 @@ STEPS = {
         ("--trained", "tests/pocket/models"),
         results("multimodal.json", "multimodal.md", "multimodal.jpg"),
     ),
+    "rival": Step(
+        "multimodal.benchmark",
+        ("--ablation", "rival", "--minutes", "65", "--work", ".dev/rival"),
+        results("multimodal_rival.json"),
+    ),
     "pose": Step("pose_control.benchmark", (), results("pose_control.json", "pose_control.jpg")),
     "lora": lora(
         results("lora_ink.json", "lora_ink.png", "lora_ink_figure_14.png"),
