@@ -282,6 +282,11 @@ def draw(
     return pocket.vae.decode(sampled["samples"]).clamp(0, 1)
 
 
+def as_asked(options: argparse.Namespace) -> dict[str, Any]:
+    """How `draw` samples where options say so."""
+    return {"steps": options.steps_sampled, "guidance": options.guidance}
+
+
 def scores(pocket: Pocket, pictures: torch.Tensor, asked: list[Question]) -> dict[str, float]:
     """Everything measured of the pictures of a method; see the top of this file."""
     answers = [question.answer for question in asked]
@@ -308,7 +313,7 @@ def measure(
         for question in asked:
             conditioned = METHODS[name](pocket, question)
             tokens.append(conditioned[-1])
-            found.append(draw(pocket, question, conditioned, options.steps_sampled, options.guidance))
+            found.append(draw(pocket, question, conditioned, **as_asked(options)))
         pictures = torch.cat(found)
         rows[name] = scores(pocket, pictures, asked) | {"tokens": sum(tokens) / len(tokens)}
         if isinstance(METHODS[name], ByPicture):

@@ -240,7 +240,9 @@ def run(options: argparse.Namespace, output: Path) -> None:
             embed = by_clip_vision(options.clip_vision) if options.clip_vision else judged(pocket.judge)
             for kept in (True, False):
                 name = f"{arm}, background {'kept' if kept else 'removed'}"
-                pictures = torch.cat([bench.draw(pocket, q, ask(pocket, q, kept)) for q in asked])
+                pictures = torch.cat(
+                    [bench.draw(pocket, q, ask(pocket, q, kept), **bench.as_asked(options)) for q in asked]
+                )
                 rows[name], shown[name] = scores(pocket.judge, embed, pictures, asked), pictures[: bench.SHOWN]
                 print(name, {key: round(value, 3) for key, value in rows[name].items()}, flush=True)
         rows[bench.CEILING] = through(pocket, embed, asked, [q.answer for q in asked])

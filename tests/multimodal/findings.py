@@ -62,11 +62,13 @@ def scores(judge: Any, pictures: Tensor, answers: list[world.Scene]) -> dict[str
     }
 
 
-def rows_of(pocket: bench.Pocket, asked: dict[str, list[bench.Question]], ask: Callable) -> Rows:
+def rows_of(
+    pocket: bench.Pocket, asked: dict[str, list[bench.Question]], ask: Callable, options: argparse.Namespace
+) -> Rows:
     """(numbers, pictures) of questions by the name of a row; ask(row, question) is what is sampled."""
     numbers, shown = {}, {}
     for name, questions in asked.items():
-        pictures = torch.cat([bench.draw(pocket, q, ask(name, q)) for q in questions])
+        pictures = torch.cat([bench.draw(pocket, q, ask(name, q), **bench.as_asked(options)) for q in questions])
         numbers[name] = scores(pocket.judge, pictures, [q.answer for q in questions])
         shown[name] = pictures
         print(name, {key: round(value, 3) for key, value in numbers[name].items()}, flush=True)
@@ -83,6 +85,7 @@ def harmonised(pocket: bench.Pocket, asked: list[bench.Question], options: argpa
         pocket,
         {"animal and place of one picture": own, "animal and place of two pictures": asked},
         lambda name, question: bench.ByPicture(TOKENS, two=True)(pocket, question),
+        options,
     )
 
 
@@ -103,6 +106,7 @@ def styled(pocket: bench.Pocket, asked: list[bench.Question], options: argparse.
         pocket,
         {"looks for the same species": asked, "looks for another species": others},
         lambda name, question: bench.ByPicture(TOKENS)(pocket, question),
+        options,
     )
 
 
@@ -116,7 +120,7 @@ def merged(pocket: bench.Pocket, asked: list[bench.Question], options: argparse.
         "MUMU alone": lambda q: bench.ByPicture(TOKENS)(pocket, q),
         "MUMU merged into the fine-tune": lambda q: bench.ByPicture(TOKENS)(replace(pocket, model=both), q),
     }
-    numbers, shown = rows_of(pocket, dict.fromkeys(ways, asked), lambda name, question: ways[name](question))
+    numbers, shown = rows_of(pocket, dict.fromkeys(ways, asked), lambda name, question: ways[name](question), options)
     answers = [q.answer for q in asked]
     wanted = torch.from_numpy(np.stack([ink.in_ink(world.render(answer)) for answer in answers])).float() / 255
     plain = drawn(answers)[0]

@@ -190,7 +190,9 @@ def run(options: argparse.Namespace, output: Path) -> None:
             ways[f"beside the words, strength {strength:g}"] = lambda q, s=strength: ask(pocket, trainer.adapter, q, s)
         for name, way in ways.items():
             conditioned = [way(question) for question in asked]
-            pictures = torch.cat([bench.draw(pocket, *pair) for pair in zip(asked, conditioned, strict=True)])
+            how = bench.as_asked(options)
+            pairs = zip(asked, conditioned, strict=True)
+            pictures = torch.cat([bench.draw(pocket, *pair, **how) for pair in pairs])
             rows[name] = bench.scores(pocket, pictures, asked) | {"tokens": conditioned[0][-1]}
             shown[name] = pictures[: bench.SHOWN]
             print(name, {key: round(value, 3) for key, value in rows[name].items()}, flush=True)
