@@ -118,6 +118,11 @@ STEPS = {
         ("--trained", "tests/pocket/models"),
         results("multimodal.json", "multimodal.md", "multimodal.jpg"),
     ),
+    "ink": Step(
+        "multimodal.benchmark",
+        ("--ablation", "findings", "--arms", "4", "--count", "16", "--guidance", "1.5"),
+        (("multimodal_findings.json", f"{RESULTS}/multimodal_findings_ink.json"),),
+    ),
     "rival": Step(
         "multimodal.benchmark",
         ("--ablation", "rival", "--minutes", "65", "--work", ".dev/rival"),

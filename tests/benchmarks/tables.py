@@ -546,6 +546,26 @@ TABLES = {
         ),
         "prompt",
     ),
+    "multimodal-ink": Table(
+        "multimodal_findings_ink.json",
+        ("rows",),
+        {
+            "4: fine-tune alone, colour told": "the fine-tune alone, colour told",
+            "4: MUMU alone": "MUMU alone",
+            "4: MUMU merged into the fine-tune": "MUMU merged into the fine-tune",
+            "4: the answers, through the autoencoder": "the drawn answers, through the autoencoder",
+            "4: the answers in ink, through the autoencoder": "the answers in ink, through the autoencoder",
+        },
+        (
+            single("ink", "ink", 1),
+            single("shown", "shown"),
+            single("species", "species"),
+            single("coat's colour", "colour"),
+            single("second colour", "second"),
+            single("identity", "identity"),
+        ),
+        "model",
+    ),
     "multimodal-rival": Table(
         "multimodal_rival.json",
         ("rows",),
