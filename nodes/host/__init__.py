@@ -55,6 +55,7 @@ from .flow import (
     is_flow_sampling,
     kind_of_path,
     noise_to,
+    reads_guidance,
     require_flow,
     require_flow_levels,
 )
@@ -227,6 +228,7 @@ __all__ = [
     "picture_rows",
     "places",
     "read_parts",
+    "reads_guidance",
     "reads_pooled",
     "refused_by_name",
     "renoised",

@@ -72,6 +72,11 @@ def few_steps_only(model: Any) -> bool:
     return type(model.model.model_config).__name__ == "FluxSchnell"
 
 
+def reads_guidance(model: Any) -> bool:
+    """Whether a model was distilled to a guidance that it is given as an input (FLUX.1 dev): it is sampled at cfg 1."""
+    return bool(getattr(getattr(model.model.diffusion_model, "params", None), "guidance_embed", False))
+
+
 # ---- noise that begins in a latent ----------------------------------------------------------------------------------
 
 

@@ -225,6 +225,10 @@ class TuneKV(io.ComfyNode):
         if host.family_of(model) is not None:
             kv = beside_record(model, trajectory, positive, settings, kv)
             report += f"; {kv.said}" if kv.said else ""
+        if settings.run_guidance != 1.0 and host.reads_guidance(model):
+            report += (
+                "; this model reads its guidance as an input and is sampled at cfg 1: tune at guidance 1, or record"
+            )
         report += f"; {choice}" if choice else ""
         return io.NodeOutput(kv, {"samples": rebuilt}, report, ui=host.told(cls, report))
 

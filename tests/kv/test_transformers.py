@@ -290,6 +290,7 @@ def test_a_tuning_rebuilds_the_picture_at_the_guidance_of_the_edit(models, famil
     kv, rebuilt, report = learned(model, trajectory, family)
     assert error(rebuilt["samples"], plain) < 0.5 * error(guided, plain)
     assert "rebuilt at guidance 3" in report
+    assert ("tune at guidance 1, or record" in report) is (family == "flux")
     again = drawn(apply(model, kv, mode="recompute"), family, cfg=GUIDANCE)
     assert_close(again, rebuilt["samples"], 2e-3)  # kept in half precision
     assert_acts(drawn(apply(model, kv, mode="recompute"), family, text=3, cfg=GUIDANCE),
