@@ -21,7 +21,6 @@ The parts stand in tests/workshop, which tests import as well. They too need the
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from workshop.places import DEV, MODELS, POCKET, ROOT, TIERS, Problem
 from workshop.serving import environment, open_host
 
 OLDEST_PYTHON = (3, 11)
-MOST_TEST_PROCESSES, TEST_PROCESS = 4, 3e9  # bytes of memory that each takes, about
+MOST_TEST_PROCESSES = 4  # each takes about 3 GB
 
 
 def command_setup(options: argparse.Namespace, _: list[str]) -> int:
@@ -135,24 +134,13 @@ def command_test(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def side_by_side(env: dict[str, str], command: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Share whole files among processes, each with a host of its own; torch's threads would wait for each other.
-
-    A process waits for its host and its pages a quarter of the time: there is one more than cores, where memory allows.
-    """
+    """Share whole files among processes, each with a host of its own; torch's threads would wait for each other."""
     cores = os.cpu_count() or 1
-    workers = 1 if cores == 1 else int(min(cores + 1, MOST_TEST_PROCESSES, memory() // TEST_PROCESS))
-    if workers <= 1:
+    workers = min(cores, MOST_TEST_PROCESSES)
+    if workers == 1:
         return env, command
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // workers))} | env
+    threads = {"OMP_NUM_THREADS": str(cores // workers)} | env
     return threads, [*command, "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
-
-
-def memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not tell."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return math.inf
 
 
 def browser_for_tests() -> tuple[Browser | None, str | None]:
