@@ -1,4 +1,4 @@
-"""The workflows of KV Inversion on flow-matching models: noise travels as NOISE, keys and values are not learned."""
+"""The workflows of KV Inversion on flow-matching models: noise travels as NOISE, keys and values are recorded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ REPOSE = "Re-pose a subject on a flow model (KV Inversion)"
 
 START_HERE = """## Change what a subject does, on a flow model
 
-Z-Image, Qwen-Image, FLUX, Chroma and SD 3.5: their attention sees text and picture in one sequence. **Tune KV** learns
-nothing there; it records what the photo's own tokens show, and the edit looks at it.
+Z-Image, Qwen-Image, FLUX, Chroma and SD 3.5: their attention sees text and picture in one sequence. **Tune KV**
+records there what the photo's own tokens show (inner_steps 0), and the edit looks at it.
 
 1. The loaders: the **base** model, its text encoder, its VAE. Not Turbo, which does not invert well.
 2. **Your photo**, about 1024 px, and what it shows.
