@@ -87,15 +87,21 @@ def from_file(header: Header, tensors: Tensors) -> KVEmbeddings | RecordedKV:
         return kv
     if GRIDS not in header:
         return recorded_from(header, tensors)
-    learned, known = learned_from(header, tensors, GRIDS, JOINT_BLOCKS)
+    of_noise = len(tensors.shapes.get("noise", ())) or 4  # which recorded_from looks at
+    learned, known = learned_from(header, tensors, GRIDS, JOINT_BLOCKS, of_noise)
     recorded = recorded_from(header, tensors, known)
     if {layer.key for layer in learned.layers} != set(recorded.layers):
         raise ValueError("the layers that learned are not those that were recorded")
     return replace(recorded, learned=learned)
 
 
-def learned_from(header: Header, tensors: Tensors, key: str, blocks: tuple[str, ...]) -> tuple[KVEmbeddings, set[str]]:
-    """(embeddings, the names of their tensors). key: the header's for their layers, which stand in one of `blocks`."""
+def learned_from(
+    header: Header, tensors: Tensors, key: str, blocks: tuple[str, ...], of_noise: int = 4
+) -> tuple[KVEmbeddings, set[str]]:
+    """(embeddings, the names of their tensors). key: the header's for their layers, which stand in one of `blocks`.
+
+    of_noise: how many dimensions the noise has.
+    """
     sigmas = descending(header.numbers("sigmas"))
     layers = header.records(key, TunedLayer, number=(0, 999), index=(0, 999), **dict.fromkeys(SIZES, (1, 1 << 20)))
     require_layers(layers, blocks)
@@ -105,7 +111,7 @@ def learned_from(header: Header, tensors: Tensors, key: str, blocks: tuple[str, 
         raise ValueError(f"its span should not end before it begins, it is {first} to {last}")
     ranks = dict(zip((LEARNED, SOURCE), header.numbers("rank", int, high=1 << 16, count=2), strict=True))
     layout, folded, info = header.text("layout"), header.json("folded", bool), header.info(**USED)
-    pictures, known = require_shapes(tensors, steps, layers, ranks)
+    pictures, known = require_shapes(tensors, steps, layers, ranks, of_noise)
     if last > first and len(known) == 2:
         raise ValueError(f"it holds no keys and values of its {pictures} pictures")
     found = {name: tensors[name] for name in sorted(known)}
@@ -149,10 +155,10 @@ def require_layers(layers: tuple[TunedLayer, ...], blocks: tuple[str, ...]) -> N
 
 
 def require_shapes(
-    tensors: Tensors, steps: int, layers: tuple[TunedLayer, ...], ranks: dict[str, int]
+    tensors: Tensors, steps: int, layers: tuple[TunedLayer, ...], ranks: dict[str, int], of_noise: int
 ) -> tuple[int, set[str]]:
     """(number of pictures, names of the tensors). Raises ValueError for what the layers and steps do not have."""
-    tensors.require("noise", None, None, *[None] * max(2, len(tensors.shapes.get("noise", ())) - 2))
+    tensors.require("noise", *[None] * of_noise)
     pictures = tensors.shapes["noise"][0]
     tensors.require("scalars", steps, len(layers), len(SCALARS), pictures)
     known = {"noise", "scalars"}

@@ -68,7 +68,7 @@ def test_comparing_the_longest_texts_stops_where_the_run_is_cancelled(clips, mon
 
     def cancel():
         comfy.model_management.interrupt_current_processing()
-        asked.append(time.process_time())  # its own work, so that a busy machine does not count
+        asked.append(time.monotonic())
 
     def compare(*args):
         threading.Timer(0.2, cancel).start()
@@ -78,4 +78,4 @@ def test_comparing_the_longest_texts_stops_where_the_run_is_cancelled(clips, mon
     longest = "a dog " * 2_300
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         read_prompts(clips["sd15"], longest, "one cat " + longest)
-    assert time.process_time() - asked[0] < 1
+    assert time.monotonic() - asked[0] < 1

@@ -424,11 +424,23 @@ def test_another_guidance_than_the_tunings_is_told(models, caplog):
         assert ("tuned at guidance 3 and is sampled at 5: set cfg to 3" in caplog.text) is told
 
 
+def test_a_family_without_a_gradient_is_told_to_record(models):
+    model, family = models("anima"), "anima"
+    with pytest.raises(ValueError, match=r"learns nothing inside of Anima: .* Set inner_steps to 0, which records"):
+        learned(model, own_run(model, family)[0], family)
+
+
 def test_what_a_tuning_refuses_and_leaves_behind(models, monkeypatch):
     model, family = models("qwen"), "qwen"
     trajectory, _ = own_run(model, family)
     with pytest.raises(ValueError, match="learn is 'weights only', which is for U-Nets"):
         learned(model, trajectory, family, learn="weights only")
+    with pytest.raises(ValueError, match="the mask of Tune KV is black all over"):
+        learned(model, trajectory, family, mask=torch.zeros(1, 32, 32))
+    with pytest.raises(ValueError, match="negative"):
+        learned(model, trajectory, family, negative=None)
+    with pytest.raises(ValueError, match="layers is 'encoder', and this model has no layers there"):
+        learned(model, trajectory, family, layers="encoder")
     with monkeypatch.context() as small:
         small.setattr(comfy.model_management, "get_total_memory", lambda device: 1e5)
         with pytest.raises(

@@ -188,9 +188,9 @@ def run(options: argparse.Namespace, output: Path) -> None:
         ways = {"the picture as one pooled vector": lambda q: bench.ByPicture(256, pooled=True)(pocket, q)}
         for strength in STRENGTHS:
             ways[f"beside the words, strength {strength:g}"] = lambda q, s=strength: ask(pocket, trainer.adapter, q, s)
+        how = bench.as_asked(options)
         for name, way in ways.items():
             conditioned = [way(question) for question in asked]
-            how = bench.as_asked(options)
             pairs = zip(asked, conditioned, strict=True)
             pictures = torch.cat([bench.draw(pocket, *pair, **how) for pair in pairs])
             rows[name] = bench.scores(pocket, pictures, asked) | {"tokens": conditioned[0][-1]}
