@@ -1,6 +1,5 @@
 """A transformer learns keys and values in the host's own executor, by its loaders, as the template is wired."""
 
-import pytest
 from graphs import pocket
 from graphs.shipped import check_pictures, nodes_of, pocket_form, provide_files
 from kv.flow_graph import REPOSE
@@ -10,7 +9,6 @@ LEARNS = {"inner_steps": 3, "rank": 4, "guidance": 3.0, "learning_rate": 0.05}
 SHOWS = {"mode": "recompute", "source_guidance": 1.0}
 
 
-@pytest.mark.runs_in_browser
 def test_a_transformer_learns_and_shows_it_headless(client, monkeypatch):
     """The small FLUX layout, which draws nothing to look at, by the loaders of such files."""
     monkeypatch.setattr(pocket, "OF_OTHER_KINDS", {})
