@@ -11,6 +11,7 @@ from .attention import (
     replace_attention,
     run_attention,
 )
+from .attention_masks import as_bias
 from .block_outputs import block_outputs, meet_blocks
 from .call import (
     ModelCall,
@@ -66,7 +67,6 @@ from .joint import (
     SHARED,
     JointAttention,
     Sequence,
-    as_bias,
     heads_apart,
     heads_joined,
     replace_joint,

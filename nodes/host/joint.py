@@ -9,7 +9,6 @@ which node came first nor that others write into that place after us.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .apart import Seen, seen_apart, text_length
+from .attention_masks import longer_mask, part_of_mask
 from .call import NAME, EachCall, ModelCall, call_of, observe
 from .compiled import not_compiled
 from .families import Family, patch_in_time, patch_of, text_multiple
@@ -123,6 +123,11 @@ class JointAttention:
         """The same with other keys and values (R, H, M, D); bias: what is added to all scores, in its mask's place."""
         return replace(self, key=key, value=value, mask=self.mask if bias is None else bias)
 
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, H, N, D) of the picture's own tokens."""
+        image = self.sequence.image
+        return self.key[:, :, image], self.value[:, :, image]
+
     def with_picture(self, key: Tensor, value: Tensor) -> JointAttention:
         """The same with other keys and values (R, H, N, D) of the picture's own tokens."""
         image, pairs = self.sequence.image, ((self.key, key), (self.value, value))
@@ -158,41 +163,6 @@ def one_chunk(options: Mapping[str, Any], chunk: int) -> dict:
     """The options of a call as they are for the rows of one of its prompts."""
     named = {name: options[name][chunk : chunk + 1] for name in ("cond_or_uncond", "uuids") if name in options}
     return {**options, **named}
-
-
-def part_of_mask(mask: Tensor, rows: slice, queries: Tensor | slice, keys: Tensor | slice) -> Tensor:
-    """A mask (B, H, N, M), (B, N, M) or (N, M), each of B, H and N possibly 1, for some rows, queries and keys of it.
-
-    The host takes it in these forms; here it comes out as (B, H, N, M).
-    """
-    while mask.ndim < 4:
-        mask = mask[None] if mask.ndim == 2 else mask[:, None]
-    mask = mask if mask.shape[0] == 1 else mask[rows]
-    mask = mask if mask.shape[2] == 1 else mask[:, :, queries]
-    return mask[..., keys]
-
-
-def as_bias(mask: Tensor | None, key: Tensor) -> Tensor:
-    """What a mask (of any of the host's forms) adds to the scores of key (R, H, M, D), as (B, H, N, M)."""
-    if mask is None:
-        return key.new_zeros(1, 1, 1, key.shape[2])
-    while mask.ndim < 4:
-        mask = mask[None] if mask.ndim == 2 else mask[:, None]
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -math.inf)
-    return mask.expand(*mask.shape[:3], key.shape[2])
-
-
-def longer_mask(mask: Tensor | None, key: Tensor, more: int, bias: Tensor | None) -> Tensor:
-    """A mask (of any of the host's forms) for `more` keys after those of key (R, H, M, D) -> (B, H, N, M + more).
-
-    bias (R or 1, more) is added to the scores of the new keys; without it all see them.
-    """
-    mask = as_bias(mask, key)
-    rows = mask.shape[0] if bias is None else max(len(bias), mask.shape[0])
-    added = mask.new_zeros(1, more) if bias is None else bias.to(mask)
-    added = added[:, None, None].expand(rows, *mask.shape[1:3], more)
-    return torch.cat([mask.expand(rows, *mask.shape[1:]), added], 3)
 
 
 def sequence_of(

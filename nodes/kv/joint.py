@@ -100,11 +100,11 @@ class Acting:
 
     def recomputed(self, attention: host.JointAttention) -> tuple[Tensor, Tensor]:
         """K_bar, V_bar (R, H, N, D) from the edit's own (eq. 1)."""
-        image, heads = attention.sequence.image, attention.key.shape[1]
+        heads = attention.key.shape[1]
         hats = self.rows(attention, self.pieces[attention.layer])
         self.require_places(attention, hats[0].shape[1])
         weights = self.rows(attention, self.pieces[attention.layer, OWN])
-        own = (host.heads_joined(whole[:, :, image]) for whole in (attention.key, attention.value))
+        own = map(host.heads_joined, attention.own())
         return tuple(
             host.heads_apart(content_preserving_folded(projection, hat, weight), heads)
             for projection, hat, weight in zip(own, hats, weights, strict=True)
@@ -154,8 +154,7 @@ class Acting:
         """
         self.require_places(attention, key.shape[2])
         new = []
-        for whole, other in ((attention.key, key), (attention.value, value)):
-            own = whole[:, :, attention.sequence.image]
+        for own, other in zip(attention.own(), (key, value), strict=True):
             there = other if self.source.strength == 1.0 else torch.lerp(own, other, self.source.strength)
             new.append(there if seen is None else torch.where(seen[:, None, :, None], there, own))
         return attention.with_picture(*new)

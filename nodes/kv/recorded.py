@@ -69,9 +69,7 @@ class Recording:
                 f"the source prompt has {attention.call.chunks} parts that act at once: connect one prompt that "
                 "describes the whole picture."
             )
-        image = attention.sequence.image
-        kept = torch.stack((attention.key[:, :, image], attention.value[:, :, image]), 1)
-        self.found[attention.layer] = kept.detach()
+        self.found[attention.layer] = torch.stack(attention.own(), 1).detach()
 
     def pieces(self) -> host.Pieces:
         """What was kept, by layer. Raises ValueError if the source never ran."""

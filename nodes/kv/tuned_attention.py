@@ -127,7 +127,7 @@ class TunedJoint:
         self.state.note_grid(attention.layer, sequence.grid)
         if self.state.psi is None:
             return None
-        own = (host.heads_joined(t[:, :, sequence.image]) for t in (attention.key, attention.value))
+        own = map(host.heads_joined, attention.own())
         tuned = self.state.blended(attention.layer, *own, call.chunks, call.pictures)
         return attention.with_picture(*(host.heads_apart(t, attention.key.shape[1]) for t in tuned))
 
