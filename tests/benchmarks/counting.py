@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import comfy.model_management
@@ -99,6 +99,15 @@ def composite(func: Any) -> bool:
     return not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "Meta")
 
 
+@functools.cache
+def makes_new_tensors(func: Any) -> bool:
+    """Whether an operation gives new tensors, always as many, and writes nothing else."""
+    schema = func._schema
+    tensors = all(isinstance(each.type, torch.TensorType) for each in schema.returns)
+    touched = any(each.alias_info for each in (*schema.returns, *schema.arguments))
+    return bool(schema.returns) and tensors and not schema.is_mutable and not touched
+
+
 class Counter(TorchDispatchMode):
     """Sums the cost of every operation inside it, backward passes too. Attention is one (see OneAttention)."""
 
@@ -166,11 +175,22 @@ class OneAttention(TorchFunctionMode):
         return aten._scaled_dot_product_efficient_attention(query, key, value, bias, graded)[0]
 
 
+def layout(given: Any) -> Any:
+    """What the outcome's layout can depend on in an operation's arguments, to be looked up."""
+    if isinstance(given, Tensor):
+        return given.shape, given.stride(), given.dtype, given.is_meta
+    if isinstance(given, (list, tuple)):
+        return tuple(map(layout, given))
+    return type(given), given
+
+
 class MetaAnswers(TorchDispatchMode):
     """Answers what meta tensors cannot. A number asked of one is `number`; the CPU, to and from it, is meta too.
 
     A truth is True (all finite, something left to do), but nothing is ever less: no loss falls below its goal.
     """
+
+    laid_out: ClassVar[dict[Any, tuple]] = {}  # PyTorch finds a meta tensor's layout in Python: slow, so once
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,12 +215,25 @@ class MetaAnswers(TorchDispatchMode):
             with self:
                 out = func.decompose(*args, **kwargs)
         if out is NotImplemented:
-            out = func(*args, **kwargs)
+            out = self.outcome(func, args, kwargs)
         if packet in (aten.lt, aten.le):
             out.truth = False
         elif packet in (aten.all, aten.any):
             out.truth = getattr(args[0], "truth", True)
         return out
+
+    def outcome(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """What an operation gives: of new tensors only the layout matters, and it is as it was before."""
+        if not makes_new_tensors(func):
+            return func(*args, **kwargs)
+        asked = func, layout(args), layout(tuple(kwargs.items()))
+        if asked not in self.laid_out:
+            out = func(*args, **kwargs)
+            if all(isinstance(t, Tensor) and t.is_meta for t in tree_leaves(out)):
+                self.laid_out[asked] = tuple((t.shape, t.stride(), t.dtype) for t in tree_leaves(out))
+            return out
+        made = (torch.empty_strided(*sizes, dtype=dtype, device=META) for *sizes, dtype in self.laid_out[asked])
+        return next(made) if len(func._schema.returns) == 1 else tuple(made)
 
 
 # ---- the host on the meta device ------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 //   node run_workflows.mjs <host url> <canvas|nodes2> <locale>
 //
 // Reads lines {"workflow": path, "screenshot": path, "run": true, "stand_ins": {...}} and answers each with a report.
-// stand_ins are put in the place of values before the run (graphs/pocket.py has them). test_workflows.py judges.
+// stand_ins are put in the place of values before the run (graphs/pocket.py has them). Without a screenshot it is only
+// opened, and neither saved nor run. test_workflows.py judges.
 
 import fs from 'node:fs';
 import { answerLines, fitView, load, standIn } from './editor.mjs';
@@ -106,6 +107,7 @@ await answerLines(url, renderer, locale, async (page, question) => {
   await page.waitForTimeout(LOADED_MS);
   const lacking = await missing(page);
   const described = await describe(page);
+  if (!question.screenshot) return { ...described, lacking };
   const again = await roundTrip(page);
   let outcome = { result: 'not run', detail: null };
   if (question.stand_ins) {
