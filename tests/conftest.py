@@ -109,14 +109,17 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector):
 
 
 def import_host() -> Path:
-    """Make ComfyUI's modules importable in this process, on the CPU. Returns its folder."""
+    """Make ComfyUI's modules importable in this process, on the CPU. Returns its folder.
+
+    Attention is PyTorch's, as the host chooses on GPUs; the servers of the tests have what it chooses on a CPU.
+    """
     comfy = Path(os.environ["COMFYUI_PATH"]).absolute()
     if str(comfy) not in sys.path:
         run_host.declare_missing_operators()
         sys.path.insert(0, str(comfy))
         from comfy.cli_args import args
 
-        args.cpu = True
+        args.cpu = args.use_pytorch_cross_attention = True
     return comfy
 
 

@@ -108,6 +108,11 @@ STEPS = {
         (("context.json", f"{RESULTS}/context_pictures.json"), ("context.md", f"{RESULTS}/context_pictures.md"),
          ("context.jpg", f"{RESULTS}/context_pictures.jpg")),
     ),
+    "kinds": Step(
+        "contextdiff.benchmark",
+        ("--parts", "kinds", "--guidance", "1.5", "3"),
+        (("context.json", f"{RESULTS}/context_kinds.json"),),
+    ),
     "convergence": Step(
         "contextdiff.benchmark",
         ("--parts", "convergence", "--clips", "3"),

@@ -510,6 +510,33 @@ TABLES = {
         "sampler, guidance",
         incomplete=True,
     ),
+    "context-kinds": Table(
+        "context_kinds.json",
+        ("kinds", "rows"),
+        {
+            f"{kind}, guidance {guidance}": f"{label}, {guidance}"
+            for guidance in ("1.5", "3")
+            for kind, label in {
+                "plain DDIM": "plain DDIM",
+                "sees the latent": "sees the latent (default)",
+                "as printed, CLIP of x0_hat": "as printed: CLIP of *x0_hat*",
+                "as printed, with a LoRA on all attention": "as printed, with a LoRA on q, all attention",
+                "a LoRA on all attention, sees the latent": "sees the latent, with a LoRA on q, all attention",
+                "released code, with a LoRA on to_q": "released code, with a LoRA on q",
+                "reads the class": "reads the class",
+                "reads the layout": "reads the layout",
+                "reads the layout, CLIP of x0_hat": "reads the layout, CLIP of *x0_hat*",
+            }.items()
+        },
+        (
+            single("all right", "all", 3),
+            single("attributes", "mean", 3),
+            single("layout overlap", "overlap", 3),
+            single("distance", "distance", 3),
+            single("training, s of a core", "seconds", 0),
+        ),
+        "adapter, guidance",
+    ),
     "context-convergence": Table(
         "context_convergence.json",
         ("convergence",),

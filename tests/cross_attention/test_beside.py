@@ -1,5 +1,6 @@
 """Cross-Attention Mask in the host: memory of a run, recorders, other nodes, precision, cost."""
 
+import functools
 import math
 
 import comfy.model_management
@@ -257,12 +258,17 @@ def test_half_precision(dtype):
 # ---- cost, counted at full size
 
 
+@functools.cache
+def at_full_size(name):
+    """(model, what its plain step costs)."""
+    model = counting.build(counting.FAMILIES[name])
+    return model, counting_masks.later_step(model, counting.FAMILIES[name])
+
+
 @pytest.mark.parametrize("regions", counting_masks.MASKED)
 @pytest.mark.parametrize("name", counting.FAMILIES)
 def test_eight_regions_in_all_layers_cost_half_a_percent_at_most(name, regions):
-    family = counting.FAMILIES[name]
-    model = counting.build(family)
-    plain = counting_masks.later_step(model, family)
+    family, (model, plain) = counting.FAMILIES[name], at_full_size(name)
     found = counting_masks.later_step(counting_masks.masked(model, family, regions), family)
     assert max(found.h200 / plain.h200, found.rtx4090 / plain.rtx4090) <= 1.005
     assert found.ops - plain.ops <= 2 * len(host.cross_attention_layers(model))

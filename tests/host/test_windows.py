@@ -4,6 +4,7 @@ Frames of an image model do not see one another, so that a clip sampled in windo
 rounding, if every frame meets its own features, keys and masks.
 """
 
+import functools
 import inspect
 from types import SimpleNamespace
 
@@ -100,14 +101,27 @@ def mask_words(model, **settings):
     return tiny_models.execute(CrossAttentionMask, model=model, mask=masks(), **settings)[0]
 
 
-@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-@by_windows
-def test_frames_of_a_window_meet_their_own(clip, settings, edit):
+@pytest.fixture(scope="module")
+def at_once(clip):
+    """The clip sampled as one, by the name of an edit, and by "" without any."""
     model, trajectory, noise, kv = clip
-    patched = edit(model, trajectory, kv)
-    together = sample(patched, noise)
-    harness.assert_acts(together, sample(model, noise))
-    harness.assert_close(sample(windows(patched, **settings), noise), together)
+    edits = EDITS | {"": lambda model, *_: model}
+
+    @functools.cache
+    def sampled(edit: str):
+        with torch.inference_mode():
+            return sample(edits[edit](model, trajectory, kv), noise)
+
+    return sampled
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@by_windows
+def test_frames_of_a_window_meet_their_own(clip, at_once, settings, edit):
+    model, trajectory, noise, kv = clip
+    harness.assert_acts(at_once(edit), at_once(""))
+    patched = windows(EDITS[edit](model, trajectory, kv), **settings)
+    harness.assert_close(sample(patched, noise), at_once(edit))
 
 
 def test_one_source_serves_every_frame(clip):

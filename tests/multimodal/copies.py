@@ -33,7 +33,6 @@ from typing import Any
 import comfy.sd
 import numpy as np
 import torch
-import torch.nn.functional as F
 from benchmarks import multimodal_pocket as learning
 from benchmarks import pocket_host
 from benchmarks.multimodal_learning import Trainer
@@ -142,19 +141,25 @@ def pasted(pictures: Tensor, shown: Tensor, masks: Tensor) -> Tensor:
     for picture, source, mask in zip(pictures, shown, masks, strict=True):
         rows, columns = ((mask >= 0.5).any(axis).nonzero()[:, 0] for axis in (1, 0))
         box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-        m, c, x = mask[box].double(), source[box].double(), picture.double().movedim(-1, 0)[None]
+        m, c, x = mask[box].double(), source[box].double(), picture.double().movedim(-1, 0)
         errors = [fit(x, *each) for each in ((m, c), (m.flip(1), c.flip(1)))]
         found.append(-10 * torch.log10(min(errors).clamp(min=1e-10)))
     return torch.stack(found)
 
 
 def fit(picture: Tensor, mask: Tensor, crop: Tensor) -> Tensor:
-    """The least mean squared error of a crop (h, w, 3) within its mask over all places of a picture (1, 3, H, W)."""
-    weight = mask.expand(1, 3, *mask.shape)
-    squares = F.conv2d(picture.square(), weight)
-    across = F.conv2d(picture, weight * crop.movedim(-1, 0))
+    """The least mean squared error of a crop (h, w, 3) within its mask over all places of a picture (3, H, W)."""
+    squares = correlated(picture.square(), mask.expand(3, *mask.shape))
+    across = correlated(picture, mask * crop.movedim(-1, 0))
     own = (mask[..., None] * crop.square()).sum()
     return ((squares - 2 * across + own) / (3 * mask.sum())).min()
+
+
+def correlated(picture: Tensor, part: Tensor) -> Tensor:
+    """sum picture(y + d) part(y) over channels and y, at every d that keeps part (C, h, w) within picture (C, H, W)."""
+    size, (height, width) = picture.shape[1:], part.shape[1:]
+    spectrum = torch.fft.rfft2(picture) * torch.fft.rfft2(part, s=size).conj()
+    return torch.fft.irfft2(spectrum.sum(0), s=size)[: size[0] - height + 1, : size[1] - width + 1]
 
 
 def judged(judge: Any) -> Callable[[list[Tensor]], Tensor]:
