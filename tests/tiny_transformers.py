@@ -168,6 +168,20 @@ def model(family: str, seed: int = 0, inference: bool = True):
     return comfy.model_patcher.ModelPatcher(made.eval(), load_device=CPU, offload_device=CPU)
 
 
+def controlnet(seed: int = 7):
+    """A random ControlNet for FLUX, which reads a picture, as the host's loader makes it."""
+    import comfy.controlnet
+    import comfy.ldm.flux.controlnet
+    import comfy.ops
+
+    with torch.inference_mode():
+        network = comfy.ldm.flux.controlnet.ControlNetFlux(
+            **flux(), dtype=torch.float32, device=CPU, operations=comfy.ops.disable_weight_init
+        )
+        fill(network, seed)
+    return comfy.controlnet.ControlNet(network.eval(), load_device=CPU, extra_conds=["y", "guidance"])
+
+
 def prompt(family: str, seed: int, tokens: int = 9, **more: Any) -> list:
     """A CONDITIONING of random tokens, with a pooled output where the family, or an older host, asks for it."""
     tiny, generator = EVERY[family], torch.Generator().manual_seed(seed)

@@ -4,6 +4,7 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import tiny_models
+import tiny_transformers
 import torch
 from comfy_extras import nodes_custom_sampler
 from harness import assert_acts, assert_close
@@ -20,6 +21,8 @@ from palimpsest.nodes.kv.settings import TuneSettings
 from palimpsest.nodes.kv.tuned_attention import TuningState
 from palimpsest.nodes.words import ChosenWords
 from tiny_transformers import APART, EVERY, FAMILIES, latent, own_run, prompt, sample
+
+import nodes
 
 STEPS = 3
 EVERYWHERE = {"start_percent": 0.0, "source_guidance": 1.0, "layers": "all"}
@@ -413,6 +416,26 @@ def test_masks_batches_groups_of_steps_and_layers_of_what_is_learned(models):
         part = drawn(apply(model, whole, mode="recompute", **{name: white}), family, pictures=2, cfg=GUIDANCE)
         assert_acts(part, black)
         assert_acts(part, drawn(apply(model, whole, mode="recompute"), family, pictures=2, cfg=GUIDANCE))
+
+
+@pytest.mark.parametrize("layers", ["all", "decoder"])
+def test_a_controlnet_acts_while_keys_and_values_are_learned(models, layers):
+    """It takes the run off its path, and what is learned leads it back; the host's own sampler then does the same."""
+    model, family = models("flux"), "flux"
+    trajectory, plain = own_run(model, family)
+    given = {"control_net": tiny_transformers.controlnet(), "image": tiny_models.picture(1, 96, 64, seed=4)}
+    given |= {"strength": 0.5, "start_percent": 0.0, "end_percent": 1.0}
+    both = {"positive": prompt(family, 1), "negative": prompt(family, 2)}
+    positive, negative = tiny_models.execute(nodes.ControlNetApplyAdvanced, **both, **given)
+    controlled = sample(model, positive, negative, latent(family), steps=STEPS, cfg=GUIDANCE)
+    assert_acts(controlled, drawn(model, family, cfg=GUIDANCE))
+    learned_with = LEARN | {"positive": positive, "negative": negative, "layers": layers}
+    kv, rebuilt, _ = tune(model, trajectory, family, **learned_with)
+    assert error(rebuilt["samples"], plain) < 0.7 * error(controlled, plain)
+    patched = apply(model, kv, mode="recompute")
+    again = sample(patched, positive, negative, latent(family), steps=STEPS, cfg=GUIDANCE)
+    assert_close(again, rebuilt["samples"], 2e-3)
+    assert torch.equal(sample(model, positive, negative, latent(family), steps=STEPS, cfg=GUIDANCE), controlled)
 
 
 def test_another_guidance_than_the_tunings_is_told(models, caplog):
