@@ -27,7 +27,8 @@ class Family:
     block, where there is one type only. adapted: whether the network makes another text of the encoded one before.
     meets: whether the host lets others see what blocks give back. own_checkpoint: whether the host runs replaced blocks
     under a checkpoint of its own. writes_over: whether its blocks write into their inputs. ratio: how many frames of a
-    video each frame of its latent stands for, but for the first one, which stands for itself.
+    video each frame of its latent stands for, but for the first one, which stands for itself. rotates: the attention of
+    a block whose queries and keys the host rotates by an operation without a gradient; "" without.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Family:
     own_checkpoint: bool = False
     writes_over: bool = False
     ratio: int = 1
+    rotates: str = ""
 
 
 DOUBLE_AND_SINGLE = (("double", "double_blocks"), ("single", "single_blocks"))
@@ -58,7 +60,7 @@ FAMILIES = (
     Family("Wan 2.2 5B", "WAN22", (("double", "blocks"),), width="dim", apart=True, ratio=4),
     Family(
         "Anima", "Anima", (("double", "blocks"),), width="model_channels", apart=True, typed=False, adapted=True,
-        meets=False, ratio=4,
+        meets=False, ratio=4, rotates="self_attn",
     ),
 )  # fmt: skip
 JOINT_FAMILIES = tuple(family for family in FAMILIES if not family.apart)
@@ -83,9 +85,6 @@ MISSING = {  # by the host's class: why it is not served
     "ChromaRadiance": "the version that works on pixels is not served yet",
 }
 NOT_DESCRIBED = "where its words stand is not described yet"
-WITHOUT_GRADIENT = {  # by the host's class: why nothing can be learned inside of it
-    "Anima": "the host rotates its keys by an operation without a gradient",
-}
 
 
 def video_ratio(model: Any) -> int:
@@ -113,16 +112,6 @@ def require_words(model: Any, technique: str, served: tuple[Family, ...] = FAMIL
             f"{MISSING.get(kind, NOT_DESCRIBED)}. Load a checkpoint of one of those families."
         )
     return family
-
-
-def require_gradient(family: Family, technique: str, way_out: str) -> None:
-    """Raise ValueError for a family through which no gradient passes."""
-    if family.kind in WITHOUT_GRADIENT:
-        able = ", ".join(each.name for each in FAMILIES if each.kind not in WITHOUT_GRADIENT)
-        raise ValueError(
-            f"{technique} learns nothing inside of {family.name}: {WITHOUT_GRADIENT[family.kind]}. {way_out}, or load "
-            f"a model of {able}."
-        )
 
 
 def patch_of(network: Any) -> int:

@@ -205,8 +205,7 @@ def require_recordable(family: host.Family, settings: TuneSettings) -> None:
 
 
 def require_learnable(family: host.Family, settings: TuneSettings) -> None:
-    """Raise ValueError for a transformer without a gradient, and for settings that only a U-Net's tuning has."""
-    host.require_gradient(family, "Tune KV", "Set inner_steps to 0, which records keys and values")
+    """Raise ValueError for settings that only a U-Net's tuning has."""
     require_plain(family, settings)
     if settings.weights_only:
         raise ValueError(

@@ -85,8 +85,8 @@ class TuneKV(io.ComfyNode):
                     max=1000,
                     tooltip="Learning iterations at every step, at most. 5 to 30. Each costs about 3 model calls: 10 "
                     "over 20 steps take about as long as 17 guided samplings of 20 steps. 0 learns nothing and "
-                    "records what Apply KV's mode extend shows, in one model call a step: all that Anima can, and that "
-                    "a large transformer (FLUX, Qwen-Image) may leave memory for.",
+                    "records what Apply KV's mode extend shows, in one model call a step: all that a large "
+                    "transformer (FLUX, Qwen-Image) may leave memory for.",
                 ),
                 io.Float.Input(
                     "learning_rate",

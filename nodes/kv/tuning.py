@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import host, inputs
-from ..host import checkpointing, gradient
+from ..host import checkpointing, gradient, rotation
 from .embeddings import HOLDS, KVEmbeddings, TunedLayer
 from .fitting import FitTrajectory, Report
 from .recorded import layers_of, require_learnable
@@ -180,5 +180,7 @@ def with_tuned_joint(
         prefix.install(patched, before)
     told = {"use_checkpoint": False} if family.own_checkpoint else {}
     checkpointing.install_on(patched, behind, told, family.writes_over)
+    if family.rotates:
+        rotation.install_on(patched, behind, family.rotates)
     host.replace_joint(patched, family, TUNING, lambda _: TunedJoint(keys, state), host.RECORDED)
     return patched, prefix
