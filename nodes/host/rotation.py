@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-METHOD = "compute_qkv"  # of the host's attention: (x, context, rope, options) -> query, key and value
+METHOD = "compute_qkv"  # of the host's attention: (x, context, rope_emb, ...) -> query, key and value
 
 
 def rotated(tensor: Tensor, rope: Tensor) -> Tensor:
@@ -46,14 +46,8 @@ class RotatedWithGradient:
     own: Callable
 
     def __call__(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        rope_emb: Tensor | None = None,
-        transformer_options: dict | None = None,
-        **more: Any,
+        self, x: Tensor, context: Tensor | None = None, rope_emb: Tensor | None = None, **more: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        more["transformer_options"] = transformer_options or {}
         if rope_emb is None or not torch.is_grad_enabled():
             return self.own(x, context, rope_emb=rope_emb, **more)
         with torch.no_grad():
@@ -64,7 +58,12 @@ class RotatedWithGradient:
 
 
 def install_on(patched: Any, names: Iterable[str], attention: str) -> None:
-    """Give the attention of that name in some blocks of a MODEL, by their names in its network, its gradient."""
+    """Give the attention of that name in some blocks of a MODEL, by their names in its network, its gradient.
+
+    A version of the host whose attention has no METHOD rotates by other means and is left as it is.
+    """
     for name in names:
-        key = f"diffusion_model.{name}.{attention}.{METHOD}"
-        patched.add_object_patch(key, RotatedWithGradient(patched.get_model_object(key)))
+        key = f"{name}.{attention}"
+        if hasattr(patched.model.diffusion_model.get_submodule(key), METHOD):
+            key = f"diffusion_model.{key}.{METHOD}"
+            patched.add_object_patch(key, RotatedWithGradient(patched.get_model_object(key)))

@@ -91,9 +91,11 @@ function placement(page) {
 }
 
 const [url, renderer] = process.argv.slice(2);
+let fresh = true; // a page that has held no graph yet has nothing to forget
 
 await answerLines(url, renderer, 'en', async (page, { nodes, blueprint, screenshot }) => {
-  await forget(page);
+  if (!fresh) await forget(page);
+  fresh = false;
   await build(page, nodes);
   if (blueprint) return intoBlueprint(page, blueprint, Object.keys(nodes));
   const found = await placement(page);
