@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).parent / "weights" / "autoencoder.safetensors"
 WIDTH, LATENT_CHANNELS = 64, 4
+BLOCKS_A_LEVEL = 3
 
 
 def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:
@@ -39,11 +40,13 @@ class Autoencoder(nn.Module):
     def __init__(self, channels: int = LATENT_CHANNELS):
         super().__init__()
         self.channels = channels
-        down = [layer for _ in range(3) for layer in (conv(WIDTH, WIDTH, stride=2, bias=False), *blocks(3))]
+        down = [
+            layer for _ in range(3) for layer in (conv(WIDTH, WIDTH, stride=2, bias=False), *blocks(BLOCKS_A_LEVEL))
+        ]
         up = [
             layer
             for _ in range(3)
-            for layer in (*blocks(3), nn.Upsample(scale_factor=2), conv(WIDTH, WIDTH, bias=False))
+            for layer in (*blocks(BLOCKS_A_LEVEL), nn.Upsample(scale_factor=2), conv(WIDTH, WIDTH, bias=False))
         ]
         self.taesd_encoder = nn.Sequential(conv(3, WIDTH), Block(), *down, conv(WIDTH, channels))
         self.taesd_decoder = nn.Sequential(Clamp(), conv(channels, WIDTH), nn.ReLU(), *up, Block(), conv(WIDTH, 3))
@@ -72,6 +75,11 @@ class Autoencoder(nn.Module):
         for name, fresh in wider.state_dict().items():
             fresh[tuple(slice(size) for size in own[name].shape)] = own[name]
         return wider
+
+    def hold_fine_encoder(self) -> None:
+        """Train no layer of the encoder that works at whole or half resolution: seven eighths of its operations."""
+        for layer in self.taesd_encoder[: 2 + 1 + BLOCKS_A_LEVEL]:
+            layer.requires_grad_(False)
 
 
 def has_bfloat16() -> bool:

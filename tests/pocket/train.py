@@ -119,7 +119,8 @@ def train_autoencoder(averager: parallel.Averager, rank: int, options: Options) 
     """64 px crops around the animal, or the board of a sign; errors inside its mask count four times.
 
     With given weights the latents are held near theirs, so that a U-Net trained on those stays valid; from nothing, or
-    with more channels than the given weights have, they are drawn to mean 0 and variance 1.
+    with more channels than the given weights have, they are drawn to mean 0 and variance 1. With more channels, the
+    encoder's fine layers are held, too: what they find is far more than the old channels let through.
     """
     averager.rank, crop = rank, 64
     rng = np.random.default_rng([options.seed, rank])
@@ -133,6 +134,7 @@ def train_autoencoder(averager: parallel.Averager, rank: int, options: Options) 
             anchor = autoencoding.load(options.init, options.device).taesd_encoder
         else:
             model = given.with_channels(options.channels, options.seed)
+            model.hold_fine_encoder()
     else:
         model.initialise(options.seed)
     model = model.to(options.device, memory_format=CHANNELS_LAST).train()
@@ -163,7 +165,7 @@ def train_autoencoder(averager: parallel.Averager, rank: int, options: Options) 
         return total, {"loss": total.item(), "mse": error.square().mean().item()}
 
     def save(average: dict[str, Tensor]) -> None:
-        save_weights(options.work / checkpoint.AUTOENCODER, average)
+        save_weights(options.work / checkpoint.AUTOENCODER, model.state_dict() | average)
 
     lr = options.lr or (3e-4 if options.init else 1e-3)
     recipe = {"lr": lr, "weight_decay": 0.0, "ema_decay": 0.998, "warm_up": 50}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from pocket import autoencoder as autoencoding
 from pocket import checkpoint, parallel, text_encoder, train, transformer
+from torch import nn
 
 
 def test_times_are_logit_normal_one_in_each_stratum():
@@ -32,6 +33,16 @@ def test_more_channels_keep_what_the_first_ones_say():
     torch.testing.assert_close(wider.encode(pictures)[:, :4], given.encode(pictures))
     latent = torch.randn(1, 4, 4, 4)
     torch.testing.assert_close(wider.decode(F.pad(latent, (0, 0, 0, 0, 0, 12))), given.decode(latent))
+
+
+def test_held_layers_of_the_encoder_end_at_half_resolution():
+    model = autoencoding.Autoencoder(16)
+    model.hold_fine_encoder()
+    held = [layer for layer in model.taesd_encoder if not any(p.requires_grad for p in layer.parameters())]
+    assert nn.Sequential(*held)(torch.rand(1, 3, 32, 32)).shape == (1, 64, 16, 16)
+    assert model.taesd_encoder[len(held)].stride == (2, 2) and all(
+        p.requires_grad for p in model.taesd_decoder.parameters()
+    )
 
 
 @pytest.mark.host
