@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.multimodal_pocket import CONNECTOR, LORA, TRAINING_SEED, VLM, Lesson, painted
+from palimpsest.kernels.lora import COSINE
 from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.encoder import MultimodalEncoder
@@ -24,7 +25,7 @@ from palimpsest.nodes.multimodal.interleaved import Picture, Prompt
 from palimpsest.nodes.multimodal.training import training as multimodal_training
 from palimpsest.nodes.multimodal.training.learner import Snapshot
 from palimpsest.nodes.multimodal.training.saying import Speaker
-from palimpsest.nodes.multimodal.training.settings import TrainSettings
+from palimpsest.nodes.multimodal.training.settings import SNR_PLUS_1, TrainSettings
 from palimpsest.nodes.multimodal.vlm import Hidden, load_vlm
 from palimpsest.nodes.training import Watch
 from pocket import checkpoint, judge, world
@@ -38,7 +39,7 @@ TOKENS = 64
 VALUES = {
     "tokens": TOKENS, "batch_size": 8, "depth": 1, "lora_rank": 16, "train_unet": True, "align_rate": 1e-3,
     "read_rate": 1e-3, "connector_rate": 2e-4, "unet_rate": 5e-4, "warmup": 50, "checkpointing": False,
-    "preview_every": 0, "save_every": 100, "picture_dropout": 0.1,
+    "preview_every": 0, "save_every": 100, "picture_dropout": 0.1, "weighting": SNR_PLUS_1, "schedule": COSINE,
 }  # fmt: skip
 WORDS = {
     "pattern": world.PATTERNS,

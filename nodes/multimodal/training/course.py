@@ -39,6 +39,10 @@ class Course:
         """The first step of the lesson that a step belongs to."""
         return {ALIGN: 0, READ: self.align, DRAW: self.before_drawing}[self.lesson(step)]
 
+    def behind(self, step: int, end: int) -> int:
+        """The step behind the last of the lesson that a step belongs to, in a training up to `end`."""
+        return {ALIGN: self.align, READ: self.before_drawing, DRAW: end}[self.lesson(step)]
+
     def end(self, before: int, steps: int) -> int:
         """The step behind the last of a training that goes on after `before`: first what is missing, then `steps`."""
         return max(before, self.before_drawing) + steps

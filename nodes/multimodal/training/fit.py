@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....kernels.denoising_loss import velocity_loss
 from ....kernels.token_alignment import token_error
 from ... import host, training
 from ...host.gradient import LateReader
@@ -25,7 +26,7 @@ from .gradient import TECHNIQUE, UNet
 from .learner import Learner, Process, Snapshot
 from .lessons import Lesson, Lessons
 from .lora import language_checkpointing
-from .settings import TrainSettings, stage_tokens
+from .settings import SNR_PLUS_1, TrainSettings, stage_tokens
 
 READ_AHEAD = 32  # batches whose pictures and prompts are encoded before the U-Net is loaded for them
 NAN_STEPS = 3  # steps in a row that may fail before the training stops; their gradients are never applied
@@ -73,7 +74,8 @@ class Fit:
         watch: training.Watch,
     ):
         self.settings, self.watch, self.vlm = settings, watch, encoder.vlm
-        self.error = training.loss_of(model, TECHNIQUE)
+        own = training.loss_of(model, TECHNIQUE)
+        self.error = velocity_loss if settings.weighting == SNR_PLUS_1 else own
         self.sigmas = model.get_model_object("model_sampling").sigmas.detach().float().cpu().clone()
         tokens = stage_tokens(self.vlm, settings)
         most = training.own_resolution(model)
@@ -244,7 +246,7 @@ class Fit:
 
     def step(self, step: int, lessons: Sequence[Lesson]) -> None:
         """One step of the optimisers over all lessons of it. A gradient that is no number changes nothing."""
-        self.learner.begin(step)
+        self.learner.begin(step, self.end)
         # By the number of elements and back: half-precision gradients within the U-Net stay clear of underflow.
         kind, found = self.course.lesson(step), []
         scale = 1 if kind == ALIGN else math.prod(self.encoders.latent(lessons[0].records[0]).shape)
@@ -278,8 +280,8 @@ class Fit:
         if not self.course.before_drawing:
             return whole
         begin, lesson = self.course.begin(step), self.course.lesson(step)
-        last = {ALIGN: self.course.align, READ: self.course.read, DRAW: self.end - begin}[lesson]
-        return f"{lesson} {step - begin + 1} of {last} ({whole.removesuffix(', ')}), "
+        steps = self.course.behind(step, self.end) - begin
+        return f"{lesson} {step - begin + 1} of {steps} ({whole.removesuffix(', ')}), "
 
     def require_finite(self) -> None:
         """Raise ValueError where no loss was a number."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels.connector import ConnectorConfig, ConnectorNetwork
+from ....kernels.lora import rate_share
 from ...host.checkpointing import checkpointed
 from ...training import adamw, clip_gradients, divide_gradients, unet_file
 from ..encoder import POOLED_WIDTH, Connector, MultimodalEncoder, Reads, build, context_width
@@ -171,8 +172,8 @@ class Learner:
 
     # ---- a step
 
-    def begin(self, step: int) -> None:
-        """Forget the gradients of the step before, and set this step's learning rates.
+    def begin(self, step: int, end: int) -> None:
+        """Forget the gradients of the step before, and set this step's learning rates, in a training up to `end`.
 
         A lesson begins with new optimisers, as it has another loss, and with its own warm-up; so does a training that
         goes on without AdamW's moments.
@@ -181,12 +182,14 @@ class Learner:
         self.learning = LEARNERS[lesson]
         special = {"network": self.settings.align_rate} if lesson == ALIGN else {}
         special |= {"unet": self.settings.read_rate} if lesson == READ else {}
+        steps, settings = self.course.behind(step, end) - first, self.settings
+        share = rate_share(step - first, steps, schedule=settings.schedule, warm_up=settings.warmup)
         for name, optimiser, rate in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
             if step == first:
                 optimiser.state.clear()
             for group in optimiser.param_groups:
-                group["lr"] = special.get(name, rate) * min(1.0, (step - first + 1) / max(self.settings.warmup, 1))
+                group["lr"] = special.get(name, rate) * share
 
     def finish(self, scale: float) -> None:
         """Learn from the gradients, divided by `scale`; one that is no number changes nothing."""

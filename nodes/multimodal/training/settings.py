@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ....kernels.lora import CONSTANT, COSINE
 from ...settings import Settings
 from ..dataset import STAGES
 from ..vlm import VisionLanguage
@@ -12,6 +13,7 @@ from .course import Course
 
 ZEROS, LEARNED, CLIP_TEXT = "zeros", "learned", "CLIP text"
 IN_LESSONS, PAPER = "in lessons", "paper"
+AS_TRAINED, SNR_PLUS_1 = "as trained", "SNR + 1"
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class TrainSettings(Settings):
 
     PRESETS: ClassVar = {
         IN_LESSONS: {"align_steps": 1000, "read_steps": 500, "align_rate": 3e-4, "read_rate": 1e-4,
-                     "connector_rate": 1e-4, "train_unet": True, "unet_rate": 1e-4, "picture_dropout": 0.1},
+                     "connector_rate": 1e-4, "train_unet": True, "unet_rate": 1e-4, "picture_dropout": 0.1,
+                     "weighting": SNR_PLUS_1, "schedule": COSINE},
         PAPER: {"align_steps": 0, "read_steps": 0, "connector_rate": 1e-5, "train_unet": True, "unet_rate": 5e-6,
                 "train_language": True, "language_rate": 3e-6, "lora_rank": 8, "depth": 16, "tokens": 0,
-                "pooled_output": ZEROS, "picture_dropout": 0.0},
+                "pooled_output": ZEROS, "picture_dropout": 0.0, "weighting": AS_TRAINED, "schedule": CONSTANT},
     }  # fmt: skip
 
     stage: str = next(iter(STAGES))
@@ -56,6 +59,8 @@ class TrainSettings(Settings):
     read_rate: float = 1e-4
     picture_dropout: float = 0.0
     keep_moments: bool = True
+    weighting: str = AS_TRAINED
+    schedule: str = CONSTANT
 
     @property
     def course(self) -> Course:
