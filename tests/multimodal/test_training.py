@@ -420,8 +420,8 @@ def test_a_state_without_moments_holds_what_learns_alone_and_warms_up_anew(vlms,
     both = {"train_unet": True, "train_language": True, "warmup": 3, "keep_moments": False}
     first, rates, begin = fit(vlms(), dataset, steps=4, **both), [], Learner.begin
 
-    def noted(self, step):
-        begin(self, step)
+    def noted(self, step, end):
+        begin(self, step, end)
         rates.append([group["lr"] for _, optimiser, _ in self.optimisers for group in optimiser.param_groups])
 
     whole = fit(vlms(), dataset, steps=4, **both | {"keep_moments": True}).snapshot.state
@@ -513,6 +513,8 @@ CHOSEN = {
     "read_rate": 0.029,
     "picture_dropout": 0.31,
     "keep_moments": False,
+    "weighting": "SNR + 1",
+    "schedule": "linear",
 }
 
 

@@ -182,14 +182,19 @@ class Learner:
         self.learning = LEARNERS[lesson]
         special = {"network": self.settings.align_rate} if lesson == ALIGN else {}
         special |= {"unet": self.settings.read_rate} if lesson == READ else {}
-        steps, settings = self.course.behind(step, end) - first, self.settings
-        share = rate_share(step - first, steps, schedule=settings.schedule, warm_up=settings.warmup)
+        share = self.share(step - first, self.course.behind(step, end) - first)
         for name, optimiser, rate in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
             if step == first:
                 optimiser.state.clear()
             for group in optimiser.param_groups:
                 group["lr"] = special.get(name, rate) * share
+
+    def share(self, step: int, steps: int) -> float:
+        """The share of the learning rates in step 0 .. steps - 1 of a lesson: a rise, then what the schedule says."""
+        warmup = self.settings.warmup
+        fall = rate_share(max(0, step - warmup), steps - warmup, schedule=self.settings.schedule)
+        return min(1.0, (step + 1) / max(warmup, 1)) * fall
 
     def finish(self, scale: float) -> None:
         """Learn from the gradients, divided by `scale`; one that is no number changes nothing."""
