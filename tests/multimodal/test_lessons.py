@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import tiny_vlm
 import torch
+from palimpsest.kernels.lora import COSINE
 from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.dataset import ByMask, Recipe
@@ -20,10 +21,11 @@ from palimpsest.nodes.multimodal.training import fit as fitting
 from palimpsest.nodes.multimodal.training import training as multimodal_training
 from palimpsest.nodes.multimodal.training.course import ALIGN, DRAW, READ, Course
 from palimpsest.nodes.multimodal.training.fit import Fit
+from palimpsest.nodes.multimodal.training.learner import Learner
 from palimpsest.nodes.multimodal.training.lessons import Lessons, in_words
 from palimpsest.nodes.multimodal.training.nodes import TrainMultimodal
 from palimpsest.nodes.multimodal.training.saying import Speaker
-from palimpsest.nodes.multimodal.training.settings import TrainSettings
+from palimpsest.nodes.multimodal.training.settings import AS_TRAINED, SNR_PLUS_1, TrainSettings
 from palimpsest.nodes.multimodal.vlm import load_vlm
 from palimpsest.nodes.training import Watch
 
@@ -127,6 +129,7 @@ def test_steps_of_lessons_come_one_after_the_other_and_no_part_holds_two():
     assert list(Course().parts(2, 9, 4)) == [range(2, 6), range(6, 9)]
     assert [course.end(before, 4) for before in (0, 4, 5, 7)] == [9, 9, 9, 11]
     assert Course().end(7, 4) == 11
+    assert [course.behind(step, 9) for step in range(7)] == [3, 3, 3, 5, 5, 9, 9]
 
 
 # ---- what tokens stand for
@@ -298,6 +301,39 @@ def test_sdxl_takes_every_lesson_with_each_pooled_output(vlm, dataset, pooled):
     assert all(torch.isfinite(t).all() for t in trained.snapshot.state.values())
 
 
+def test_rates_rise_and_fall_within_each_lesson(vlm, dataset, monkeypatch):
+    """By hand: a rise of two steps, then a cosine over the rest of the lesson's."""
+    rates, begin = [], Learner.begin
+
+    def noted(self, step, end):
+        begin(self, step, end)
+        rates.append([optimiser.param_groups[0]["lr"] for _, optimiser, _ in self.optimisers])
+
+    monkeypatch.setattr(Learner, "begin", noted)
+    given = {"align_steps": 5, "read_steps": 4, "steps": 3, "warmup": 2, "schedule": COSINE, "train_unet": True}
+    fit(vlm, dataset, align_rate=1e-3, read_rate=2e-3, connector_rate=4e-3, unet_rate=8e-3, **given)
+    network, unet = torch.tensor(rates, dtype=torch.float64).T
+    align, read, draw = [0.5, 1.0, 1.0, 0.75, 0.25], [0.5, 1.0, 1.0, 0.5], [0.5, 1.0, 1.0]
+    assert network[:5].tolist() == pytest.approx([1e-3 * share for share in align])
+    assert unet[5:9].tolist() == pytest.approx([2e-3 * share for share in read])
+    assert network[9:].tolist() == pytest.approx([4e-3 * share for share in draw])
+    assert unet[9:].tolist() == pytest.approx([8e-3 * share for share in draw])
+
+
+def test_snr_plus_1_counts_the_error_of_x_0_where_noise_is_strong(vlm, dataset):
+    """The first loss of each picture is the plain one times 1 + sigma^2; a v model's own loss is that already."""
+    for prediction, factor in (("EPS", lambda sigma: 1 + sigma**2), ("V_PREDICTION", torch.ones_like)):
+        first = []
+        for weighting in (AS_TRAINED, SNR_PLUS_1):
+            model = tiny_models.unet(prediction=prediction)
+            fitted = fit(vlm, dataset, model=model, steps=1, weighting=weighting, train_unet=False)
+            first.append(torch.tensor([loss for _, _, loss in fitted.history.points], dtype=torch.float64))
+        shares = torch.tensor([share for _, share, _ in fitted.history.points])
+        sigmas = model.get_model_object("model_sampling").sigmas
+        sigma = sigmas[((1 - shares) * len(sigmas)).long().clamp(0, len(sigmas) - 1)].double()
+        torch.testing.assert_close(first[1] / first[0], factor(sigma), rtol=1e-4, atol=0.0)
+
+
 # ---- going on
 
 
@@ -305,6 +341,7 @@ def test_sdxl_takes_every_lesson_with_each_pooled_output(vlm, dataset, pooled):
 def test_a_training_cut_off_in_or_between_lessons_goes_on_bit_for_bit(vlm, dataset, monkeypatch, cut):
     monkeypatch.setattr(fitting, "READ_AHEAD", 2)
     chosen = LESSONS | {"warmup": 3, "prompt_dropout": 0.3, "picture_dropout": 0.3}
+    chosen |= {"weighting": SNR_PLUS_1, "schedule": COSINE}
     whole = fit(vlm, dataset, **chosen)
     step, kept = Fit.step, []
 

@@ -102,9 +102,8 @@ def choices() -> list[io.Input]:
         io.Combo.Input(
             "pooled_output",
             options=[ZEROS, LEARNED, CLIP_TEXT],
-            tooltip="What SDXL gets beside the tokens. zeros (default): nothing, as the paper removes CLIP. "
-            "learned: a vector that the connector makes. CLIP text: the words, from clip. Without effect on "
-            "SD 1.x.",
+            tooltip="What SDXL gets beside the tokens. zeros (default): nothing, as the paper removes CLIP. learned: a "
+            "vector that the connector makes. CLIP text: the words, from clip. Without effect on SD 1.x.",
         ),
         io.Combo.Input(
             "resume",
@@ -209,9 +208,8 @@ def advanced() -> list[io.Input]:
             "checkpointing",
             default=True,
             advanced=True,
-            tooltip="On (default): activations are made again for the gradient. It takes a third more time, "
-            "and for a picture of SDXL 0.9 GB in place of 8.4 GB (10.8 GB with train_unet). The result is the "
-            "same.",
+            tooltip="On (default): activations are made again for the gradient. It takes a third more time, and for a "
+            "picture of SDXL 0.9 GB in place of 8.4 GB (10.8 GB with train_unet). The result is the same.",
         ),
         io.Int.Input(
             "preview_every",
@@ -288,9 +286,9 @@ def lessons() -> list[io.Input]:
             "preset",
             options=[AS_SET_ABOVE, *TrainSettings.PRESETS],
             advanced=True,
-            tooltip="as set above (default): every value as you set it. in lessons: 1000 steps of align, 500 "
-            "of read, then draw, faster rates and train_unet, for small sets of pictures. paper: MUMU's rates, "
-            "rank and depth, both LoRAs, no lessons before the last; train stage 1, then 2.",
+            tooltip="as set above (default): every value as you set it. in lessons: 1000 steps of align, 500 of "
+            "read, then draw, faster rates that fall, SNR + 1 and train_unet, for small sets of pictures. paper: "
+            "MUMU's rates, rank and depth, both LoRAs, no lessons before the last; train stage 1, then 2.",
         ),
     ]
 
@@ -325,8 +323,8 @@ def later() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="How much noisy steps count in read and draw. as trained (default): as in the model's own loss, in "
-            "which an eps model hardly learns from much noise. SNR + 1: the error of x_0 counts there as "
-            "well, where it is decided what a picture is of; what tokens say is learned faster.",
+            "which an eps model hardly learns from much noise. SNR + 1: the error of x_0 counts there as well, where "
+            "it is decided what a picture is of.",
         ),
         shared(
             "schedule",
