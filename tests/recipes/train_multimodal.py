@@ -106,7 +106,8 @@ def arguments(settings: type, given: Sequence[str] | None = None) -> argparse.Na
         if isinstance(field.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
         else:
-            parser.add_argument(option, type=type(field.default), default=field.default)
+            choices = settings.CHOICES.get(field.name)
+            parser.add_argument(option, type=type(field.default), default=field.default, choices=choices)
     return parser.parse_args(given)
 
 

@@ -8,10 +8,9 @@ from ....kernels.lora import CONSTANT
 from ... import inputs, sockets
 from ...settings import AS_SET_ABOVE
 from ...training.widgets import shared
-from ..dataset import STAGES
 from ..dataset import files as dataset_files
 from . import files
-from .settings import AS_TRAINED, CLIP_TEXT, LEARNED, SNR_PLUS_1, ZEROS, TrainSettings
+from .settings import AS_TRAINED, TrainSettings
 
 NAME = "connector"
 
@@ -58,7 +57,7 @@ def choices() -> list[io.Input]:
     return [
         io.Combo.Input(
             "stage",
-            options=list(STAGES),
+            options=list(TrainSettings.CHOICES["stage"]),
             tooltip="1 (default): up to three crops and perhaps the whole picture in a prompt, 324 tokens "
             "each. 2, afterwards: one face or person of 1296 tokens, for faces; it needs crops of people.",
         ),
@@ -101,7 +100,7 @@ def choices() -> list[io.Input]:
         ),
         io.Combo.Input(
             "pooled_output",
-            options=[ZEROS, LEARNED, CLIP_TEXT],
+            options=list(TrainSettings.CHOICES["pooled_output"]),
             tooltip="What SDXL gets beside the tokens. zeros (default): nothing, as the paper removes CLIP. learned: a "
             "vector that the connector makes. CLIP text: the words, from clip. Without effect on SD 1.x.",
         ),
@@ -318,7 +317,7 @@ def later() -> list[io.Input]:
         ),
         io.Combo.Input(
             "weighting",
-            options=[AS_TRAINED, SNR_PLUS_1],
+            options=list(TrainSettings.CHOICES["weighting"]),
             default=AS_TRAINED,
             optional=True,
             advanced=True,

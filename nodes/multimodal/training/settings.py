@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ....kernels.lora import CONSTANT, COSINE
+from ....kernels.lora import CONSTANT, COSINE, SCHEDULES
 from ...settings import Settings
 from ..dataset import STAGES
 from ..vlm import VisionLanguage
@@ -22,7 +22,7 @@ class TrainSettings(Settings):
 
     PRESETS: "paper" is table 1 of arXiv:2406.18790, from which it departs in what the paper does not say (the
     connector's width, empty prompts, warm-up); its two stages are trained one after the other, by stage. "in lessons"
-    begins with what the paper's models knew: ours.
+    begins with what the paper's models knew: ours. CHOICES: the words that a setting may be.
     """
 
     PRESETS: ClassVar = {
@@ -33,6 +33,12 @@ class TrainSettings(Settings):
                 "train_language": True, "language_rate": 3e-6, "lora_rank": 8, "depth": 16, "tokens": 0,
                 "pooled_output": ZEROS, "picture_dropout": 0.0, "weighting": AS_TRAINED, "schedule": CONSTANT},
     }  # fmt: skip
+    CHOICES: ClassVar = {
+        "stage": tuple(STAGES),
+        "pooled_output": (ZEROS, LEARNED, CLIP_TEXT),
+        "weighting": (AS_TRAINED, SNR_PLUS_1),
+        "schedule": SCHEDULES,
+    }
 
     stage: str = next(iter(STAGES))
     steps: int = 1000
