@@ -24,7 +24,7 @@ from palimpsest.nodes.multimodal.encoder import MultimodalEncoder
 from palimpsest.nodes.multimodal.interleaved import Picture, Prompt
 from palimpsest.nodes.multimodal.training import training as multimodal_training
 from palimpsest.nodes.multimodal.training.learner import Snapshot
-from palimpsest.nodes.multimodal.training.saying import Speaker
+from palimpsest.nodes.multimodal.training.saying import Speaker, shared_out
 from palimpsest.nodes.multimodal.training.settings import SNR_PLUS_1, TrainSettings
 from palimpsest.nodes.multimodal.vlm import Hidden, load_vlm
 from palimpsest.nodes.training import Watch
@@ -64,6 +64,11 @@ def looks(scene: world.Scene) -> str:
 def behind(scene: world.Scene) -> str:
     """What a caption says behind the animal."""
     return f"{scene.pose} on the {scene.side} {world.PLACE_PHRASES[scene.place]}"
+
+
+def told_of(scene: world.Scene) -> range:
+    """Which words of its caption say what the animal looks like: those behind the article."""
+    return range(1, 1 + len(looks(scene).split()))
 
 
 def build(folder: Path, count: int) -> interleaved_dataset.Dataset:
@@ -134,11 +139,12 @@ class Phrases:
     speaker: Speaker
     vlm: Any
 
-    def of(self, scene: world.Scene) -> Tensor:
-        """What the tokens of its picture should be, (C,)."""
+    def of(self, scene: world.Scene, tokens: int) -> Tensor:
+        """What so many tokens of its picture should be, (tokens, C)."""
         words = f"a {looks(scene)} {behind(scene)}".split()
         states, rows = self.speaker.of(words)
-        return states[[row for word in rows[1 : 1 + len(looks(scene).split())] for row in word]].mean(0)
+        said = torch.stack([states[row].mean(0) for row in rows])
+        return torch.stack([said[list(each)].mean(0) for each in shared_out(told_of(scene), tokens)])
 
     def target(self, hidden: Hidden, lesson: Lesson, scenes: list[world.Scene]) -> tuple[Tensor, Tensor]:
         """(tokens (B, L, C), how much each counts (B, L)) of a lesson's only prompt, which leaves the looks out."""
@@ -148,11 +154,11 @@ class Phrases:
 
     def heard(self, tokens: Tensor, scene: world.Scene) -> dict[str, bool]:
         """Whether what an animal's tokens (N, C) say is nearest to its own colour and traits, one changed at a time."""
-        said, right = tokens.float().mean(0), {}
+        right = {}
         for name in ("colour", *(name for name in WORDS if judge.shows(scene, name))):
             values = world.ATTRIBUTES[name]
-            others = torch.stack([self.of(world.edit(scene, **{name: value})) for value in values])
-            nearest = values[int((others - said).pow(2).sum(1).argmin())]
+            others = torch.stack([self.of(world.edit(scene, **{name: value}), len(tokens)) for value in values])
+            nearest = values[int((others - tokens.float()).pow(2).sum((1, 2)).argmin())]
             right[name] = nearest == getattr(scene, name)
         return right
 

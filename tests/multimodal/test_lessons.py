@@ -142,9 +142,24 @@ def test_every_token_has_its_word_and_a_picture_the_words_it_is_bound_to(vlm):
     words = ["a", "red", "dog,", "sitting"]
     assert saying.words_of(prompt) == words
     read = [None if each is None else " ".join(words[i] for i in each) for each in tokens]
-    assert read == [None, "a", *["red dog,"] * (TOKENS + 2), "red", "dog,", "dog,", "sitting"]
+    half = (TOKENS + 2) // 2
+    assert read == [None, "a", *["red"] * half, *["dog,"] * half, "red", "dog,", "dog,", "sitting"]
     whole = ("", Picture(pixels, TOKENS, 1.0, "sketch"), " ", *prompt)
     assert saying.bound_words(whole, 1) == range(4)
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens", "wanted"),
+    [
+        (range(3, 5), 5, [[3], [3], [3], [4], [4]]),
+        (range(3), 3, [[0], [1], [2]]),
+        (range(5), 2, [[0, 1], [2, 3, 4]]),
+        (range(4), 1, [[0, 1, 2, 3]]),
+        (range(0), 2, [[], []]),
+    ],
+)
+def test_words_are_shared_out_over_tokens_in_order(words, tokens, wanted):
+    assert [list(each) for each in saying.shared_out(words, tokens)] == wanted
 
 
 def test_what_is_said_of_words_are_their_pieces_and_pictures_count_together(vlm):
@@ -193,7 +208,7 @@ def test_words_that_are_left_out_are_said_by_the_picture_alone(vlm):
     states = clip.encode_from_tokens(clip.tokenize("a red spotted dog and a man"))[0][0]
     for prompt in shown:
         wanted = Speaker(tiny_models.unet(), clip).say(vlm, prompt, whole).wanted()
-        torch.testing.assert_close(wanted[3], states[2:5].mean(0))
+        torch.testing.assert_close(wanted[2 : 4 + TOKENS], states[2:5].repeat_interleave((2 + TOKENS) // 3, 0))
         torch.testing.assert_close(wanted[-1], states[7])
     sketch = (Picture(pixels, TOKENS, 1.0, "sketch"), " a dog")
     assert saying.leaving_out(sketch, torch.Generator()) == sketch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +108,15 @@ def kept_words(prompt: Prompt, whole: Prompt) -> list[int]:
     return found
 
 
+def shared_out(words: Words, tokens: int) -> list[Words]:
+    """The words that each of a picture's tokens stands for: all words in order, as evenly as they can be shared out.
+
+    With fewer words than tokens each token has one, which several in a row may say; else each has an equal part.
+    """
+    starts = [i * len(words) // tokens for i in range(tokens + 1)]
+    return [words[start : max(start + 1, stop)] for start, stop in itertools.pairwise(starts)]
+
+
 def words_of_tokens(vlm: VisionLanguage, prompt: Prompt, whole: Prompt, layout: Sequence[Span]) -> list[Words | None]:
     """The words of the whole that each token of a prompt stands for; None for one that is no letter, such as the first.
 
@@ -129,7 +139,7 @@ def words_of_tokens(vlm: VisionLanguage, prompt: Prompt, whole: Prompt, layout: 
             found[token] = range(word, word + 1)
     pictures = [i for i, part in enumerate(prompt) if isinstance(part, Picture)]
     for span, number in zip((span for span in layout if span.picture is not None), pictures, strict=True):
-        found[span.start : span.end] = [bound_words(whole, number)] * span.tokens
+        found[span.start : span.end] = shared_out(bound_words(whole, number), span.tokens)
     return found
 
 
@@ -190,8 +200,8 @@ class Speaker:
     def say(self, vlm: VisionLanguage, prompt: Prompt, whole: Prompt) -> Said:
         """What the tokens of a prompt should be; whole: with the words that it leaves out (leaving_out).
 
-        A word's tokens are the mean of its pieces, a picture's of all pieces of its words; a first token without
-        letters is the text encoder's own. Where there is nothing to say all are the mean of what follows the start.
+        Each token is the mean of its word's pieces; a picture's words are shared out over its tokens. A first token
+        without letters is the text encoder's own. Where there is nothing to say all are the mean of what follows it.
         """
         words = words_of(whole)
         states, rows = self.of(words)
