@@ -1,8 +1,8 @@
 """Teaching tokens to stand for words: a connector's tokens against what a text encoder says of the words they replace.
 
 Kosmos-G aligns its language model so (arXiv:2310.02992, section 3.2: the squared error to CLIP's text embeddings), by
-queries of a fixed number. Here every token of a prompt of words and pictures has words of its own: a word itself, a
-picture those that it is bound to.
+queries of a fixed number. Here every token of a prompt of words and pictures has words of its own: a word itself, those
+of a picture their part of the words that it is bound to.
 """
 
 from __future__ import annotations
