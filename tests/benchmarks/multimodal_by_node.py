@@ -66,11 +66,6 @@ def behind(scene: world.Scene) -> str:
     return f"{scene.pose} on the {scene.side} {world.PLACE_PHRASES[scene.place]}"
 
 
-def told_of(scene: world.Scene) -> range:
-    """Which words of its caption say what the animal looks like: those behind the article."""
-    return range(1, 1 + len(looks(scene).split()))
-
-
 def build(folder: Path, count: int) -> interleaved_dataset.Dataset:
     """The node's dataset of drawn scenes of the training seed, animals cut out; read where it was built before."""
     if folder.exists():
@@ -144,7 +139,8 @@ class Phrases:
         words = f"a {looks(scene)} {behind(scene)}".split()
         states, rows = self.speaker.of(words)
         said = torch.stack([states[row].mean(0) for row in rows])
-        return torch.stack([said[list(each)].mean(0) for each in shared_out(told_of(scene), tokens)])
+        told = range(1, 1 + len(looks(scene).split()))
+        return torch.stack([said[list(each)].mean(0) for each in shared_out(told, tokens)])
 
     def target(self, hidden: Hidden, lesson: Lesson, scenes: list[world.Scene]) -> tuple[Tensor, Tensor]:
         """(tokens (B, L, C), how much each counts (B, L)) of a lesson's only prompt, which leaves the looks out."""

@@ -12,6 +12,7 @@ import tiny_vlm
 import torch
 from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal.training.settings import TrainSettings
+from recipes import train_multimodal
 from safetensors.torch import load_file
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -19,20 +20,12 @@ MODELS = Path(os.environ.get("PALIMPSEST_MODELS", TESTS.parent / ".dev" / "model
 CHECKPOINT = MODELS / "checkpoints" / "palimpsest_pocket.safetensors"
 
 
-def recipe():
-    """The recipe as a module."""
-    spec = importlib.util.spec_from_file_location("train_multimodal_recipe", TESTS / "recipes" / "train_multimodal.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_recipe_takes_every_setting_and_refuses_words_that_none_has(capsys):
     paths = [text for name in ("comfyui", "checkpoint", "encoder", "dataset", "out") for text in (f"--{name}", "x")]
-    chosen = recipe().arguments(TrainSettings, [*paths, "--weighting", "SNR + 1", "--schedule", "linear"])
+    chosen = train_multimodal.arguments(TrainSettings, [*paths, "--weighting", "SNR + 1", "--schedule", "linear"])
     assert (chosen.weighting, chosen.schedule, chosen.pooled_output) == ("SNR + 1", "linear", "zeros")
     with pytest.raises(SystemExit):
-        recipe().arguments(TrainSettings, [*paths, "--schedule", "cosin"])
+        train_multimodal.arguments(TrainSettings, [*paths, "--schedule", "cosin"])
     assert "cosine with restarts" in capsys.readouterr().err
 
 

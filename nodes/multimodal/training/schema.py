@@ -15,6 +15,12 @@ from .settings import AS_TRAINED, TrainSettings
 NAME = "connector"
 
 
+def rate(name: str, tooltip: str, *, default: float, step: float, advanced: bool | None = True) -> io.Input:
+    """The learning rate of a part, or of one in a lesson."""
+    bounds = {"min": 1e-7, "max": 0.1, "step": step, "round": False}
+    return io.Float.Input(name, default=default, tooltip=tooltip, advanced=advanced, **bounds)
+
+
 def sources() -> list[io.Input]:
     """Connected, and by name: what is trained, and on what."""
     return [
@@ -77,14 +83,12 @@ def choices() -> list[io.Input]:
             tooltip="Pictures in one model call, as many as the memory holds: it grows with them. "
             "gradient_accumulation is the slower way to the same.",
         ),
-        io.Float.Input(
+        rate(
             "connector_rate",
+            "Learning rate of the connector. 0.00001 (default) is the paper's, for 300,000 steps.",
             default=0.00001,
-            min=0.0000001,
-            max=0.1,
             step=0.000001,
-            round=False,
-            tooltip="Learning rate of the connector. 0.00001 (default) is the paper's, for 300,000 steps.",
+            advanced=None,
         ),
         io.Boolean.Input(
             "train_unet",
@@ -146,25 +150,17 @@ def advanced() -> list[io.Input]:
             tooltip="Model calls whose gradients are added up to one step: a larger batch without its memory. "
             "Time grows with it.",
         ),
-        io.Float.Input(
+        rate(
             "language_rate",
+            "Learning rate of the language model's LoRA. 0.000003 (default) is the paper's, for 300,000 steps.",
             default=0.000003,
-            min=0.0000001,
-            max=0.1,
             step=0.000001,
-            round=False,
-            advanced=True,
-            tooltip="Learning rate of the language model's LoRA. 0.000003 (default) is the paper's, for 300,000 steps.",
         ),
-        io.Float.Input(
+        rate(
             "unet_rate",
+            "Learning rate of the U-Net's LoRA. 0.000005 (default) is the paper's, for 300,000 steps.",
             default=0.000005,
-            min=0.0000001,
-            max=0.1,
             step=0.000001,
-            round=False,
-            advanced=True,
-            tooltip="Learning rate of the U-Net's LoRA. 0.000005 (default) is the paper's, for 300,000 steps.",
         ),
         io.Int.Input(
             "lora_rank",
@@ -203,12 +199,11 @@ def advanced() -> list[io.Input]:
             tooltip="Steps over which the learning rates rise from 0, at the start of a new training. More "
             "where the loss jumps up at the beginning; the paper does not say.",
         ),
-        io.Boolean.Input(
+        shared(
             "checkpointing",
-            default=True,
-            advanced=True,
-            tooltip="On (default): activations are made again for the gradient. It takes a third more time, and for a "
+            "On (default): activations are made again for the gradient. It takes a third more time, and for a "
             "picture of SDXL 0.9 GB in place of 8.4 GB (10.8 GB with train_unet). The result is the same.",
+            advanced=True,
         ),
         io.Int.Input(
             "preview_every",
@@ -260,26 +255,18 @@ def lessons() -> list[io.Input]:
             "a connector would say them that made no mistake; needs clip and train_unet. 0 (default): none. "
             "Half of align_steps for a start.",
         ),
-        io.Float.Input(
+        rate(
             "align_rate",
-            default=0.0003,
-            min=0.0000001,
-            max=0.1,
-            step=0.0001,
-            round=False,
-            advanced=True,
-            tooltip="Learning rate of the connector in align_steps. 0.0003 (default) for 16 blocks; 0.001 "
+            "Learning rate of the connector in align_steps. 0.0003 (default) for 16 blocks; 0.001 "
             "where depth is 1 or 2. The language model's LoRA keeps its own rate.",
-        ),
-        io.Float.Input(
-            "read_rate",
-            default=0.0001,
-            min=0.0000001,
-            max=0.1,
+            default=0.0003,
             step=0.0001,
-            round=False,
-            advanced=True,
-            tooltip="Learning rate of the U-Net's LoRA in read_steps. 0.0001 (default) is usual for LoRA.",
+        ),
+        rate(
+            "read_rate",
+            "Learning rate of the U-Net's LoRA in read_steps. 0.0001 (default) is usual for LoRA.",
+            default=0.0001,
+            step=0.0001,
         ),
         io.Combo.Input(
             "preset",
