@@ -35,7 +35,7 @@ def velocity_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, where: Tensor 
 def picture_error(denoised: Tensor, clean: Tensor, where: Tensor | None = None) -> Tensor:
     """|D - x_0|^2 of each picture, averaged over its elements: (B, C, H, W) twice -> (B,) in float32.
 
-    where (B, 1, H, W) in 0..1, not all 0: the weight of each place in the mean; None: all alike.
+    where (B, 1, H, W), 0 and more, not all 0: the weight of each place in the mean; None: all alike.
     """
     error = (denoised.float() - clean.float()).pow(2)
     if where is None:

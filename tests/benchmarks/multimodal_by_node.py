@@ -40,6 +40,7 @@ VALUES = {
     "tokens": TOKENS, "batch_size": 8, "depth": 1, "lora_rank": 16, "train_unet": True, "align_rate": 1e-3,
     "read_rate": 1e-3, "connector_rate": 2e-4, "unet_rate": 5e-4, "warmup": 50, "checkpointing": False,
     "preview_every": 0, "save_every": 100, "picture_dropout": 0.1, "weighting": SNR_PLUS_1, "schedule": COSINE,
+    "crop_weight": 6.0,
 }  # fmt: skip
 WORDS = {
     "pattern": world.PATTERNS,

@@ -18,7 +18,7 @@ from palimpsest.nodes.multimodal import dataset as interleaved_dataset
 from palimpsest.nodes.multimodal import files as multimodal_files
 from palimpsest.nodes.multimodal.dataset import STAGES, ByMask, Recipe
 from palimpsest.nodes.multimodal.encoder import Connector, MultimodalEncoder, Reads
-from palimpsest.nodes.multimodal.training import drawing
+from palimpsest.nodes.multimodal.training import drawing, encoding
 from palimpsest.nodes.multimodal.training import files as training_files
 from palimpsest.nodes.multimodal.training import fit as fitting
 from palimpsest.nodes.multimodal.training import lessons as multimodal_lessons
@@ -245,10 +245,16 @@ def test_gradient_checkpointing_changes_no_bit_and_knows_its_blocks(vlms, datase
         )
 
 
-@pytest.mark.parametrize("prediction", ["EPS", "V_PREDICTION"])
-def test_the_loss_is_the_published_one_by_hand(vlms, dataset, prediction, monkeypatch):
-    """|eps_hat - eps|^2, or |v_hat - v|^2, of the host's network on the latent noised at a level of its schedule."""
+@pytest.mark.parametrize(("prediction", "crop_weight"), [("EPS", 1.0), ("V_PREDICTION", 1.0), ("EPS", 5.0)])
+def test_the_loss_is_the_published_one_by_hand(vlms, dataset, prediction, crop_weight, monkeypatch):
+    """|eps_hat - eps|^2, or |v_hat - v|^2, of the host's network on the latent noised at a level of its schedule.
+
+    crop_weight: how many times as much the dog's and the man's boxes count, in the mean over all places.
+    """
     model, found = tiny_models.unet(prediction=prediction), {}
+    boxes = torch.zeros(64, 64)
+    boxes[8:40, 8:40] = boxes[24:60, 30:60] = 1
+    counts = 1 + (crop_weight - 1) * boxes.view(8, 8, 8, 8).mean((1, 3))
 
     def losses(self, lesson):
         given = [generator.get_state() for generator in lesson.generators]
@@ -269,14 +275,31 @@ def test_the_loss_is_the_published_one_by_hand(vlms, dataset, prediction, monkey
                     context[row : row + 1, : int(token_mask[row].sum())],
                 )[0]
                 goal = noise[row] if prediction == "EPS" else (noise[row] - s * clean[row]) / (1 + s**2) ** 0.5
-                found.setdefault("by hand", []).append(float((raw - goal).pow(2).mean()))
+                error = (raw - goal).pow(2) * counts / counts.mean()
+                found.setdefault("by hand", []).append(float(error.mean()))
         found["ours"] = found.get("ours", []) + ours.tolist()
         return ours
 
     plain = Fit.losses
     monkeypatch.setattr(Fit, "losses", losses)
-    fit(vlms(), dataset, model=model, steps=2)
+    fit(vlms(), dataset, model=model, steps=2, crop_weight=crop_weight)
     assert found["ours"] == pytest.approx(found["by hand"], rel=1e-3)
+
+
+def test_cells_of_crops_follow_the_picture_that_is_trained_on(dataset):
+    """Boxes count once where they overlap; of a picture that is made smaller its middle is left."""
+
+    def cells(*boxes, size, shape):
+        crops = tuple(replace(dataset.records[0].crops[0], box=box) for box in boxes)
+        return encoding.cells_of_crops(replace(dataset.records[0], size=size, crops=crops), *shape)
+
+    found = cells((0, 0, 16, 8), (8, 0, 20, 8), size=(32, 16), shape=(4, 2))
+    assert found.tolist() == [[[1.0, 1.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]]]
+    found = cells((0, 0, 32, 64), size=(128, 64), shape=(4, 4))  # the middle begins at pixel 32
+    assert not found.any()
+    found = cells((32, 0, 64, 64), size=(128, 64), shape=(4, 4))
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 4, 4), atol=0.1, rtol=0.0)
+    assert not cells(size=(32, 16), shape=(4, 2)).any()
 
 
 def test_rows_of_other_lengths_are_predicted_as_each_by_itself(vlms, dataset, monkeypatch):
@@ -515,6 +538,7 @@ CHOSEN = {
     "keep_moments": False,
     "weighting": "SNR + 1",
     "schedule": "linear",
+    "crop_weight": 3.5,
 }
 
 

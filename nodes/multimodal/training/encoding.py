@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import host
 from ...training.pictures import bucket_of, covering
-from ..dataset import Dataset
+from ..dataset import Dataset, Record
 from ..encoder import POOLED_WIDTH
 from ..interleaved import Prompt
 from ..vlm import Hidden, VisionLanguage
@@ -32,6 +33,15 @@ def in_cells(picture: Tensor, columns: int, rows: int) -> Tensor:
     if (picture.shape[2] // 8, picture.shape[1] // 8) == (columns, rows):
         return picture
     return covering(picture.movedim(-1, 1), 8 * columns, 8 * rows).movedim(1, -1)
+
+
+def cells_of_crops(record: Record, columns: int, rows: int) -> Tensor:
+    """How much of each cell of a picture's latent lies in a box of its crops, (1, rows, columns) in 0..1."""
+    width, height = record.size
+    inside = torch.zeros(1, height, width, 1)
+    for left, top, right, bottom in (crop.box for crop in record.crops):
+        inside[:, top:bottom, left:right] = 1.0
+    return F.adaptive_avg_pool2d(in_cells(inside, columns, rows).movedim(-1, 1), (rows, columns))[0]
 
 
 def spoken(prompt: Prompt) -> str:
@@ -62,6 +72,7 @@ class Encoders:
     language_learns: bool
     speaker: Speaker
     latents: dict[int, Tensor] = field(default_factory=dict)
+    in_crops: dict[int, Tensor] = field(default_factory=dict)
     pooled_texts: dict[str, Tensor] = field(default_factory=dict)
 
     def latent(self, record: int) -> Tensor:
@@ -71,6 +82,12 @@ class Encoders:
                 encoded = self.vae.encode(in_cells(self.dataset.picture(record)[None], *self.sizes[record]))
                 self.latents[record] = self.model.model.process_latent_in(encoded.float().cpu())[0].clone()
         return self.latents[record]
+
+    def crops(self, record: int) -> Tensor:
+        """How much of each cell of a picture's latent its crops show, (1, h, w) in 0..1."""
+        if record not in self.in_crops:
+            self.in_crops[record] = cells_of_crops(self.dataset.records[record], *self.sizes[record])
+        return self.in_crops[record]
 
     def hidden(self, prompts: Sequence[Prompt]) -> Hidden:
         """What the language model makes of prompts, without a gradient."""

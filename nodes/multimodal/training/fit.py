@@ -242,7 +242,15 @@ class Fit:
         sigma = self.sigmas[place].to(self.device)
         noised = clean + sigma[:, None, None, None] * noise
         denoised = self.unet.predict(noised, sigma, context, token_mask, pooled.to(self.device))
-        return self.error(denoised, clean, sigma)
+        return self.error(denoised, clean, sigma, self.where(lesson))
+
+    def where(self, lesson: Lesson) -> Tensor | None:
+        """How much an error at each place of a lesson's pictures counts, (B, 1, h, w); None where all are alike."""
+        weight = self.settings.crop_weight
+        if weight == 1.0:
+            return None
+        inside = torch.stack([self.encoders.crops(record) for record in lesson.records])
+        return (1.0 + (weight - 1.0) * inside).to(self.device)
 
     def step(self, step: int, lessons: Sequence[Lesson]) -> None:
         """One step of the optimisers over all lessons of it. A gradient that is no number changes nothing."""

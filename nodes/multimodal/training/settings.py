@@ -67,6 +67,7 @@ class TrainSettings(Settings):
     keep_moments: bool = True
     weighting: str = AS_TRAINED
     schedule: str = CONSTANT
+    crop_weight: float = 1.0
 
     @property
     def course(self) -> Course:
