@@ -135,6 +135,12 @@ def tells_blocks() -> bool:
     return "block_index" in forward.__code__.co_consts
 
 
+def require_blocks(family: str) -> None:
+    """Skip a test of a family whose attention this host does not tell its block."""
+    if family == "anima" and not tells_blocks():
+        pytest.skip("this ComfyUI does not tell Anima's attention which block it is in: 0.30 does")
+
+
 def fill(network: torch.nn.Module, seed: int) -> None:
     """Random weights of a size that keeps activations near 1, and words strong enough to be seen."""
     generator = torch.Generator().manual_seed(seed)
@@ -155,8 +161,7 @@ def model(family: str, seed: int = 0, inference: bool = True):
     import comfy.supported_models
 
     tiny = EVERY[family]
-    if family == "anima" and not tells_blocks():
-        pytest.skip("this ComfyUI does not tell Anima's attention which block it is in: 0.30 does")
+    require_blocks(family)
     with torch.inference_mode(inference):
         network = network_of(tiny)
         config = getattr(comfy.supported_models, tiny.config)({"image_model": family, "dim": HEAD, "hidden_size": HEAD})

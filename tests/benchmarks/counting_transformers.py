@@ -1,8 +1,8 @@
 """What the pack adds to a transformer's step, counted as counting.py counts. Import it where the host can be imported.
 
 The networks are the host's own at full size, as its loaders find the published files: Z-Image, FLUX.1, FLUX.2 dev,
-Qwen-Image and Wan 2.1 14B (a clip of one frame), at 1024 pixels in bfloat16, with as many tokens of text as the host
-gives a short prompt.
+Qwen-Image, Wan 2.1 14B (a clip of one frame) and Anima, at 1024 pixels in bfloat16, with as many tokens of text as the
+host gives a short prompt.
 """
 
 from __future__ import annotations
@@ -99,6 +99,12 @@ TRANSFORMERS = {
             "Wan 2.1 14B", "wan",
             {"dim": 5120, "ffn_dim": 13824, "freq_dim": 256, "text_dim": 4096, "num_heads": 40, "num_layers": 40},
             tokens=512, text=4096, guidance=5.0,
+        ),
+        Transformer(
+            "Anima", "anima",
+            {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "model_channels": 2048, "num_blocks": 28,
+             "num_heads": 16, "mlp_ratio": 4.0, "crossattn_emb_channels": 1024, "adaln_lora_dim": 256},
+            tokens=512, text=1024, guidance=4.0,
         ),
     )
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """What the pack adds to the host's work: predicted, counted on tensors without storage, and measured where a GPU is.
 
-    python dev.py bench cost                          SD 1.5, SDXL and five transformers at full size
+    python dev.py bench cost                          SD 1.5, SDXL and six transformers at full size
     python dev.py bench cost --family Z-Image         one of them
     python dev.py bench cost --lora                   trainings alone: Train LoRA beside the host's own trainer
     python dev.py bench cost --device cpu --tiny      the measuring code on a small network, anywhere

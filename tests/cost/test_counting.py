@@ -54,9 +54,10 @@ def test_a_host_without_a_trainer_is_told(monkeypatch, capsys):
     assert "left out: comfy_extras.nodes_train has no grandfather" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["qwen", "zimage", "flux"])
+@pytest.mark.parametrize("kind", ["qwen", "zimage", "flux", "anima"])
 def test_a_transformers_lines_are_counted(kind):
     """Everything the benchmark counts of the families at full size, of a small one."""
+    tiny_transformers.require_blocks(kind)
     guidance = 1.0 if kind == "flux" else 4.0
     pooled = tiny_transformers.EVERY[kind].pooled
     small = counting_transformers.Transformer(
