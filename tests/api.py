@@ -99,6 +99,8 @@ class ApiClient:
             body["partial_execution_targets"] = targets
         try:
             return self.post_json("/prompt", body)["prompt_id"]
+        except NoAnswer:
+            raise
         except ApiError as error:
             raise PromptRejected(_rejection(error), error.details) from None
 
@@ -141,14 +143,18 @@ class ApiClient:
 
     def _send(self, request: urllib.request.Request) -> bytes:
         try:
+            return self._answer(request)
+        except (OSError, http.client.HTTPException) as error:  # the latter: it went away within its answer
+            raise NoAnswer(f"no answer from {self.url}: {getattr(error, 'reason', error)}") from None
+
+    def _answer(self, request: urllib.request.Request) -> bytes:
+        try:
             with self._direct.open(request, timeout=self.timeout) as response:
                 return response.read()
         except urllib.error.HTTPError as error:
             text = error.read().decode("utf-8", "replace")
             where = f"{request.get_method()} {urllib.parse.urlparse(request.full_url).path}"
             raise ApiError(f"{where} gave status {error.code}: {text[:500]}", _json_or_text(text)) from None
-        except (OSError, http.client.HTTPException) as error:  # the latter: it went away within its answer
-            raise NoAnswer(f"no answer from {self.url}: {getattr(error, 'reason', error)}") from None
 
 
 def _multipart(fields: dict[str, str], filename: str, data: bytes) -> tuple[bytes, str]:

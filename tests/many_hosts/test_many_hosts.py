@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import os
 import random
+import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -115,6 +121,54 @@ def test_where_no_host_answers_every_picture_is_named(folder):
     with pytest.raises(SystemExit, match=r"p23\.png: no host was left"):
         many_hosts.main(command(folder, ["http://127.0.0.1:9"]))
     assert not list((folder / "out").iterdir())
+
+
+class Dying(http.server.BaseHTTPRequestHandler):
+    """Answers as a host does, up to the request whose path begins with `last`: there it goes away, or half-way."""
+
+    ANSWERS: ClassVar = {
+        "/upload/image": {"name": "k.png", "subfolder": "many_hosts"},
+        "/prompt": {"prompt_id": "1"},
+        "/history": {"1": {"status": {"status_str": "success"}, "outputs": {"save": {"images": [
+            {"filename": "k.png", "subfolder": "", "type": "output"}]}}}},
+    }  # fmt: skip
+    last, half_way = "", False
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def do_GET(self):
+        dies = self.path.startswith(self.last)
+        answer = json.dumps(next((found for at, found in self.ANSWERS.items() if self.path.startswith(at)), None))
+        if not dies or self.half_way:
+            self.send_response(500 if dies else 200)
+            self.send_header("Content-Length", str(len(answer) + 100 * dies))
+            self.end_headers()
+            self.wfile.write(answer.encode())
+        if dies:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            self.connection.close()
+
+    def log_message(self, *_):
+        pass
+
+    def finish(self):
+        with contextlib.suppress(OSError, ValueError):
+            super().finish()
+
+
+@pytest.mark.parametrize("half_way", [False, True])
+@pytest.mark.parametrize("last", ["/upload/image", "/prompt", "/history", "/view"])
+def test_whenever_a_host_goes_away_its_picture_can_be_given_to_another(last, half_way):
+    handler = type("Handler", (Dying,), {"last": last, "half_way": half_way})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        found = many_hosts.edit(url, ("0123456789abcdef", ".png", b"picture"), GRAPH, "save", timeout=10)
+        server.shutdown()
+    assert found["error"] == many_hosts.NO_ANSWER, found
+    assert f"no answer from {url}" in found["details"]
 
 
 @pytest.mark.parametrize(("stand_in", "told"), [("$KEY", "in 0 nodes"), ("$IMAGE", "nowhere")])
