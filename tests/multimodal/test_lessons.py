@@ -425,6 +425,7 @@ def test_presets_say_what_they_are_named_for():
     ours = TrainSettings.of({"preset": "in lessons", "steps": 7})
     assert ours.align_steps > 0 and ours.read_steps > 0 and ours.train_unet and ours.steps == 7
     assert (paper.picture_dropout, ours.picture_dropout) == (0.0, 0.1)
+    assert paper.crop_weight == 1.0 < ours.crop_weight
     assert TrainSettings.of({"preset": "as set above", "seed": 3}) == TrainSettings(seed=3)
 
 

@@ -26,12 +26,13 @@ class TrainSettings(Settings):
     """
 
     PRESETS: ClassVar = {
-        IN_LESSONS: {"align_steps": 1000, "read_steps": 500, "align_rate": 3e-4, "read_rate": 1e-4,
+        IN_LESSONS: {"align_steps": 1000, "read_steps": 3000, "align_rate": 3e-4, "read_rate": 1e-4,
                      "connector_rate": 1e-4, "train_unet": True, "unet_rate": 1e-4, "picture_dropout": 0.1,
-                     "weighting": SNR_PLUS_1, "schedule": COSINE},
+                     "weighting": SNR_PLUS_1, "schedule": COSINE, "crop_weight": 6.0},
         PAPER: {"align_steps": 0, "read_steps": 0, "connector_rate": 1e-5, "train_unet": True, "unet_rate": 5e-6,
                 "train_language": True, "language_rate": 3e-6, "lora_rank": 8, "depth": 16, "tokens": 0,
-                "pooled_output": ZEROS, "picture_dropout": 0.0, "weighting": AS_TRAINED, "schedule": CONSTANT},
+                "pooled_output": ZEROS, "picture_dropout": 0.0, "weighting": AS_TRAINED, "schedule": CONSTANT,
+                "crop_weight": 1.0},
     }  # fmt: skip
     CHOICES: ClassVar = {
         "stage": tuple(STAGES),
