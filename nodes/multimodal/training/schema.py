@@ -330,7 +330,6 @@ def later() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="How many times as much an error within the boxes of a picture's crops counts in read and draw. 1 "
-            "(default): as much as around them. 3 to 6 where what the crops show is small, so that its looks are "
-            "learned before the background.",
+            "(default): as much as around them. 3 to 6 where what the crops show is small in the picture.",
         ),
     ]
