@@ -248,7 +248,7 @@ class LoadMGIE(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder) -> bool | str:
+    def validate_inputs(cls, folder=None) -> bool | str:
         """Say what to do while there is no folder; a list of names cannot."""
         if folder == NO_FOLDER:
             return (

@@ -92,7 +92,7 @@ class LoadMultimodalEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder) -> bool | str:
+    def validate_inputs(cls, folder=None) -> bool | str:
         """Say what to do while there is no folder; a list of names cannot."""
         if folder == files.NO_FOLDER:
             return (

@@ -28,6 +28,7 @@ NUMBERS = [
     for socket in node.define_schema().inputs
     if isinstance(socket, io.Int.Input | io.Float.Input)
 ]
+CHECKED = [node for node in NODES if node.validate_inputs.__func__ is not io.ComfyNode.validate_inputs.__func__]
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -85,6 +86,12 @@ def test_nan_in_a_widget_is_refused_where_it_gave_black_pictures(model, walked):
 def test_a_linked_choice_that_is_none_is_refused_with_the_choices(model, walked):
     given = {"model": model, "trajectory": walked, "positive": prompts()[0], "negative": prompts()[1]}
     refused(TuneKV, "layers is 'sideways': choose one of 'decoder, encoder", **given, layers="sideways")
+
+
+@pytest.mark.parametrize("node", CHECKED, ids=lambda node: node.GET_SCHEMA().node_id)
+def test_what_is_missing_or_linked_is_left_to_the_host(node):
+    """The host gives validate_inputs the values that a graph has: not what it forgot, nor what comes by a link."""
+    assert node.validate_inputs() is True
 
 
 # ---- pictures, masks, latents ---------------------------------------------------------------------------------------
