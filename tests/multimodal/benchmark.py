@@ -3,7 +3,7 @@
     python dev.py bench multimodal --trained tests/pocket/models    table, JSON and contact sheet of the shipped weights
     python dev.py bench multimodal                                  train others first: 110 minutes
     python dev.py bench multimodal --minutes 5 --count 8            some of it
-    python dev.py bench multimodal --by-node 4000 2000 3000         by the lessons of Train Multimodal Encoder alone
+    python dev.py bench multimodal --by-node 2500 6000 300          by the lessons of Train Multimodal Encoder alone
     python dev.py bench multimodal --ablation copies                something else in place of the table: ABLATIONS
 
 A tiny vision-language model of Idefics2's layout, a connector and a LoRA on the U-Net learn from drawn scenes, each

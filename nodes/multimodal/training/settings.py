@@ -26,7 +26,7 @@ class TrainSettings(Settings):
     """
 
     PRESETS: ClassVar = {
-        IN_LESSONS: {"align_steps": 1000, "read_steps": 3000, "align_rate": 3e-4, "read_rate": 1e-4,
+        IN_LESSONS: {"align_steps": 2500, "read_steps": 6000, "align_rate": 3e-4, "read_rate": 1e-4,
                      "connector_rate": 1e-4, "train_unet": True, "unet_rate": 1e-4, "picture_dropout": 0.1,
                      "weighting": SNR_PLUS_1, "schedule": COSINE, "crop_weight": 6.0},
         PAPER: {"align_steps": 0, "read_steps": 0, "connector_rate": 1e-5, "train_unet": True, "unet_rate": 5e-6,
