@@ -3,7 +3,7 @@
 `python dev.py demo` starts the host and calls this. Without options it edits a drawn scene in three ways, with what the
 model has recorded of it once; the ideal edits are known, so the edits can be scored. With --image, --checkpoint,
 --source-prompt and --prompt it edits your own picture. Values that are not given are the pocket model's with its
-checkpoint, and the nodes' defaults with yours.
+checkpoint, and the nodes' defaults with yours. With --family flux the drawn scene is edited by the pocket transformer.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pocket import judge as judging
 from pocket import metrics, world
 from pocket import settings as pocket_settings
+from pocket.flow_files import FILES
 
 TESTS = Path(__file__).resolve().parent
 POCKET = "palimpsest_pocket.safetensors"
@@ -48,59 +49,100 @@ class Edit:
     ideal: world.Scene | None = None
 
 
-def graph(image: str, checkpoint: str, source_prompt: str, edits: dict[str, Edit], options: argparse.Namespace) -> dict:
-    """All edits as one API-format graph. Keys of SaveImage nodes: ceiling, ddim, tuned, "prompt_swap X" and "kv X"."""
+def node(kind: str, **inputs) -> dict:
+    """A node of an API-format graph."""
+    return {"class_type": kind, "inputs": inputs}
 
-    def node(kind: str, **inputs) -> dict:
-        return {"class_type": kind, "inputs": inputs}
 
-    def sampled(model: list, positive: list) -> dict:
-        return node(
+class UNet:
+    """Nodes that load a checkpoint and sample from inverted noise."""
+
+    model, clip, vae = ["checkpoint", 0], ["checkpoint", 1], ["checkpoint", 2]
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.loaders = {"checkpoint": node("CheckpointLoaderSimple", ckpt_name=options.checkpoint)}
+        self.schedule = {"scheduler": "normal"}
+
+    def sampled(self, name: str, model: list, positive: list) -> dict:
+        """The nodes that draw `name`."""
+        return {name: node(
             "KSamplerAdvanced", model=model, positive=positive, negative=["nothing", 0], latent_image=["invert", 1],
-            add_noise="disable", noise_seed=0, steps=options.steps, cfg=options.guidance, sampler_name="euler",
-            scheduler="normal", start_at_step=0, end_at_step=10000, return_with_leftover_noise="disable",
-        )  # fmt: skip
+            add_noise="disable", noise_seed=0, steps=self.options.steps, cfg=self.options.guidance,
+            sampler_name="euler", scheduler="normal", start_at_step=0, end_at_step=10000,
+            return_with_leftover_noise="disable",
+        )}  # fmt: skip
 
-    nodes = {
-        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+
+class Flux:
+    """The same of the pocket transformer, whose flow the sampler's own nodes draw."""
+
+    model, clip, vae = ["transformer", 0], ["text encoder", 0], ["autoencoder", 0]
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.loaders = {
+            "transformer": node("UNETLoader", unet_name=FILES["diffusion_models"], weight_dtype="default"),
+            "text encoder": node("CLIPLoader", clip_name=FILES["text_encoders"], type="stable_diffusion"),
+            "autoencoder": node("VAELoader", vae_name=FILES["vae"]),
+            "levels": node("BasicScheduler", model=self.model, scheduler="simple", steps=options.steps, denoise=1.0),
+            "euler": node("KSamplerSelect", sampler_name="euler"),
+        }
+        self.schedule = {"scheduler": "simple", "sigmas": ["levels", 0]}
+
+    def sampled(self, name: str, model: list, positive: list) -> dict:
+        """The nodes that draw `name`."""
+        guider = node("CFGGuider", model=model, positive=positive, negative=["nothing", 0], cfg=self.options.guidance)
+        return {f"guider of {name}": guider, name: node(
+            "SamplerCustomAdvanced", noise=["invert", 4], guider=[f"guider of {name}", 0], sampler=["euler", 0],
+            sigmas=["levels", 0], latent_image=["encode", 0],
+        )}  # fmt: skip
+
+
+FAMILIES = {"unet": UNet, "flux": Flux}
+
+
+def graph(image: str, source_prompt: str, edits: dict[str, Edit], options: argparse.Namespace) -> dict:
+    """All edits as one API-format graph. Keys of SaveImage nodes: ceiling, ddim, tuned, "prompt_swap X" and "kv X"."""
+    family = FAMILIES[options.family](options)
+    nodes = family.loaders | {
         "image": node("LoadImage", image=image),
-        "encode": node("VAEEncode", pixels=["image", 0], vae=["checkpoint", 2]),
-        "was": node("CLIPTextEncode", clip=["checkpoint", 1], text=source_prompt),
-        "nothing": node("CLIPTextEncode", clip=["checkpoint", 1], text=""),
+        "encode": node("VAEEncode", pixels=["image", 0], vae=family.vae),
+        "was": node("CLIPTextEncode", clip=family.clip, text=source_prompt),
+        "nothing": node("CLIPTextEncode", clip=family.clip, text=""),
         "invert": node(
-            "PalimpsestInvert", model=["checkpoint", 0], latent=["encode", 0], positive=["was", 0],
-            negative=["nothing", 0], vae=["checkpoint", 2], steps=options.steps, guidance=1.0, scheduler="normal",
+            "PalimpsestInvert", model=family.model, latent=["encode", 0], positive=["was", 0],
+            negative=["nothing", 0], vae=family.vae, steps=options.steps, guidance=1.0, **family.schedule,
             predict_at="next noise level", reconstruction_guidance=1.0,
         ),
         "tune": node(
-            "PalimpsestTuneKV", model=["checkpoint", 0], trajectory=["invert", 0], positive=["was", 0],
-            negative=["nothing", 0], vae=["checkpoint", 2], preset="as set below", guidance=options.guidance,
+            "PalimpsestTuneKV", model=family.model, trajectory=["invert", 0], positive=["was", 0],
+            negative=["nothing", 0], vae=family.vae, preset="as set below", guidance=options.guidance,
             tune_with="with guidance", layers=options.layers, start_percent=0.0, inner_steps=options.inner_steps,
             learning_rate=options.learning_rate, tolerance=1e-5, warm_start=True, keep_source=True,
         ),
         "keep": node("PalimpsestSaveKV", kv=["tune", 0], filename="demo"),
         "invert report": node("PreviewAny", source=["invert", 3]),
         "tune report": node("PreviewAny", source=["tune", 2]),
-        "sample ddim": sampled(["checkpoint", 0], ["was", 0]),
-    }  # fmt: skip
+    } | family.sampled("sample ddim", family.model, ["was", 0])  # fmt: skip
     latents = {"ceiling": ["encode", 0], "ddim": ["sample ddim", 0]}
     if options.inner_steps:
         latents["tuned"] = ["tune", 1]
     for name, edit in edits.items():
-        nodes[f"becomes {name}"] = node("CLIPTextEncode", clip=["checkpoint", 1], text=edit.prompt)
+        nodes[f"becomes {name}"] = node("CLIPTextEncode", clip=family.clip, text=edit.prompt)
         nodes[f"apply {name}"] = applied = node(
-            "PalimpsestApplyKV", model=["checkpoint", 0], kv=["tune", 0], preset="as set below", mode=options.mode,
+            "PalimpsestApplyKV", model=family.model, kv=["tune", 0], preset="as set below", mode=options.mode,
             strength=options.strength, source_guidance=options.source_guidance, start_percent=options.start_percent,
             end_percent=1.0, layers="all", look_ahead=0.0,
         )  # fmt: skip
         if edit.mask:
             nodes[f"mask {name}"] = node("LoadImageMask", image=edit.mask, channel="red")
             applied["inputs"]["source_mask"] = [f"mask {name}", 0]
-        for way, model in (("prompt_swap", "checkpoint"), ("kv", f"apply {name}")):
-            nodes[f"sample {way} {name}"] = sampled([model, 0], [f"becomes {name}", 0])
+        for way, model in (("prompt_swap", family.model), ("kv", [f"apply {name}", 0])):
+            nodes |= family.sampled(f"sample {way} {name}", model, [f"becomes {name}", 0])
             latents[f"{way} {name}"] = [f"sample {way} {name}", 0]
     for name, latent in latents.items():
-        nodes[f"decode {name}"] = node("VAEDecode", samples=latent, vae=["checkpoint", 2])
+        nodes[f"decode {name}"] = node("VAEDecode", samples=latent, vae=family.vae)
         nodes[name] = node("SaveImage", images=[f"decode {name}", 0], filename_prefix=f"palimpsest_demo/{name}")
     return nodes
 
@@ -193,7 +235,7 @@ def run(options: argparse.Namespace) -> dict:
         edits = {OWN: Edit(options.prompt)}
     print(f'source "{source_prompt}"\n' + "\n".join(f'edit   "{edit.prompt}"' for edit in edits.values()), flush=True)
     began = time.monotonic()
-    nodes = graph(client.upload_image(source_file), options.checkpoint, source_prompt, edits, options)
+    nodes = graph(client.upload_image(source_file), source_prompt, edits, options)
     entry = client.queue(nodes, timeout=3600)
     seconds = time.monotonic() - began
     saved = [name for name, node in nodes.items() if node["class_type"] == "SaveImage"]
@@ -232,6 +274,7 @@ def main() -> int:
     add("--output", default="output/demo", help="folder for the pictures and report.json")
     add("--image", help="your own picture file")
     add("--size", type=int, default=768, help="your picture is scaled down to this many pixels on its longer side")
+    add("--family", choices=FAMILIES, default="unet", help="flux: the pocket transformer, in place of a checkpoint")
     add("--checkpoint", default=POCKET, help="a checkpoint by the name the host lists")
     add("--source-prompt", help="what the picture shows")
     add("--prompt", help="what it should show")

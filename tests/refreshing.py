@@ -69,6 +69,11 @@ SHORT = ("--epochs", "4", "--curve", "0")
 TWELVE = ("--pictures", "12", "--epochs", "12", "--curve", "0")
 STEPS = {
     "pocket": Step("pocket.benchmark", ("--images", "64"), (("pocket.png", "tests/pocket/samples.jpg"),)),
+    "pocket_flux": Step(
+        "pocket.benchmark",
+        ("--images", "64", "--family", "flux", "--guidance", "3"),
+        (("pocket.png", "tests/pocket/samples_flux.jpg"),),
+    ),
     "identity": Step("pocket.validate_metrics"),
     "kv": Step("kv.benchmark", (), results("kv.json", "kv.png")),
     "kv_75": Step("kv.benchmark", ("--guidance", "7.5"), (("kv.json", f"{RESULTS}/kv_guidance_75.json"),)),
@@ -96,6 +101,12 @@ STEPS = {
     ),
     "rivals": Step("rivals.benchmark", (), results("edits.json", "edits.png")),
     "regions": Step("cross_attention.benchmark", (), results("regions.json", "regions.md", "regions.jpg")),
+    "rivals_flux": Step("rivals.benchmark", ("--family", "flux"), results("edits_flux.json", "edits_flux.png")),
+    "regions_flux": Step(
+        "cross_attention.benchmark",
+        ("--family", "flux", "--edits", "colour", "place", "two"),
+        results("regions_flux.json", "regions_flux.md", "regions_flux.jpg"),
+    ),
     "clips": Step(
         "contextdiff.benchmark",
         ("--parts", "clips", "--clips", "8"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,20 +38,31 @@ class Edit:
 class Scenes:
     """Held-out scenes, inverted once; a batch in every call."""
 
+    family = "unet"
+
     def __init__(self, first: int, count: int, steps: int, narrow: bool):
         self.steps = steps
         self.sources = world.held_out_scenes(first + count)[first:]
         self.pictures, self.masks = drawn(self.sources)
-        self.model, self.clip, self.vae = pocket_host.load_pocket(narrow)
+        self.model, self.clip, self.vae = self.load(narrow)
         self.judge = judging.load()
         self.was, self.nothing = self.encode(self.sources), self.encode([None] * count)
         self.latent = {"samples": self.vae.encode(self.pictures)}
         self.invert()
 
+    def load(self, narrow: bool) -> tuple[Any, Any, Any]:
+        """(model, clip, vae) that draw."""
+        return pocket_host.load_pocket(narrow)
+
     def invert(self) -> None:
-        """DDIM inversion with the sources' captions at guidance 1: `trajectory` and `noise`."""
-        chosen = defaults(Invert) | {"steps": self.steps, "reconstruction_guidance": 0.0}
-        self.trajectory, self.noise, *_ = Invert.execute(self.model, self.latent, self.was, **chosen).args
+        """Inversion with the sources' captions at guidance 1: `trajectory`, `noise` and what samples from it."""
+        self.trajectory, self.noise, self.found = self.inverted(self.latent, self.was)
+
+    def inverted(self, latent: dict, prompt: list, **settings: Any) -> tuple[Any, dict, Any]:
+        """(trajectory, noise, the same as NOISE) of a latent by Invert Picture; DDIM here."""
+        chosen = defaults(Invert) | {"steps": self.steps, "reconstruction_guidance": 0.0} | settings
+        trajectory, noise, _, _, found = Invert.execute(self.model, latent, prompt, **chosen).args
+        return trajectory, noise, found
 
     def edit(self, kind: str) -> Edit:
         """Every scene with another value of the attribute `kind`, in turn."""
@@ -83,10 +95,17 @@ class Scenes:
         return kv_nodes.ApplyKV.execute(self.model, kv, **defaults(kv_nodes.ApplyKV) | settings).args[0]
 
     def sample(self, model, prompt: list, guidance: float, negative: list | None = None) -> torch.Tensor:
-        """A latent from the inverted noise, by the host's own KSampler Advanced."""
+        """A latent from the inverted noise."""
+        return self.sampled(model, prompt, negative or self.nothing, guidance, self.noise, self.found)
+
+    def sampled(
+        self, model, positive: list, negative: list, guidance: float, latent: dict, found: Any = None,
+        seed: int | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """A latent by the host's KSampler Advanced: from `latent`, which is inverted noise, or with a seed's noise."""
         return host_nodes.KSamplerAdvanced().sample(
-            model, "disable", 0, self.steps, guidance, "euler", "normal", prompt, negative or self.nothing, self.noise,
-            0, 10000, "disable",
+            model, "disable" if seed is None else "enable", seed or 0, self.steps, guidance, "euler", "normal",
+            positive, negative, latent, 0, 10000, "disable",
         )[0]["samples"]  # fmt: skip
 
     def draw(self, model, prompt: list, guidance: float) -> torch.Tensor:

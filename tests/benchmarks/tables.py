@@ -161,9 +161,66 @@ REGIONS = {
 }
 
 
-def in_regions(title: str, key: str, digits: int = 2, best: Callable | None = None) -> Column:
-    """A number of both edits by region, before Keep Outside."""
-    return Column(title, tuple((kind, "before", key) for kind in ("colour", "place")), digits, best)
+FLOW_RIVALS = {
+    "prompt swap after Uni-Inv": "prompt swapped after Uni-Inv",
+    "prompt swap after FireFlow": "prompt swapped after FireFlow",
+    "prompt swap after Euler": "prompt swapped after Euler",
+    "FlowEdit": "FlowEdit, as the node stands",
+    "FlowEdit, start_percent 0.14": "FlowEdit, *start_percent* 0.14",
+    "FlowEdit, source guidance 1, start_percent 0.14": "the same and *source_guidance* 1",
+    "KV Inversion, recorded": "KV Inversion, recorded only",
+    "KV Inversion, recorded, source guidance 3": "recorded only, *source_guidance* 3",
+    "KV Inversion, recorded, source guidance 1": "recorded only, *source_guidance* 1",
+    "KV Inversion, recorded, source mask": "recorded only, *source_mask* on the animal",
+    "KV Inversion, recorded, frozen": "recorded only, mode *frozen*",
+    "KV Inversion, learned": "learned, *rank* 16",
+    "KV Inversion, learned, recompute": "learned, mode *recompute*",
+    "ideal edit through the autoencoder": BEYOND,
+}
+FLOW_REGIONS = {
+    "prompt only": "prompt only",
+    "host: Conditioning (Set Mask)": "host: Conditioning (Set Mask)",
+    "host: Set Latent Noise Mask": "host: Set Latent Noise Mask",
+    "Cross-Attention Mask": "Cross-Attention Mask",
+    "Cross-Attention Mask, hidden from text": "the same, *hide_from_text*",
+    "Phrase in Region": "Phrase in Region",
+    "Phrase in Region, prompt_inside 0": "the same, *prompt_inside* 0",
+    "Feature Blend": "Feature Blend",
+    "Cross-Attention Mask + Feature Blend": "Cross-Attention Mask + Feature Blend",
+    "Phrase in Region + Feature Blend": "Phrase in Region + Feature Blend",
+    "ideal edit through the autoencoder": BEYOND,
+}
+ONE_REGION = ("colour", "place")
+
+
+def in_regions(
+    title: str, key: str, digits: int = 2, best: Callable | None = None, kinds: tuple[str, ...] = ONE_REGION
+) -> Column:
+    """A number of edits by region, before Keep Outside."""
+    return Column(title, tuple((kind, "before", key) for kind in kinds), digits, best)
+
+
+def rivalled(source: str, rows: dict[str, str]) -> Table:
+    """Ways of editing beside each other: what they reach, what they cost."""
+    return Table(
+        source,
+        ("methods",),
+        rows,
+        (
+            *(
+                Column(title, ((*edits(title), "attribute"), (*edits(title), "identity")), 2)
+                for title in ("pose", "colour", "place", "species")
+            ),
+            Column("once, passes", (("costs", "passes once"),), 0),
+            Column("first edit, passes", (("costs", "passes first"),), 0),
+            Column("each, passes", (("costs", "passes each"),), 0),
+            Column("first edit, s", (("costs", "seconds first"),), 1),
+            Column("kept", (("costs", "kept"),), 1, unit=" MB"),
+        ),
+        "method",
+        bounds=("references",),
+        incomplete=True,
+    )
 
 
 CLIP_EDITS = ("colour", "place", "species")
@@ -390,23 +447,21 @@ TABLES = {
         ),
         "way",
     ),
-    "rivals": Table(
-        "edits.json",
-        ("methods",),
-        RIVALS,
+    "rivals": rivalled("edits.json", RIVALS),
+    "rivals-flux": rivalled("edits_flux.json", FLOW_RIVALS),
+    "regions-flux": Table(
+        "regions_flux.json",
+        ("rows",),
+        FLOW_REGIONS,
         (
-            *(
-                Column(title, ((*edits(title), "attribute"), (*edits(title), "identity")), 2)
-                for title in ("pose", "colour", "place", "species")
-            ),
-            Column("once, passes", (("costs", "passes once"),), 0),
-            Column("first edit, passes", (("costs", "passes first"),), 0),
-            Column("each, passes", (("costs", "passes each"),), 0),
-            Column("first edit, s", (("costs", "seconds first"),), 1),
-            Column("kept", (("costs", "kept"),), 1, unit=" MB"),
+            in_regions("edited", "attribute", kinds=(*ONE_REGION, "two")),
+            in_regions("identity", "identity", best=most, kinds=(*ONE_REGION, "two")),
+            in_regions("outside, dB", "outside", 1, most),
+            in_regions("to the ideal edit, dB", "ideal", 1, most, (*ONE_REGION, "two")),
+            in_regions("leakage", "leakage", best=least),
+            in_regions("passes", "passes", 0, kinds=("colour",)),
         ),
         "method",
-        bounds=("references",),
         incomplete=True,
     ),
     "regions": Table(

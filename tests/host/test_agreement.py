@@ -257,11 +257,12 @@ def test_the_history_of_each_prompt_has_what_is_said_of_its_run(client):
     image = client.upload_image(demo.TESTS / "data" / "input" / "palimpsest_example.png")
     scene = world.held_out_scenes(139)[138]
     options = argparse.Namespace(
-        steps=3, guidance=3.0, inner_steps=1, layers="decoder", mode="extend", strength=1.0, source_guidance=1.0,
+        family="unet", checkpoint=demo.POCKET, steps=3,
+        guidance=3.0, inner_steps=1, layers="decoder", mode="extend", strength=1.0, source_guidance=1.0,
         start_percent=0.0, learning_rate=0.1,
     )  # fmt: skip
     edits = {"edit": demo.Edit("a red cat sitting in the snow")}
-    nodes = demo.graph(image, demo.POCKET, world.caption(scene), edits, options)
+    nodes = demo.graph(image, world.caption(scene), edits, options)
     ends = {"SaveImage", "PreviewAny", "PalimpsestSaveKV"}
     nodes = {name: node for name, node in nodes.items() if node["class_type"] not in ends or name == "kv edit"}
     nodes["sample kv edit"]["inputs"] |= {"steps": 2, "noise_seed": 31}

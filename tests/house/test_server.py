@@ -18,13 +18,14 @@ def edit(client):
 
     def make(seed: int = 0, **changes) -> dict:
         options = argparse.Namespace(
-            steps=3, guidance=3.0, inner_steps=1, layers="decoder", mode="extend", strength=1.0,
+            family="unet", checkpoint=demo.POCKET, steps=3,
+            guidance=3.0, inner_steps=1, layers="decoder", mode="extend", strength=1.0,
             source_guidance=2.0, start_percent=0.0, learning_rate=0.1,
         )  # fmt: skip
         vars(options).update(changes)
         edits = {"edit": demo.Edit("a red cat sitting in the snow")}
-        nodes = demo.graph(image, demo.POCKET, world.caption(SCENE), edits, options)
-        for name in ("ddim", "prompt_swap edit", "kv edit"):
+        nodes = demo.graph(image, world.caption(SCENE), edits, options)
+        for name in ("ddim", "prompt_swap edit", "kv edit") if options.family == "unet" else ():
             nodes[f"sample {name}"]["inputs"]["noise_seed"] = seed  # no noise is added: only asks for a new run
         return nodes
 
@@ -114,3 +115,12 @@ def test_a_record_is_read_again_from_the_hosts_cache_run_by_run(client):
     assert drawn[0] != drawn[1]
     assert drawn[2] == drawn[1]
     assert drawn[3] == drawn[0]
+
+
+def test_the_demo_edits_on_the_pocket_transformer(client, edit):
+    nodes = only(edit(family="flux", inner_steps=0), "ceiling", "ddim", "kv edit", "invert report")
+    entry = client.queue(nodes)
+    source, rebuilt, edited = (demo.picture(client.images(entry, name)[0]) for name in ("ceiling", "ddim", "kv edit"))
+    assert source.shape == rebuilt.shape == edited.shape == (128, 128, 3)
+    assert "Uni-Inv" in entry["outputs"]["invert report"]["text"][0]
+    assert (edited != rebuilt).any()

@@ -1,6 +1,7 @@
 """How well the pocket model draws what captions say: samples through the host's KSampler, judged.
 
 python dev.py bench pocket --images 64
+python dev.py bench pocket --family flux        the pocket transformer
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmarks import pocket_host
+from benchmarks.flow_scenes import SCHEDULER, load_flow
 from PIL import Image
 
 import nodes as host_nodes
@@ -24,24 +26,27 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--sampler", default="ddim")
+    parser.add_argument("--sampler", help="default: ddim, of the transformer euler")
+    parser.add_argument("--family", choices=("unet", "flux"), default="unet")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     parser.add_argument("--weights", type=Path, default=checkpoint.WEIGHTS, help="folder of the narrow U-Net")
     parser.add_argument("--signs", action="store_true", help="captions that tell of a sign")
     parser.add_argument("--output", default="output/bench")
     options = parser.parse_args()
+    flux = options.family == "flux"
+    sampler, scheduler = options.sampler or ("euler" if flux else "ddim"), SCHEDULER if flux else "normal"
     scenes = (world.held_out_signs if options.signs else world.held_out_scenes)(options.images, seed=123)
     with torch.inference_mode():
-        model, clip, vae = pocket_host.load_pocket(not options.full_width, options.weights)
+        model, clip, vae = load_flow() if flux else pocket_host.load_pocket(not options.full_width, options.weights)
         judge, pictures = judging.load(), []
         for first in range(0, len(scenes), 16):
             batch = scenes[first : first + 16]
             texts = [clip.encode_from_tokens(clip.tokenize(world.caption(scene))) for scene in batch]
             nothing = [[clip.encode_from_tokens(clip.tokenize("")), {}]]
-            empty = host_nodes.EmptyLatentImage().generate(128, 128, len(batch))[0]
+            empty = {"samples": torch.zeros(len(batch), vae.latent_channels, 16, 16)}
             (latent,) = host_nodes.KSampler().sample(
-                model, first, options.steps, options.guidance, options.sampler, "normal", [[torch.cat(texts), {}]],
-                nothing, empty, 1.0,
+                model, first, options.steps, options.guidance, sampler, scheduler, [[torch.cat(texts), {}]], nothing,
+                empty, 1.0,
             )  # fmt: skip
             pictures += [vae.decode(one[None])[0] for one in latent["samples"]]
         images = torch.stack(pictures).clamp(0, 1)

@@ -1,10 +1,9 @@
-"""Small random files in the layout of flow-matching models, for the loaders of diffusion models, text encoders, VAEs.
+"""The pocket transformer's files: trained weights, for the loaders of diffusion models, text encoders and VAEs.
 
     python tests/pocket/flow_files.py --out models
 
-A FLUX.1 layout without pooled vector (one block of each kind, 128 wide), whose text is CLIP-L's, the pocket's own text
-encoder alone, and an autoencoder of 16 channels in TAESD's layout. They draw nothing to look at: workflows of such
-models run with them in the tests.
+A FLUX.1 layout without pooled vector (transformer.build), whose text is CLIP-L's, the pocket's own text encoder alone,
+and an autoencoder of 16 channels in TAESD's layout.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 if __package__:
-    from . import autoencoder, text_encoder
+    from . import checkpoint, text_encoder
 else:  # run as a program: its own folder is on the path
-    import autoencoder
+    import checkpoint
     import text_encoder
 
-WIDTH, CHANNELS, PATCH = 128, 16, 2
+TRANSFORMER, AUTOENCODER = "transformer.safetensors", "autoencoder16.safetensors"
+LATENT_SCALE, LATENT_SHIFT = 0.3611, 0.1159  # the host gives a FLUX.1 model (latent - shift) scale
 FILES = {
     "diffusion_models": "palimpsest_pocket_flux.safetensors",
     "text_encoders": "palimpsest_pocket_clip.safetensors",
@@ -31,58 +31,27 @@ FILES = {
 }
 
 
-def flux_shapes() -> dict[str, tuple[int, ...]]:
-    """Every weight of the transformer by its name in published files; linear layers have a bias as well."""
-    tokens, c = CHANNELS * PATCH * PATCH, WIDTH
-    linear = {
-        "img_in": (c, tokens),
-        "txt_in": (c, text_encoder.WIDTH),
-        "time_in.in_layer": (c, 256),
-        "time_in.out_layer": (c, c),
-        "single_blocks.0.linear1": (7 * c, c),
-        "single_blocks.0.linear2": (c, 5 * c),
-        "single_blocks.0.modulation.lin": (3 * c, c),
-        "final_layer.linear": (tokens, c),
-        "final_layer.adaLN_modulation.1": (2 * c, c),
-    }
-    for side in ("img", "txt"):
-        linear |= {
-            f"double_blocks.0.{side}_mod.lin": (6 * c, c),
-            f"double_blocks.0.{side}_attn.qkv": (3 * c, c),
-            f"double_blocks.0.{side}_attn.proj": (c, c),
-            f"double_blocks.0.{side}_mlp.0": (4 * c, c),
-            f"double_blocks.0.{side}_mlp.2": (c, 4 * c),
-        }
-    shapes = {f"{name}.weight": shape for name, shape in linear.items()}
-    shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
-    for place in ("double_blocks.0.img_attn", "double_blocks.0.txt_attn", "single_blocks.0"):
-        shapes |= {f"{place}.norm.{kind}_norm.scale": (c,) for kind in ("query", "key")}
-    return shapes
+def vae_state_dict(autoencoder: dict[str, Tensor], *, latent_mean: float, latent_std: float) -> dict[str, Tensor]:
+    """The autoencoder under the host's names, float16.
 
-
-def flux_state_dict(seed: int = 0) -> dict[str, Tensor]:
-    """Random weights that keep activations near 1, in float16."""
-    generator, state = torch.Generator().manual_seed(seed), {}
-    for name, shape in sorted(flux_shapes().items()):
-        spread = shape[-1] ** -0.5 if len(shape) > 1 else 0.02
-        noise = torch.randn(shape, generator=generator) * spread
-        state[name] = (1 + noise if name.endswith("scale") else noise).half()
+    The transformer was trained on (z - mean) / std of the encoder's z; the host gives it
+    scale (z / vae_scale + vae_shift - shift). The two are equal with vae_scale = scale std and
+    vae_shift = shift - mean / std / scale.
+    """
+    state = {name: value.half().contiguous() for name, value in autoencoder.items()}
+    state["vae_scale"] = torch.tensor(LATENT_SCALE * latent_std)
+    state["vae_shift"] = torch.tensor(LATENT_SHIFT - latent_mean / latent_std / LATENT_SCALE)
     return state
 
 
-def vae_state_dict(seed: int = 0) -> dict[str, Tensor]:
-    """An untrained autoencoder of 16 channels."""
-    model = autoencoder.Autoencoder(CHANNELS)
-    model.initialise(seed)
-    state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    return state | {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
-
-
-def write(folder: Path) -> list[Path]:
-    """The three files, in the folders of the host's models."""
+def write(folder: Path, weights: Path = checkpoint.WEIGHTS) -> list[Path]:
+    """The three files, in the folders of the host's models. Raises PocketError."""
     prefix = "cond_stage_model.transformer."
     text = {name.removeprefix(prefix): value for name, value in text_encoder.checkpoint_state_dict().items()}
-    made = {"diffusion_models": flux_state_dict(), "text_encoders": text, "vae": vae_state_dict()}
+    transformer, settings = checkpoint.load_weights(weights / TRANSFORMER)
+    autoencoder, _ = checkpoint.load_weights(weights / AUTOENCODER)
+    latents = {name: float(settings[name]) for name in ("latent_mean", "latent_std")}
+    made = {"diffusion_models": transformer, "text_encoders": text, "vae": vae_state_dict(autoencoder, **latents)}
     written = []
     for kind, state in made.items():
         written.append(folder / kind / FILES[kind])
@@ -94,7 +63,14 @@ def write(folder: Path) -> list[Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a models folder in ComfyUI's layout")
-    for path in write(parser.parse_args().out):
+    parser.add_argument("--weights", type=Path, default=checkpoint.WEIGHTS, help="folder of the trained weights")
+    options = parser.parse_args()
+    try:
+        written = write(options.out, options.weights)
+    except checkpoint.PocketError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path in written:
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     return 0
 

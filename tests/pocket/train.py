@@ -447,7 +447,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, help="on a CPU; default 2")
     parser.add_argument("--resume", action="store_true", help="go on from the state that an earlier run left in DIR")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net or the transformer")
     given = vars(parser.parse_args())
     stage, processes = given.pop("stage"), given.pop("processes")
     if stage == "all" and given["init"]:

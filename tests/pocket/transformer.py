@@ -108,6 +108,7 @@ def train(averager: parallel.Averager, rank: int, options: Options) -> None:
     model = build()
     begin_with(model, options.init)
     keep_inputs(model.to(options.device).train())
+    network = torch.compile(model) if options.compile else model
     torch.manual_seed(int(pairs.rng.integers(1 << 31)))
     batch = options.batch or (256 if options.on_gpu else 8)
     plain = not options.on_gpu and autoencoding.has_bfloat16()  # faster backwards there than the fused attention
@@ -122,7 +123,7 @@ def train(averager: parallel.Averager, rank: int, options: Options) -> None:
         noisy = (1 - level) * clean + level * noise
         together = {"optimized_attention_override": see_partner} if paired else {}
         with options.autocast(), sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
-            predicted = model(noisy, t, context, transformer_options=together)
+            predicted = network(noisy, t, context, transformer_options=together)
         value = (predicted.float() - (noise - clean)).square().mean()
         return value, {"pair" if paired else "single": value.item()}
 

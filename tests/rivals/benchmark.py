@@ -3,6 +3,7 @@
     python dev.py bench rivals                                         tables, JSON and contact sheet
     python dev.py bench rivals --edits pose --methods ours masactrl    some of it
     python dev.py bench rivals --sweep --first 0 --scenes 4            the rivals at other settings
+    python dev.py bench rivals --family flux                           on the pocket transformer (rivals/flow.py)
 
 Every scene is inverted once (prompt: its caption, guidance 1); every method edits from that trajectory by the same new
 caption, with the same sampler, steps and guidance. Each way is written anew in `rivals`, at its published settings
@@ -42,11 +43,13 @@ from typing import Any
 
 import torch
 from benchmarks import pocket_host
+from benchmarks.flow_scenes import FlowScenes
 from benchmarks.scenes import KINDS, Edit, Scenes, contact_sheet, defaults
 from comfy.patcher_extension import WrappersMP
 from instruction_training.benchmark import PICTURE_GUIDANCE, TEXT_GUIDANCE
 from palimpsest.nodes.kv import nodes as kv_nodes
-from rivals import instruct_pix2pix, masactrl, null_text, plug_and_play, prompt_to_prompt
+from rivals import flow, instruct_pix2pix, masactrl, null_text, plug_and_play, prompt_to_prompt
+from rivals.prepared_method import Prepared, size
 
 SCORES = {
     "attribute": "edited", "followed": "prompt followed", "identity": "identity", "texture": "texture",
@@ -65,20 +68,6 @@ IDEAL, UNEDITED = "ideal edit through the autoencoder", "source, not edited"
 
 
 # --------------------------------------------------------------------------------------------------------- the methods
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A method that is ready for a picture's edits.
-
-    draw: CONDITIONING of the edit -> latent; rebuild: () -> latent; kept: bytes of all pictures. inverted: whether it
-    edits from the inverted picture.
-    """
-
-    draw: Callable[[list], torch.Tensor]
-    rebuild: Callable[[], torch.Tensor]
-    kept: int
-    inverted: bool = True
 
 
 def prompt_swap(scenes: Scenes, guidance: float) -> Prepared:
@@ -176,6 +165,8 @@ METHODS: dict[str, tuple[str, Callable[[Scenes, float], Prepared]]] = {
     },
 }
 
+FAMILIES = {"unet": METHODS, "flux": flow.METHODS}
+
 SWEEP: dict[str, Callable[[Scenes, float], Prepared]] = {
     **{
         f"direct + MasaCtrl, start {start:g}, layers from {first:g}": partial(
@@ -192,11 +183,6 @@ SWEEP: dict[str, Callable[[Scenes, float], Prepared]] = {
     },
     **{f"null-text, rate {rate:g}": partial(tuned_null_text, rate=rate) for rate in (0.003, 0.01, 0.03, 0.1)},
 }
-
-
-def size(*tensors: torch.Tensor) -> int:
-    """Bytes of tensors."""
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -308,7 +294,7 @@ def setting(options: argparse.Namespace, scenes: Scenes) -> dict[str, Any]:
         "scenes": options.scenes,
         "steps": options.steps,
         "guidance": options.guidance,
-        "U-Net": "checkpoint's" if options.full_width else "narrow",
+        "network": "transformer" if scenes.family == "flux" else "checkpoint's" if options.full_width else "narrow",
         "dtype": str(scenes.model.model.get_dtype()),
         "device": str(scenes.model.load_device),
         "machine": platform.machine(),
@@ -330,7 +316,7 @@ def sheet_rows(scenes: Scenes, edits: list[Edit], drawn: dict[str, dict[str, tor
 # ------------------------------------------------------------------------------------------------------------ the runs
 
 
-def compare(scenes: Scenes, count: PassCount, methods: dict, kinds: list[str], guidance: float, output: Path) -> dict:
+def compare(scenes: Scenes, count: PassCount, methods: dict, kinds: list[str], guidance: float, sheet: Path) -> dict:
     """Measure every method on every kind of edit, print the tables, save the contact sheet; returns the numbers."""
     edits = [scenes.edit(kind) for kind in kinds]
     meter = Meter(count, len(scenes.sources), scenes.model.load_device)
@@ -358,7 +344,7 @@ def compare(scenes: Scenes, count: PassCount, methods: dict, kinds: list[str], g
         print("\n### all edits\n\n" + score_table({name: overall(by_kind) for name, by_kind in scores.items()}))
     print(f"\n### costs a picture\n\n{cost_table(found)}")
     print(f"\nthe autoencoder alone rebuilds to {scenes.reconstruction(ceiling):.2f} dB")
-    contact_sheet(sheet_rows(scenes, edits, drawn), output / "edits.png")
+    contact_sheet(sheet_rows(scenes, edits, drawn), sheet)
     return {"methods": found, "references": bounds, "autoencoder": scenes.reconstruction(ceiling)}
 
 
@@ -386,22 +372,26 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=32, help="the defaults were chosen on scenes 0 to 7")
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--edits", choices=KINDS, nargs="+", default=list(KINDS))
-    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
+    parser.add_argument("--family", choices=FAMILIES, default="unet")
+    parser.add_argument("--methods", choices=[*METHODS, *flow.METHODS], nargs="+", help="default: all of the family")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=defaults(kv_nodes.TuneKV)["guidance"])
     parser.add_argument("--sweep", action="store_true", help="the rivals' settings on the first of --edits")
     parser.add_argument("--full-width", action="store_true", help="the checkpoint's own U-Net, four times slower")
     options, output = pocket_host.parse(parser)
+    known, flux = FAMILIES[options.family], options.family == "flux"
     with torch.inference_mode():
-        scenes = Scenes(options.first, options.scenes, options.steps, not options.full_width)
+        kind_of = FlowScenes if flux else Scenes
+        scenes = kind_of(options.first, options.scenes, options.steps, not options.full_width)
         count = PassCount()
         scenes.model = scenes.model.clone()
         scenes.model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "benchmark_edits", count)
         if options.sweep:
             name, numbers = "edits_sweep", {"sweep": sweep(scenes, options.edits[0], options.guidance)}
         else:
-            methods = {key: METHODS[key] for key in METHODS if key in options.methods}
+            name = "edits_flux" if flux else "edits"
+            methods = {key: known[key] for key in known if key in (options.methods or known)}
             kinds = [kind for kind in KINDS if kind in options.edits]
-            name, numbers = "edits", compare(scenes, count, methods, kinds, options.guidance, output)
+            numbers = compare(scenes, count, methods, kinds, options.guidance, output / f"{name}.png")
         numbers = setting(options, scenes) | without_nan(numbers)
         (output / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
