@@ -86,10 +86,13 @@ def places(clip, text, words):
 
 
 def first_difference(clip, text, other):
-    """The first row in which two prompts are encoded differently: nothing is passed backwards."""
+    """The first row in which two prompts are encoded differently: nothing is passed backwards.
+
+    Prompts of two lengths are rounded differently on some processors, by far less than a word changes.
+    """
     a, b = (nodes.CLIPTextEncode().encode(clip, each)[0][0][0] for each in (text, other))
     rows = min(a.shape[1], b.shape[1])
-    return (a[:, :rows] != b[:, :rows]).any(-1)[0].nonzero()[0].item()
+    return ((a[:, :rows] - b[:, :rows]).abs() > 1e-4 * a.abs().amax()).any(-1)[0].nonzero()[0].item()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
