@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.multimodal_learning import fast
 from benchmarks.multimodal_pocket import CONNECTOR, LORA, TRAINING_SEED, VLM, Lesson, painted
 from palimpsest.kernels.lora import COSINE
 from palimpsest.nodes.multimodal import dataset as interleaved_dataset
@@ -29,11 +29,9 @@ from palimpsest.nodes.multimodal.training.saying import Speaker, shared_out
 from palimpsest.nodes.multimodal.training.settings import SNR_PLUS_1, TrainSettings
 from palimpsest.nodes.multimodal.vlm import Hidden, load_vlm
 from palimpsest.nodes.training import Watch
-from pocket import autoencoder as autoencoding
 from pocket import checkpoint, judge, world
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pocket" / "models"
 STATE = "node_state.safetensors"
@@ -112,23 +110,10 @@ def train(
 
     encoder, parts = MultimodalEncoder(vlm), {"clip": clip, "state": state}
     watch = Watch(tell=told, save=lambda snapshot: write(snapshot, work))
-    with in_half_precision():
+    with fast(cached=False):
         trained = multimodal_training.train(model, vae, encoder, dataset, settings, watch=watch, **parts)
     tell(multimodal_training.describe(trained))
     return {"steps": trained.history.steps, "report": multimodal_training.describe(trained), **settings.named()}
-
-
-@contextmanager
-def in_half_precision() -> Iterator[None]:
-    """bfloat16 for matrix products where the processor has it, with the attention that is then faster backwards.
-
-    Nothing is kept of a weight in bfloat16, for weights change while this lasts.
-    """
-    if not autoencoding.has_bfloat16():
-        yield
-        return
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 def write(snapshot: Snapshot, work: Path) -> None:

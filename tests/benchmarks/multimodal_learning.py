@@ -354,10 +354,14 @@ def listened(told: Tensor) -> Tensor:
 
 
 @contextmanager
-def fast() -> Iterator[None]:
-    """bfloat16 for matrix products where the processor has it, with the attention that is then faster backwards."""
-    plain = sdpa_kernel(SDPBackend.MATH) if autoencoding.has_bfloat16() else nullcontext()
-    with autoencoding.autocast("cpu"), plain:
+def fast(cached: bool = True) -> Iterator[None]:
+    """bfloat16 for matrix products where the processor has it, with the attention that is then faster backwards.
+
+    cached: weights are kept in bfloat16 to the end of it, which is wrong where they change meanwhile.
+    """
+    here = autoencoding.has_bfloat16()
+    plain = sdpa_kernel(SDPBackend.MATH) if here else nullcontext()
+    with torch.autocast("cpu", torch.bfloat16, enabled=here, cache_enabled=cached), plain:
         yield
 
 
